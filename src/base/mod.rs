@@ -1,0 +1,12 @@
+//! What every floor above builds on: keyed storage, lists through it, time, text helpers.
+
+pub mod arena;
+pub mod journal;
+pub mod list;
+pub mod text;
+pub mod time;
+
+pub use arena::{Arena, Id, Side};
+pub use journal::{Journal, Level};
+pub use list::{Links, List};
+pub use time::Micros;

@@ -1,0 +1,4 @@
+//! A client.
+
+/// A client.
+pub struct Client;

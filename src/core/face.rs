@@ -1,0 +1,182 @@
+//! The words in which `net` and the core talk: what happened, and what to do about it.
+
+use super::client::Client;
+use super::server::Server;
+use crate::base::Id;
+use std::net::SocketAddr;
+
+/// Names a client.
+pub type ClientId = Id<Client>;
+/// Names a server.
+pub type ServerId = Id<Server>;
+
+/// One end of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A connection that a client made to us.
+    Client(ClientId),
+    /// A connection that we made to PostgreSQL or to a peer pooler.
+    Server(ServerId),
+}
+
+/// One packet as far as it has arrived; the header is always complete.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// The type byte; 0 for the packets without one that begin a connection
+    /// (StartupMessage, SSLRequest, GSSENCRequest, CancelRequest).
+    pub tag: u8,
+    /// Length of the whole packet in bytes, header included (5 bytes, or 4 if `tag` is 0).
+    pub len: u32,
+    /// What is here of the body: everything after the length field.
+    pub seen: &'a [u8],
+    /// True if bytes that belong to a later packet have already been received behind this one.
+    pub behind: bool,
+}
+
+impl Packet<'_> {
+    /// Length of the header in bytes.
+    pub fn header_len(&self) -> u32 {
+        if self.tag == 0 {
+            4
+        } else {
+            5
+        }
+    }
+
+    /// True if the whole body is here.
+    pub fn is_whole(&self) -> bool {
+        self.seen.len() as u64 + u64::from(self.header_len()) >= u64::from(self.len)
+    }
+}
+
+/// What to do with a packet. Seven answers; an eighth needs a line in doc/architecture.md that says
+/// which of these it could not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Hand the packet to the linked peer.
+    Pass,
+    /// Swallow it. What the core put into the sink still goes out.
+    Drop,
+    /// Send what is in the sink, leave out the first `skip` bytes of the packet (header included),
+    /// pass the rest.
+    Replace {
+        /// Bytes to leave out.
+        skip: u32,
+    },
+    /// Ask again when the whole packet is here.
+    Whole,
+    /// Ask again when so many bytes of the body are here.
+    Need(u32),
+    /// Keep the packet, stop reading this client until `Action::Resume` names it.
+    Wait,
+    /// Forget the rest: an action in the queue ends this connection.
+    Stop,
+}
+
+/// What the pooler itself says while a packet is decided; both are empty outside such a call.
+#[derive(Default)]
+pub struct Sink {
+    /// Bytes for the client of the link (or the client that sent the packet).
+    pub to_client: Vec<u8>,
+    /// Bytes for the server of the link (or the server that sent the packet).
+    pub to_server: Vec<u8>,
+}
+
+/// The address of one end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addr {
+    /// Not known (yet).
+    Unknown,
+    /// TCP.
+    Inet(SocketAddr),
+    /// A Unix socket, with the process id of the other side if the kernel told it (0 if not).
+    Unix {
+        /// Process id of the other side.
+        pid: u32,
+    },
+}
+
+/// Where an accepted client comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// The client's end.
+    pub remote: Addr,
+    /// Our end.
+    pub local: Addr,
+    /// User id of the process at the other end of a Unix socket.
+    pub uid: Option<u32>,
+}
+
+/// Why a connection ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// End of stream, or an error while receiving.
+    Receive,
+    /// The peer can't be written to.
+    Send,
+    /// Connecting failed.
+    Connect,
+    /// Connecting failed at once, before anything was on its way; a log line has said why.
+    CannotConnect,
+    /// The host name has no address.
+    Dns,
+}
+
+/// Something that `app` or `net` has to do, in order, before the next event is looked at.
+/// Actions on keys that have become stale do nothing.
+#[derive(Debug)]
+pub enum Action {
+    /// Open the connection; [`Decisions::target`] tells where to.
+    Connect(ServerId),
+    /// Look at what this client sent, then go on reading it.
+    Resume(ClientId),
+    /// Send these bytes behind whatever is still unsent.
+    Send(Peer, Vec<u8>),
+    /// Close the socket; unsent bytes are lost.
+    Close(Peer),
+    /// A console client has commands waiting (`Core::next_command`).
+    Console(ClientId),
+    /// Read the configuration again; the console client, if any, awaits the answer.
+    Reload(Option<ClientId>),
+    /// Close the TCP listening sockets.
+    CloseTcpListeners,
+    /// Leave the loop with this exit code.
+    Exit(u8),
+}
+
+/// Where a server connection goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// `/dir`, `@name`, an address or a host name; one element of the configured list.
+    pub host: String,
+    /// TCP port or number in the socket's name.
+    pub port: u16,
+}
+
+/// What `net` asks and tells: implemented by the core, and by scripts in tests of the relay.
+pub trait Decisions {
+    /// A client packet whose header is complete. Called again for the same packet after `Whole`,
+    /// `Need` or `Wait`.
+    fn client_packet(&mut self, id: ClientId, packet: Packet<'_>, sink: &mut Sink) -> Verdict;
+    /// A server packet whose header is complete.
+    fn server_packet(&mut self, id: ServerId, packet: Packet<'_>, sink: &mut Sink) -> Verdict;
+    /// Everything that this server sent so far was complete packets, and its client has been given
+    /// all of it.
+    fn server_drained(&mut self, id: ServerId);
+    /// The bytes can't be a packet; `raw` are up to 8 of them.
+    fn bad_header(&mut self, from: Peer, raw: &[u8]);
+    /// The connection is gone; its socket has not been closed yet.
+    fn lost(&mut self, peer: Peer, why: Loss);
+    /// The server linked to a client.
+    fn server_of(&self, id: ClientId) -> Option<ServerId>;
+    /// The client linked to a server.
+    fn client_of(&self, id: ServerId) -> Option<ClientId>;
+    /// True as long as packets of this client may begin with a length instead of a type byte.
+    fn in_startup(&self, id: ClientId) -> bool;
+    /// The largest packet that this peer may send, in bytes.
+    fn max_packet(&self, from: Peer) -> u32;
+    /// A connection to this server is open.
+    fn connected(&mut self, id: ServerId, local: Addr, remote: Addr);
+    /// Where to connect to.
+    fn target(&self, id: ServerId) -> Option<Target>;
+}

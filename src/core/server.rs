@@ -1,0 +1,4 @@
+//! A server.
+
+/// A server.
+pub struct Server;
