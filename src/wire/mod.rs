@@ -1,1 +1,10 @@
-//! placeholder
+//! PostgreSQL's messages (protocol chapter 55): their kinds, reading the few that we look into,
+//! writing those that we send.
+
+pub mod packet;
+pub mod read;
+pub mod startup;
+pub mod write;
+
+pub use packet::{FromClient, FromServer};
+pub use read::Reader;
