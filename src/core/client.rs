@@ -1,4 +1,182 @@
-//! A client.
+//! Clients and their states.
 
-/// A client.
-pub struct Client;
+use super::database::UserId;
+use super::face::{Addr, ServerId};
+use super::login::Login;
+use super::pool::PoolId;
+use super::vars::Vars;
+use crate::base::list::{Linked, Links};
+use crate::base::Micros;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// A client's state is the list that it is in: `Login` is the core's, the others are its pool's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientState {
+    /// Start-up and authentication.
+    Login,
+    /// Logged in: linked to a server, or with nothing to do.
+    Active,
+    /// In the wait queue of its pool.
+    Waiting,
+    /// A cancel request that waits for a connection to carry it.
+    WaitingCancel,
+    /// A cancel request that has been sent.
+    ActiveCancel,
+}
+
+impl ClientState {
+    /// Number of states.
+    pub const COUNT: usize = 5;
+
+    /// May a client go from `self` to `to`?
+    pub fn may_become(self, to: ClientState) -> bool {
+        use ClientState as S;
+        matches!(
+            (self, to),
+            (S::Login, S::Active | S::Waiting | S::WaitingCancel)
+                | (S::Active, S::Waiting)
+                | (S::Waiting, S::Active)
+                | (S::WaitingCancel, S::ActiveCancel)
+        )
+    }
+}
+
+/// What a console client may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// SHOW only.
+    Stats,
+    /// Everything.
+    Admin,
+}
+
+/// What makes a client a console.
+pub struct Console {
+    /// What it may do.
+    pub access: Access,
+    /// Commands that have arrived and not been run.
+    pub commands: VecDeque<Vec<u8>>,
+}
+
+/// A connection that a client made to us. Times of zero mean "not running".
+pub struct Client {
+    pub(super) state: ClientState,
+    /// The server of the link; set and cleared in `Core::link` and `Core::unlink` only.
+    pub(super) server: Option<ServerId>,
+    pub(super) pool: Option<PoolId>,
+    pub(super) last_packet: Micros,
+    pub(super) query_start: Option<Micros>,
+    pub(super) transaction_start: Option<Micros>,
+    pub(super) wait_start: Option<Micros>,
+    /// The welcome message has been sent.
+    pub(super) welcomed: bool,
+    pub(super) vars: Vars,
+    pub(super) links: Links<Client>,
+    /// The login user, if it is a known one.
+    pub(super) user: Option<UserId>,
+    pub(super) user_name: Option<Rc<str>>,
+    pub(super) database_name: Option<Rc<str>>,
+    pub(super) cancel_key: u64,
+    /// The server that a cancel request is aimed at, as long as it makes sense to send it.
+    pub(super) cancels: Option<ServerId>,
+    pub(super) connect_time: Micros,
+    pub(super) number: u64,
+    pub(super) remote: Addr,
+    pub(super) local: Addr,
+    /// Exists until the client is logged in.
+    pub(super) login: Option<Box<Login>>,
+    pub(super) console: Option<Box<Console>>,
+}
+
+impl Linked for Client {
+    fn links(&self) -> &Links<Client> {
+        &self.links
+    }
+    fn links_mut(&mut self) -> &mut Links<Client> {
+        &mut self.links
+    }
+}
+
+impl Client {
+    /// Its state.
+    pub fn state(&self) -> ClientState {
+        self.state
+    }
+    /// The server that it is linked to.
+    pub fn server(&self) -> Option<ServerId> {
+        self.server
+    }
+    /// Its pool, once that is known.
+    pub fn pool(&self) -> Option<PoolId> {
+        self.pool
+    }
+    /// When it was accepted.
+    pub fn connect_time(&self) -> Micros {
+        self.connect_time
+    }
+    /// When its last packet arrived.
+    pub fn last_packet(&self) -> Micros {
+        self.last_packet
+    }
+    /// When the query that is not finished yet began.
+    pub fn query_start(&self) -> Option<Micros> {
+        self.query_start
+    }
+    /// When it entered the wait queue.
+    pub fn wait_start(&self) -> Option<Micros> {
+        self.wait_start
+    }
+    /// Its number, unique among clients and servers.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+    /// The other end.
+    pub fn remote(&self) -> Addr {
+        self.remote
+    }
+    /// Our end.
+    pub fn local(&self) -> Addr {
+        self.local
+    }
+    /// The user name that it gave.
+    pub fn user_name(&self) -> Option<&str> {
+        self.user_name.as_deref()
+    }
+    /// The tracked parameters.
+    pub fn vars(&self) -> &Vars {
+        &self.vars
+    }
+    /// True for clients of the admin database.
+    pub fn is_console(&self) -> bool {
+        self.console.is_some()
+    }
+    /// What it may do on the console.
+    pub fn access(&self) -> Option<Access> {
+        self.console.as_ref().map(|console| console.access)
+    }
+}
+
+/// What `Core::prefix` shows of an object: an identifier made from its number, stable while it
+/// lives and never used again, in the form of the reference's addresses.
+pub fn pointer(number: u64) -> u64 {
+    0x0055_0000_0000 + number * 0x400
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_leaves_the_queue_only_by_becoming_active() {
+        assert!(ClientState::Waiting.may_become(ClientState::Active));
+        assert!(!ClientState::Waiting.may_become(ClientState::Login));
+        assert!(!ClientState::ActiveCancel.may_become(ClientState::Active));
+    }
+
+    #[test]
+    fn a_client_is_small() {
+        assert!(size_of::<Client>() <= 368, "{}", size_of::<Client>());
+    }
+}

@@ -1,0 +1,304 @@
+//! A client needs a server: take an idle one, or wait, and open a connection if that may help.
+
+use super::client::ClientState;
+use super::connect;
+use super::face::{Action, ClientId, ServerId, Sink};
+use super::fault::{self, Fault};
+use super::pool::PoolId;
+use super::replies::{Asker, Request};
+use super::server::{ServerState, Status};
+use super::stats::Counter;
+use super::vars;
+use super::Core;
+use crate::base::{List, Micros};
+use crate::wire::write;
+
+/// What a client that needs a server gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Assigned {
+    /// This server, ready for its packet.
+    Server(ServerId),
+    /// A server that is being given the client's parameters; `Resume` follows.
+    Aligning,
+    /// A place in the wait queue; `Resume` follows.
+    Wait,
+    /// Nothing: the client has been closed.
+    Refused,
+}
+
+/// The numbers that decide about one more connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Servers that are logging in.
+    pub logging_in: usize,
+    /// Servers in all states.
+    pub total: usize,
+    /// Cancel requests that wait for a connection.
+    pub cancels: usize,
+}
+
+/// The limits and facts that decide about one more connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// pool_size; 0 is without limit.
+    pub pool_size: i32,
+    /// The pool knows what its servers say at login: until then its size isn't checked.
+    pub welcome_known: bool,
+    /// When the last attempt was made, if it failed.
+    pub failed_launch: Option<Micros>,
+    /// server_login_retry.
+    pub login_retry: Micros,
+}
+
+/// Whether to open one more connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launch {
+    /// Now.
+    Yes,
+    /// Not now, and this is also why a client waits.
+    No(Why),
+}
+
+/// Why no connection is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// One is being made already.
+    LoginInProgress,
+    /// The last attempt failed, and server_login_retry has not passed.
+    ServerUnreachable,
+    /// pool_size is reached.
+    PoolFull,
+    /// PAUSE or a shutdown is in force.
+    Paused,
+    /// An idle, tested or used server is about to be assigned.
+    AboutToBeServed,
+}
+
+/// Decides about one more connection (pooling 2.3).
+pub fn launch(count: Counts, limit: Limits, now: Micros) -> Launch {
+    if count.logging_in > 0 {
+        return Launch::No(Why::LoginInProgress);
+    }
+    if limit.failed_launch.is_some_and(|at| now.since(at) < limit.login_retry) {
+        return Launch::No(Why::ServerUnreachable);
+    }
+    let size = usize::try_from(limit.pool_size).unwrap_or(0);
+    if count.cancels > 0 && count.total < size.saturating_mul(2) {
+        return Launch::Yes;
+    }
+    if size > 0 && count.total >= size && limit.welcome_known {
+        return Launch::No(Why::PoolFull);
+    }
+    Launch::Yes
+}
+
+impl Core {
+    /// Finds a server for a client that has something to send.
+    pub(super) fn assign(&mut self, id: ClientId, sink: &mut Sink) -> Assigned {
+        let Some(pool_id) = self.clients.get(id).and_then(|client| client.pool) else {
+            return Assigned::Refused;
+        };
+        if self.is_paused(pool_id) {
+            return self.enqueue(id, pool_id);
+        }
+        while let Some(server) = self.pool_head(pool_id, ServerState::Idle) {
+            match self.servers.get(server) {
+                Some(head) if head.close_needed => {
+                    self.close_server(server, &fault::OBSOLETE, true);
+                }
+                Some(head) if !head.is_clean() => {
+                    self.close_server(server, &fault::IDLE_GOT_DIRTY, true);
+                }
+                _ => {
+                    self.link(id, server);
+                    self.count(pool_id, Counter::Assignments, 1);
+                    return self.align(id, server, sink);
+                }
+            }
+        }
+        if let Some(fault) = self.fail_fast(pool_id) {
+            self.mark(pool_id);
+            self.launch(pool_id);
+            self.close_client(id, &fault);
+            return Assigned::Refused;
+        }
+        self.enqueue(id, pool_id)
+    }
+
+    fn pool_head(&self, pool: PoolId, state: ServerState) -> Option<ServerId> {
+        self.pools.get(pool)?.servers(state).head()
+    }
+
+    /// Sends the SET that gives the server the client's parameters, if they differ.
+    fn align(&mut self, client: ClientId, server: ServerId, sink: &mut Sink) -> Assigned {
+        let (Some(c), Some(s)) = (self.clients.get(client), self.servers.get_mut(server)) else {
+            return Assigned::Refused;
+        };
+        let mut sql = Vec::new();
+        vars::align(&mut sql, &self.tracked, &c.vars, &s.vars);
+        if sql.is_empty() {
+            return Assigned::Server(server);
+        }
+        write::query(&mut sink.to_server, &sql);
+        s.replies.sent(Request::Query, Asker::Align);
+        s.status = Status::Busy;
+        s.delivered = false;
+        Assigned::Aligning
+    }
+
+    /// Puts a client at the end of the wait queue; during a shutdown nobody waits any more.
+    fn enqueue(&mut self, id: ClientId, pool: PoolId) -> Assigned {
+        if self.refuses_waiters() {
+            self.close_client(id, &fault::SERVER_SHUTTING_DOWN);
+            return Assigned::Refused;
+        }
+        self.wait(id, pool);
+        Assigned::Wait
+    }
+
+    /// Makes a client wait.
+    pub(super) fn wait(&mut self, id: ClientId, pool: PoolId) {
+        self.move_client(id, ClientState::Waiting);
+        let now = self.now;
+        if let Some(client) = self.clients.get_mut(id) {
+            client.wait_start = Some(now);
+        }
+        self.mark(pool);
+    }
+
+    /// The fault for a client of a pool whose last login failed and that has no server (pooling
+    /// 10.5).
+    fn fail_fast(&self, pool: PoolId) -> Option<Fault> {
+        let pool = self.pools.get(pool)?;
+        let text = pool.login_failed.as_ref()?;
+        if pool.server_count() > pool.servers(ServerState::Login).len() {
+            return None;
+        }
+        Some(Fault::formatted(format!(
+            "server login has been failing, cached error: {text} (server_login_retry)"
+        )))
+    }
+
+    /// Ends a client's waiting. It is welcomed if it has not been yet, and read again.
+    pub(super) fn activate(&mut self, id: ClientId) {
+        self.move_client(id, ClientState::Active);
+        let now = self.now;
+        let Some(client) = self.clients.get_mut(id) else { return };
+        let waited = client.wait_start.take().map_or(Micros(0), |start| now.since(start));
+        let (pool, welcomed) = (client.pool, client.welcomed);
+        if let Some(pool) = pool {
+            self.count(pool, Counter::WaitTime, waited.0);
+        }
+        if !welcomed {
+            self.send_welcome(id);
+        }
+        self.actions.push_back(Action::Resume(id));
+    }
+
+    /// A server has become idle: the first client of the queue may go on.
+    pub(super) fn activate_next(&mut self, pool_id: PoolId) {
+        if self.is_paused(pool_id) {
+            self.mark(pool_id);
+            return;
+        }
+        let waiter = self.pools.get(pool_id).and_then(|pool| pool.clients(ClientState::Waiting).head());
+        if let Some(waiter) = waiter {
+            self.activate(waiter);
+        }
+    }
+
+    /// Why the pool opens no connection now, or that it would.
+    pub fn may_launch(&self, id: PoolId) -> Launch {
+        let Some(pool) = self.pools.get(id) else { return Launch::No(Why::Paused) };
+        let count = Counts {
+            logging_in: pool.servers(ServerState::Login).len(),
+            total: pool.server_count(),
+            cancels: pool.clients(ClientState::WaitingCancel).len(),
+        };
+        let limit = Limits {
+            pool_size: self.effective(pool).pool_size(),
+            welcome_known: pool.welcome.is_some(),
+            failed_launch: pool.connect_failed.then_some(pool.last_launch),
+            login_retry: self.settings.server_login_retry,
+        };
+        launch(count, limit, self.now)
+    }
+
+    /// Opens a connection if that is allowed now.
+    pub(super) fn launch(&mut self, id: PoolId) -> Launch {
+        let answer = self.may_launch(id);
+        if answer == Launch::Yes {
+            connect::open(self, id);
+        }
+        answer
+    }
+
+    /// Looks after a pool's queues: gives servers to waiting clients, tests servers that were idle
+    /// for long, opens a connection (pooling 2.3, loop pass).
+    pub(super) fn serve(&mut self, id: PoolId) {
+        if self.is_paused(id) {
+            self.close_paused(id);
+            return;
+        }
+        let Some(pool) = self.pools.get(id) else { return };
+        if !pool.clients(ClientState::WaitingCancel).is_empty() {
+            self.launch(id);
+            return;
+        }
+        let mut idle = pool.servers(ServerState::Idle).len();
+        let mut tested = pool.servers(ServerState::Tested).len();
+        let mut used = pool.servers(ServerState::Used).ids(&self.servers).into_iter();
+        let mut next = pool.clients(ClientState::Waiting).head();
+        while let Some(waiter) = next {
+            next = List::after(&self.clients, waiter);
+            let welcomed = self.clients.get(waiter).is_some_and(|client| client.welcomed);
+            let known = self.pools.get(id).is_some_and(|pool| pool.welcome.is_some());
+            if !welcomed && known {
+                self.activate(waiter);
+            } else if idle > 0 && known {
+                idle -= 1;
+                self.activate(waiter);
+            } else if tested > 0 {
+                tested -= 1;
+            } else if let Some(server) = used.next() {
+                self.check(server);
+            } else {
+                self.launch(id);
+                break;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn launch_follows_its_rules_in_order() {
+        let limit = Limits {
+            pool_size: 2,
+            welcome_known: true,
+            failed_launch: None,
+            login_retry: Micros::from_secs(15),
+        };
+        let count = |total, logging_in, cancels| Counts { logging_in, total, cancels };
+        let failed = Limits { failed_launch: Some(Micros::from_secs(90)), ..limit };
+        let now = Micros::from_secs(100);
+        let later = Micros::from_secs(105);
+        for (count, limit, now, want) in [
+            (count(0, 0, 0), limit, now, Launch::Yes),
+            (count(1, 1, 0), limit, now, Launch::No(Why::LoginInProgress)),
+            (count(1, 0, 0), limit, now, Launch::Yes),
+            (count(2, 0, 0), limit, now, Launch::No(Why::PoolFull)),
+            (count(2, 0, 1), limit, now, Launch::Yes),
+            (count(4, 0, 1), limit, now, Launch::No(Why::PoolFull)),
+            (count(2, 0, 0), Limits { pool_size: 0, ..limit }, now, Launch::Yes),
+            (count(2, 0, 0), Limits { welcome_known: false, ..limit }, now, Launch::Yes),
+            (count(0, 0, 0), failed, now, Launch::No(Why::ServerUnreachable)),
+            (count(0, 0, 0), failed, later, Launch::Yes),
+        ] {
+            assert_eq!(launch(count, limit, now), want, "{count:?} {limit:?}");
+        }
+    }
+}

@@ -1,0 +1,456 @@
+//! A new server: connecting, authentication, parameters, connect_query, ready (pooling 5.6).
+
+use super::database::User;
+use super::face::{Action, Addr, Loss, Packet, Peer, ServerId, Sink, Target, Verdict};
+use super::fault::{self, Fault};
+use super::pool::{PoolId, Welcome};
+use super::release::OWN_QUERY_MAX;
+use super::replies::Replies;
+use super::server::{Server, ServerState, Status};
+use super::vars::Vars;
+use super::Core;
+use crate::auth::{ClientExchange, Credential, ScramError, Secret, MECHANISM};
+use crate::base::list::Links;
+use crate::base::Level;
+use crate::config::{LoadBalance, SslMode};
+use crate::wire::read::{self, lossy, ErrorFields};
+use crate::wire::{write, FromServer, Reader};
+use std::rc::Rc;
+
+/// How far a server's login has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The connection is not open yet.
+    Connecting,
+    /// StartupMessage is sent, AuthenticationOk has not come.
+    Authenticating,
+    /// Parameters come in.
+    Authenticated,
+    /// connect_query runs.
+    ConnectQuery,
+}
+
+/// What exists of a server only until it is ready.
+pub struct ServerLogin {
+    stage: Stage,
+    scram: Option<ClientExchange>,
+    /// ParameterStatus packets of parameters that are not tracked.
+    untracked: Vec<u8>,
+    /// Why the login failed, if the pooler found it out: for the clients that wait.
+    refusal: Option<Fault>,
+}
+
+/// Begins to open a connection for a pool.
+pub(super) fn open(core: &mut Core, pool_id: PoolId) {
+    let number = core.next_number();
+    let now = core.now;
+    let Some(pool) = core.pools.get(pool_id) else { return };
+    let effective = core.effective(pool);
+    let hosts = core.databases.get(pool.database).map_or(1, |database| database.hosts().len());
+    let stays = effective.load_balance() == LoadBalance::Disable;
+    let failed = pool.connect_failed || pool.login_failed.is_some();
+    let Some(pool) = core.pools.get_mut(pool_id) else { return };
+    if stays && failed {
+        pool.next_host = pool.next_host.wrapping_add(1);
+    }
+    let host = pool.next_host % u32::try_from(hosts).unwrap_or(1).max(1);
+    if !stays {
+        pool.next_host = pool.next_host.wrapping_add(1);
+    }
+    pool.last_launch = now;
+    let id = core.servers.insert(Server {
+        state: ServerState::Login,
+        status: Status::Busy,
+        delivered: true,
+        close_needed: false,
+        client: None,
+        pool: pool_id,
+        last_packet: now,
+        replies: Replies::default(),
+        vars: Vars::new(),
+        links: Links::default(),
+        key: None,
+        carries: None,
+        cancels_in_flight: 0,
+        host,
+        connect_time: now,
+        number,
+        remote: Addr::Unknown,
+        local: Addr::Unknown,
+        login: Some(Box::new(ServerLogin {
+            stage: Stage::Connecting,
+            scram: None,
+            untracked: Vec::new(),
+            refusal: None,
+        })),
+    });
+    core.list_server(id);
+    core.actions.push_back(Action::Connect(id));
+}
+
+impl Core {
+    /// Where a server connects to.
+    pub(super) fn server_target(&self, id: ServerId) -> Option<Target> {
+        let server = self.servers.get(id)?;
+        let database = self.databases.get(self.pools.get(server.pool)?.database)?;
+        let host = match database.hosts().get(server.host as usize).copied() {
+            None | Some("") => self.settings.unix_socket_dir.clone(),
+            Some(host) => host.to_owned(),
+        };
+        Some(Target { host, port: database.entry.port })
+    }
+
+    /// The connection is open: carry a cancel request, or log in.
+    pub(super) fn server_connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
+        let Some(server) = self.servers.get_mut(id) else { return };
+        (server.local, server.remote) = (local, remote);
+        server.last_packet = self.now;
+        let pool = server.pool;
+        if self.settings.log_connections != 0 {
+            let from = match local {
+                Addr::Inet(at) => format!(" (from {at})"),
+                _ => String::new(),
+            };
+            self.server_log(id, Level::Log, &format!("new connection to server{from}"));
+        }
+        if self.carry_cancel(id, pool) {
+            return;
+        }
+        // Without TLS in this version, a mode that forbids plain text allows no TCP connection.
+        if matches!(remote, Addr::Inet(_)) && self.settings.server_tls_sslmode >= SslMode::Require {
+            self.login_failed(id, fault::SERVER_REFUSED_SSL, None, false);
+            return;
+        }
+        let startup = self.startup_packet(pool);
+        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+            login.stage = Stage::Authenticating;
+        }
+        self.actions.push_back(Action::Send(Peer::Server(id), startup));
+    }
+
+    fn startup_packet(&self, pool: PoolId) -> Vec<u8> {
+        let mut packet = Vec::new();
+        let Some(pool) = self.pools.get(pool) else { return packet };
+        let Some(database) = self.databases.get(pool.database) else { return packet };
+        let entry = &database.entry;
+        let mut pairs: Vec<(&[u8], &[u8])> = vec![(b"database", entry.dbname.as_bytes())];
+        for (name, value) in [
+            ("client_encoding", &entry.client_encoding),
+            ("datestyle", &entry.datestyle),
+            ("timezone", &entry.timezone),
+            ("application_name", &entry.application_name),
+        ] {
+            if let Some(value) = value {
+                pairs.push((name.as_bytes(), value.as_bytes()));
+            }
+        }
+        pairs.push((b"user", pool.names.1.as_bytes()));
+        write::startup(&mut packet, pairs.into_iter());
+        packet
+    }
+
+    /// A packet of a server that is not ready yet.
+    pub(super) fn login_packet(
+        &mut self,
+        id: ServerId,
+        packet: Packet<'_>,
+        sink: &mut Sink,
+    ) -> Verdict {
+        if !packet.is_whole() {
+            return Verdict::Whole;
+        }
+        let Some(server) = self.servers.get_mut(id) else { return Verdict::Stop };
+        server.last_packet = self.now;
+        let body = packet.seen;
+        match FromServer::of(packet.tag) {
+            FromServer::Authentication => return self.authentication(id, body, sink),
+            FromServer::ErrorResponse => return self.login_error(id, body),
+            FromServer::ReadyForQuery => return self.login_ready(id, sink),
+            FromServer::NoticeResponse => {}
+            FromServer::ParameterStatus => match read::parameter_status(body) {
+                Some((name, value)) => self.login_parameter(id, name, value),
+                None => {
+                    self.login_failed(id, fault::BROKEN_PARAMETER_STATUS, None, true);
+                    return Verdict::Stop;
+                }
+            },
+            FromServer::BackendKeyData => match Reader::new(body).u64() {
+                Some(key) => server.key = Some(key),
+                None => {
+                    self.login_failed(id, fault::BAD_CANCEL_KEY, None, true);
+                    return Verdict::Stop;
+                }
+            },
+            _ if self.in_connect_query(id) => {}
+            _ => {
+                let text = format!("unknown pkt from server: '{}'", packet.tag as char);
+                self.server_log(id, Level::Error, &text);
+                self.login_failed(id, fault::UNKNOWN_LOGIN_PACKET, None, true);
+                return Verdict::Stop;
+            }
+        }
+        Verdict::Drop
+    }
+
+    fn stage(&self, id: ServerId) -> Option<Stage> {
+        self.servers.get(id)?.login.as_ref().map(|login| login.stage)
+    }
+
+    fn in_connect_query(&self, id: ServerId) -> bool {
+        self.stage(id) == Some(Stage::ConnectQuery)
+    }
+
+    fn login_parameter(&mut self, id: ServerId, name: &[u8], value: &[u8]) {
+        let Some(server) = self.servers.get_mut(id) else { return };
+        match self.tracked.find(name) {
+            Some(at) => server.vars.set(&self.tracked, at, value.into()),
+            None => {
+                if let Some(login) = server.login.as_mut() {
+                    write::parameter_status(&mut login.untracked, name, value);
+                }
+            }
+        }
+    }
+
+    fn authentication(&mut self, id: ServerId, body: &[u8], sink: &mut Sink) -> Verdict {
+        let mut reader = Reader::new(body);
+        let answered = match (self.stage(id), reader.u32()) {
+            (Some(Stage::Authenticating), Some(request)) => {
+                self.answer(id, request, reader.rest(), &mut sink.to_server)
+            }
+            _ => Err(None),
+        };
+        match answered {
+            Ok(()) => Verdict::Drop,
+            Err(error) => {
+                let refusal = error.as_ref().and_then(ScramError::waiting_text);
+                if let Some(error) = error {
+                    self.server_log(id, Level::Error, &error.to_string());
+                }
+                let refusal = refusal.map(|text| Fault::formatted(text.into()));
+                self.login_failed(id, fault::AUTH_ANSWER_FAILED, refusal, false);
+                Verdict::Stop
+            }
+        }
+    }
+
+    /// Answers an authentication request (auth 6.3). `Err(None)` if a line has been logged already.
+    fn answer(
+        &mut self,
+        id: ServerId,
+        request: u32,
+        rest: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), Option<ScramError>> {
+        let pool = self.servers.get(id).map(|server| server.pool).ok_or(None)?;
+        let (secret, name) = self.server_secret(pool);
+        match request {
+            0 => return self.authenticated(id),
+            3 => write::password(out, &secret.cleartext_answer()),
+            5 => {
+                let salt = Reader::new(rest).u32().ok_or(None)?.to_be_bytes();
+                let answer = secret.md5_answer(name.as_bytes(), salt).map_err(Some)?;
+                write::password(out, answer.as_bytes());
+            }
+            10 => {
+                let user = self.pool_user(pool);
+                let keys = user.and_then(|user| user.keys.as_ref());
+                let salted = user.and_then(|user| user.salted.clone());
+                let credential = Credential::for_server(&secret, keys).map_err(Some)?;
+                let random = self.random.bytes();
+                let exchange = ClientExchange::new(credential, random, salted);
+                let exchange = self.scram(id)?.get_or_insert(exchange);
+                let first = exchange.begin(rest).map_err(Some)?;
+                write::sasl_initial(out, MECHANISM, &first);
+            }
+            11 => {
+                let answer = match self.scram(id)? {
+                    Some(exchange) => exchange.step(rest).map_err(Some)?,
+                    None => return Err(Some(ScramError::ContinueWithoutSasl)),
+                };
+                write::sasl_response(out, &answer);
+            }
+            12 => self.scram_final(id, pool, rest)?,
+            other => {
+                let text = format!("unknown/unsupported auth method: {other}");
+                self.server_log(id, Level::Error, &text);
+                return Err(None);
+            }
+        }
+        Ok(())
+    }
+
+    fn scram(&mut self, id: ServerId) -> Result<&mut Option<ClientExchange>, Option<ScramError>> {
+        let login = self.servers.get_mut(id).and_then(|server| server.login.as_mut());
+        login.map(|login| &mut login.scram).ok_or(None)
+    }
+
+    fn scram_final(
+        &mut self,
+        id: ServerId,
+        pool: PoolId,
+        rest: &[u8],
+    ) -> Result<(), Option<ScramError>> {
+        let Some(exchange) = self.scram(id)? else {
+            return Err(Some(ScramError::FinalWithoutContinue));
+        };
+        exchange.finish(rest).map_err(Some)?;
+        let (salted, complaint) = (exchange.salted_keys().cloned(), exchange.take_complaint());
+        if let Some(complaint) = complaint {
+            self.server_log(id, Level::Error, &complaint.to_string());
+        }
+        if let (Some(salted), Some(pool)) = (salted, self.pools.get(pool)) {
+            let forced = self.has_own_password(pool);
+            if let Some(user) = self.users.get_mut(pool.user).filter(|_| !forced) {
+                user.salted = Some(salted);
+            }
+        }
+        Ok(())
+    }
+
+    /// AuthenticationOk. A server that began SCRAM must have proved itself before (auth 10.3-F).
+    fn authenticated(&mut self, id: ServerId) -> Result<(), Option<ScramError>> {
+        let login = self.servers.get_mut(id).and_then(|server| server.login.as_mut()).ok_or(None)?;
+        if login.scram.as_ref().is_some_and(|exchange| !exchange.is_verified()) {
+            return Err(None);
+        }
+        login.stage = Stage::Authenticated;
+        Ok(())
+    }
+
+    fn pool_user(&self, pool: PoolId) -> Option<&User> {
+        let pool = self.pools.get(pool)?;
+        self.users.get(pool.user).filter(|_| !self.has_own_password(pool))
+    }
+
+    /// The database entry brings the password for its forced user.
+    fn has_own_password(&self, pool: &super::pool::Pool) -> bool {
+        self.databases.get(pool.database).is_some_and(|database| {
+            database.forced_user.is_some() && database.entry.password.is_some()
+        })
+    }
+
+    /// The secret and name to log in with.
+    fn server_secret(&self, pool: PoolId) -> (Secret, Rc<str>) {
+        let Some(pool) = self.pools.get(pool) else { return (Secret::Empty, "".into()) };
+        let name = pool.names.1.clone();
+        let own = self
+            .databases
+            .get(pool.database)
+            .filter(|database| database.forced_user.is_some())
+            .and_then(|database| database.entry.password.as_ref())
+            .map(|password| Secret::classify(password.as_bytes()));
+        let secret = own.or_else(|| self.users.get(pool.user).map(|user| user.secret.clone()));
+        (secret.unwrap_or_default(), name)
+    }
+
+    /// ReadyForQuery during login.
+    fn login_ready(&mut self, id: ServerId, sink: &mut Sink) -> Verdict {
+        let stage = self.stage(id);
+        let Some(pool) = self.servers.get(id).map(|server| server.pool) else {
+            return Verdict::Stop;
+        };
+        if !matches!(stage, Some(Stage::Authenticated | Stage::ConnectQuery)) {
+            self.login_failed(id, fault::UNKNOWN_LOGIN_PACKET, None, true);
+            return Verdict::Stop;
+        }
+        let query = self
+            .pools
+            .get(pool)
+            .and_then(|pool| self.databases.get(pool.database))
+            .and_then(|database| database.entry.connect_query.clone())
+            .filter(|query| stage == Some(Stage::Authenticated) && !query.is_empty());
+        if let Some(query) = query {
+            if query.len() > OWN_QUERY_MAX {
+                self.login_failed(id, fault::CONNECT_QUERY_TOO_LONG, None, false);
+                return Verdict::Stop;
+            }
+            write::query(&mut sink.to_server, query.as_bytes());
+            if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+                login.stage = Stage::ConnectQuery;
+            }
+            return Verdict::Drop;
+        }
+        self.login_done(id, pool);
+        Verdict::Drop
+    }
+
+    fn login_done(&mut self, id: ServerId, pool_id: PoolId) {
+        let Some(server) = self.servers.get_mut(id) else { return };
+        let untracked = server.login.take().map_or_else(Vec::new, |login| login.untracked);
+        server.status = Status::Ready;
+        let vars = server.vars.clone();
+        let Some(pool) = self.pools.get_mut(pool_id) else { return };
+        pool.connect_failed = false;
+        pool.login_failed = None;
+        if pool.welcome.is_none() {
+            pool.welcome = Some(Rc::new(Welcome { untracked, vars }));
+        }
+        self.move_server(id, ServerState::Idle);
+        self.activate_next(pool_id);
+        self.mark(pool_id);
+    }
+
+    /// ErrorResponse during login (pooling 10.5).
+    fn login_error(&mut self, id: ServerId, body: &[u8]) -> Verdict {
+        let fields = ErrorFields::read(body);
+        if self.in_connect_query(id) {
+            let line = fields.line(": ").unwrap_or_default();
+            let line = format!("\"S: error while executing exec_on_query: {line}\"");
+            self.journal.line(Level::Error, line);
+            return Verdict::Drop;
+        }
+        let line = match fields.line(" ") {
+            Some(line) => format!("server login failed: {line}"),
+            None => "server login failed".into(),
+        };
+        self.journal.line(Level::Warning, line);
+        let starting = fields.sqlstate == Some(b"57P03");
+        let message = fields.message.unwrap_or(b"(null)");
+        let mut relayed = Fault::relayed(message, fields.sqlstate);
+        relayed.told = fields.message.is_some();
+        let mut reason = Fault::formatted(lossy(message));
+        reason.told = relayed.told;
+        self.login_failed(id, reason, (!starting).then_some(relayed), false);
+        Verdict::Stop
+    }
+
+    /// A login came to nothing. `refusal` goes to all clients that wait, unless the pool has other
+    /// servers and knows what to welcome clients with.
+    fn login_failed(&mut self, id: ServerId, reason: Fault, refusal: Option<Fault>, term: bool) {
+        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+            login.refusal = refusal;
+        }
+        self.close_server(id, &reason, term);
+    }
+
+    /// Notes on the pool that a server was lost before it was ready; called by `close_server`.
+    pub(super) fn note_failed_login(&mut self, id: ServerId, reason: &Fault) {
+        let Some(server) = self.servers.get_mut(id) else { return };
+        let pool_id = server.pool;
+        let Some(login) = server.login.take() else { return };
+        let Some(pool) = self.pools.get_mut(pool_id) else { return };
+        pool.connect_failed = true;
+        pool.login_failed = Some(crate::base::text::cut(&reason.text, 99).to_owned());
+        let refused = login.refusal.filter(|_| {
+            pool.connected_count() == 0 || pool.welcome.is_none()
+        });
+        if let Some(refusal) = refused {
+            let waiting = pool.clients(super::client::ClientState::Waiting).ids(&self.clients);
+            for client in waiting {
+                self.close_client(client, &refusal);
+            }
+        }
+    }
+
+    /// The reason for the loss of a server.
+    pub(super) fn loss_of_server(why: Loss) -> Fault {
+        match why {
+            Loss::Receive => fault::SERVER_CONN_CRASHED,
+            Loss::Send => fault::SERVER_WRITE_FAILED,
+            Loss::Connect => fault::CONNECT_FAILED,
+            Loss::CannotConnect => fault::CANNOT_CONNECT,
+            Loss::Dns => fault::DNS_FAILED,
+        }
+    }
+}

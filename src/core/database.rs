@@ -1,0 +1,189 @@
+//! Databases and users: what is configured, who is known, which pool a login gets.
+
+use super::pool::{Pool, PoolId};
+use super::Core;
+use crate::auth::{PassKeys, SaltedKeys, ScramSecret, Secret};
+use crate::base::{Id, Level};
+use crate::config::{self, DatabaseEntry, UserEntry};
+use std::rc::Rc;
+
+/// Names a database.
+pub type DatabaseId = Id<Database>;
+/// Names a user.
+pub type UserId = Id<User>;
+
+/// Name of the admin database and of its user.
+pub const CONSOLE: &str = "pgbouncer";
+
+/// Longest database name in bytes.
+const DATABASE_NAME_MAX: usize = 63;
+
+/// Where a database comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An entry of its own in the configuration.
+    Configured,
+    /// Made from the `*` entry when a client asked for it.
+    Auto,
+    /// The admin database.
+    Console,
+}
+
+/// A database that clients can name.
+pub struct Database {
+    pub(super) name: Rc<str>,
+    pub(super) entry: Rc<DatabaseEntry>,
+    pub(super) source: Source,
+    pub(super) paused: bool,
+    pub(super) disabled: bool,
+    /// The forced user, which outlives the removal of `user=` (config 5.3).
+    pub(super) forced_user: Option<Rc<str>>,
+}
+
+impl Database {
+    /// Its name.
+    pub fn name(&self) -> &Rc<str> {
+        &self.name
+    }
+    /// Its configuration.
+    pub fn entry(&self) -> &DatabaseEntry {
+        &self.entry
+    }
+    /// Where it comes from.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+    /// PAUSE db is in force.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+    /// DISABLE db is in force.
+    pub fn is_disabled(&self) -> bool {
+        self.disabled
+    }
+    /// The user that all its servers log in as.
+    pub fn forced_user(&self) -> Option<&Rc<str>> {
+        self.forced_user.as_ref()
+    }
+    /// The elements of the list of hosts; one empty text if none is configured.
+    pub fn hosts(&self) -> Vec<&str> {
+        let hosts = self.entry.host.as_deref().unwrap_or("");
+        match hosts.split(',').filter(|host| !host.is_empty()).collect::<Vec<_>>() {
+            empty if empty.is_empty() => vec![""],
+            list => list,
+        }
+    }
+}
+
+/// A user that the pooler has heard of.
+#[derive(Default)]
+pub struct User {
+    pub(super) name: Rc<str>,
+    pub(super) secret: Secret,
+    /// Listed in auth_file.
+    pub(super) listed: bool,
+    pub(super) entry: UserEntry,
+    /// What a plain-text secret is for clients that use SCRAM: made once, its salt stays.
+    pub(super) adhoc: Option<ScramSecret>,
+    /// What the user's own login with a stored SCRAM secret left: logs in to servers in its name.
+    pub(super) keys: Option<PassKeys>,
+    /// Keys derived from a plain-text secret for the last SCRAM login to a server.
+    pub(super) salted: Option<SaltedKeys>,
+}
+
+impl User {
+    /// Its name.
+    pub fn name(&self) -> &Rc<str> {
+        &self.name
+    }
+    /// Its entry in `[users]`.
+    pub fn entry(&self) -> &UserEntry {
+        &self.entry
+    }
+    /// Replaces the secret and forgets everything that came from the old one.
+    pub(super) fn set_secret(&mut self, secret: Secret) {
+        if self.secret != secret {
+            self.adhoc = None;
+            self.keys = None;
+            self.salted = None;
+            self.secret = secret;
+        }
+    }
+}
+
+impl Core {
+    /// The user of this name, made if it is not known.
+    pub(super) fn user(&mut self, name: &str) -> UserId {
+        if let Some(id) = self.user_names.get(name) {
+            return *id;
+        }
+        let name: Rc<str> = name.into();
+        let id = self.users.insert(User { name: name.clone(), ..User::default() });
+        self.user_names.insert(name, id);
+        id
+    }
+
+    /// A user that can log in with a secret from auth_file.
+    pub(super) fn listed_user(&self, name: &str) -> Option<UserId> {
+        let id = *self.user_names.get(name)?;
+        self.users.get(id).filter(|user| user.listed).map(|_| id)
+    }
+
+    /// The database of this name; made from the `*` entry if there is one (config 4.1).
+    pub(super) fn find_database(&mut self, name: &str, prefix: &str) -> Option<DatabaseId> {
+        if let Some(id) = self.database_names.get(name) {
+            return Some(*id);
+        }
+        let string = self.autodb.clone()?;
+        if name.len() > DATABASE_NAME_MAX {
+            self.journal.line(Level::Warning, format!("too long db name: {name}"));
+            return None;
+        }
+        let entry = config::parse_autodb(name, &string, &mut self.journal)?;
+        self.journal.line(Level::Log, format!("{prefix}registered new auto-database: {name}"));
+        Some(self.add_database(name, entry, Source::Auto))
+    }
+
+    /// Adds a database that did not exist.
+    pub(super) fn add_database(
+        &mut self,
+        name: &str,
+        entry: DatabaseEntry,
+        source: Source,
+    ) -> DatabaseId {
+        let name: Rc<str> = name.into();
+        let forced_user = entry.user.as_deref().map(Rc::from);
+        let id = self.databases.insert(Database {
+            name: name.clone(),
+            entry: Rc::new(entry),
+            source,
+            paused: false,
+            disabled: false,
+            forced_user,
+        });
+        self.database_names.insert(name, id);
+        id
+    }
+
+    /// The pool of a database for a login user, made if it does not exist.
+    pub(super) fn pool_for(&mut self, database: DatabaseId, login: &str) -> Option<PoolId> {
+        let entry = self.databases.get(database)?;
+        let name = entry.name.clone();
+        let user_name = entry.forced_user.clone().unwrap_or_else(|| login.into());
+        let key = (name, user_name);
+        if let Some(id) = self.pool_names.get(&key) {
+            return Some(*id);
+        }
+        let user = self.user(&key.1);
+        let id = self.pools.insert(Pool::new(database, user, key.clone()));
+        self.pool_names.insert(key, id);
+        Some(id)
+    }
+
+    /// Removes a pool that has neither clients nor servers.
+    pub(super) fn forget_pool(&mut self, id: PoolId) {
+        if let Some(pool) = self.pools.remove(id) {
+            self.pool_names.remove(&pool.names);
+        }
+    }
+}

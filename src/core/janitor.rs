@@ -1,0 +1,286 @@
+//! What time alone changes; three times a second (pooling 3.5 and 4).
+
+use super::client::ClientState;
+use super::database::Source;
+use super::face::ServerId;
+use super::fault::{self, Fault};
+use super::pool::PoolId;
+use super::server::ServerState;
+use super::stats::{self, PoolStats};
+use super::Core;
+use crate::base::{Level, Micros};
+
+/// What the janitor does with a server that nobody uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chore {
+    /// Nothing.
+    Keep,
+    /// Close it.
+    Close(Fault),
+    /// Close it if its pool's last such close is long enough ago.
+    CloseForAge,
+    /// It has to be checked before it is used again.
+    NeedsCheck,
+}
+
+/// The facts about a server that nobody uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Unused {
+    /// Its list: idle, used or tested.
+    pub state: ServerState,
+    /// Nothing is open or owed.
+    pub is_clean: bool,
+    /// It is marked for closing.
+    pub close_needed: bool,
+    /// Since its last packet.
+    pub idle: Micros,
+    /// Since connecting began.
+    pub age: Micros,
+    /// server_idle_timeout, server_lifetime.
+    pub limits: (Micros, Micros),
+    /// server_check_delay, if there is a check query.
+    pub check_delay: Option<Micros>,
+}
+
+/// Decides about a server that nobody uses.
+pub fn chore(server: Unused) -> Chore {
+    let (idle_timeout, lifetime) = server.limits;
+    if server.close_needed {
+        return Chore::Close(fault::CONFIGURATION_CHANGED);
+    }
+    match server.state {
+        ServerState::Idle if !server.is_clean => return Chore::Close(fault::IDLE_LIST_GOT_DIRTY),
+        ServerState::Used if !server.is_clean => return Chore::Close(fault::USED_LIST_GOT_DIRTY),
+        _ => {}
+    }
+    if idle_timeout.is_set() && server.idle > idle_timeout {
+        return Chore::Close(fault::SERVER_IDLE_TIMEOUT);
+    }
+    if server.age >= lifetime {
+        return Chore::CloseForAge;
+    }
+    if server.state == ServerState::Idle && server.check_delay.is_some_and(|d| server.idle > d) {
+        return Chore::NeedsCheck;
+    }
+    Chore::Keep
+}
+
+impl Core {
+    /// Everything that is due.
+    pub fn tick(&mut self) {
+        for id in self.pools.ids() {
+            if self.pools.get(id).is_none_or(|pool| pool.is_console()) {
+                continue;
+            }
+            self.tidy_servers(id);
+            self.trim(id);
+            self.expire_connecting(id);
+            self.expire_waiting(id);
+            self.expire_cancels(id);
+            if self.waiting(id) > 0 {
+                self.mark(id);
+            }
+        }
+        self.age_auto_databases();
+        self.expire_logins();
+        self.check_shutdown();
+        self.shift_statistics();
+    }
+
+    fn tidy_servers(&mut self, pool_id: PoolId) {
+        for state in [ServerState::Used, ServerState::Tested, ServerState::Idle] {
+            let Some(pool) = self.pools.get(pool_id) else { return };
+            for id in pool.servers(state).ids(&self.servers) {
+                match self.chore_of(id, pool_id) {
+                    Chore::Keep => {}
+                    Chore::Close(fault) => self.close_server(id, &fault, true),
+                    Chore::CloseForAge => {
+                        if self.lifetime_is_over(id) {
+                            self.close_server(id, &fault::SERVER_LIFETIME, true);
+                        }
+                    }
+                    Chore::NeedsCheck => self.move_server(id, ServerState::Used),
+                }
+            }
+        }
+        self.close_marked(pool_id);
+    }
+
+    fn chore_of(&self, id: ServerId, pool: PoolId) -> Chore {
+        let (Some(server), Some(pool)) = (self.servers.get(id), self.pools.get(pool)) else {
+            return Chore::Keep;
+        };
+        let settings = &self.settings;
+        chore(Unused {
+            state: server.state,
+            is_clean: server.is_clean(),
+            close_needed: server.close_needed,
+            idle: self.now.since(server.last_packet),
+            age: self.now.since(server.connect_time),
+            limits: (settings.server_idle_timeout, self.effective(pool).server_lifetime()),
+            check_delay: (!settings.server_check_query.is_empty())
+                .then_some(settings.server_check_delay),
+        })
+    }
+
+    /// server_fast_close: servers marked for closing don't wait for their client to leave.
+    fn close_marked(&mut self, pool: PoolId) {
+        if self.settings.server_fast_close == 0 {
+            return;
+        }
+        let Some(pool) = self.pools.get(pool) else { return };
+        for id in pool.servers(ServerState::Active).ids(&self.servers) {
+            if self.servers.get(id).is_some_and(|server| server.close_needed && server.is_clean()) {
+                self.close_server(id, &fault::CONFIGURATION_CHANGED, true);
+            }
+        }
+    }
+
+    /// Closes servers above a pool size that has become smaller.
+    fn trim(&mut self, pool_id: PoolId) {
+        loop {
+            let Some(pool) = self.pools.get(pool_id) else { return };
+            let size = usize::try_from(self.effective(pool).pool_size()).unwrap_or(0);
+            if size == 0 || pool.connected_count() <= size {
+                return;
+            }
+            let used = pool.servers(ServerState::Used).head();
+            let Some(id) = used.or(pool.servers(ServerState::Idle).head()) else { return };
+            self.close_server(id, &fault::TOO_MANY_SERVERS, true);
+        }
+    }
+
+    fn expire_connecting(&mut self, pool: PoolId) {
+        let limit = self.settings.server_connect_timeout;
+        let Some(pool) = self.pools.get(pool).filter(|_| limit.is_set()) else { return };
+        for id in pool.servers(ServerState::Login).ids(&self.servers) {
+            let Some(server) = self.servers.get(id) else { continue };
+            if self.now.since(server.connect_time) > limit {
+                let fault = match server.remote {
+                    super::face::Addr::Unknown => fault::CONNECT_FAILED,
+                    _ => fault::CONNECT_TIMEOUT,
+                };
+                self.close_server(id, &fault, true);
+            }
+        }
+    }
+
+    fn expire_waiting(&mut self, pool_id: PoolId) {
+        let Some(pool) = self.pools.get(pool_id) else { return };
+        if pool.clients(ClientState::Waiting).is_empty() {
+            return;
+        }
+        let login_limit = self.settings.client_login_timeout;
+        let wait_limit = self.settings.query_wait_timeout;
+        let server_down = pool.welcome.is_none();
+        for id in pool.clients(ClientState::Waiting).ids(&self.clients) {
+            let Some(client) = self.clients.get(id) else { continue };
+            let since = client.query_start.unwrap_or(client.last_packet);
+            let over = |limit: Micros, start| limit.is_set() && self.now.since(start) > limit;
+            if over(wait_limit, since) {
+                self.close_client(id, &fault::QUERY_WAIT_TIMEOUT);
+            } else if server_down && !client.welcomed && over(login_limit, client.connect_time) {
+                self.close_client(id, &fault::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN);
+            }
+        }
+    }
+
+    fn expire_cancels(&mut self, pool: PoolId) {
+        let limit = self.settings.cancel_wait_timeout;
+        let Some(pool) = self.pools.get(pool).filter(|_| limit.is_set()) else { return };
+        for id in pool.clients(ClientState::WaitingCancel).ids(&self.clients) {
+            let asked = self.clients.get(id).map_or(self.now, |client| client.last_packet);
+            if self.now.since(asked) > limit {
+                self.close_client(id, &fault::CANCEL_WAIT_TIMEOUT);
+            }
+        }
+    }
+
+    /// Drops databases made from `*` that nobody has used for autodb_idle_timeout.
+    fn age_auto_databases(&mut self) {
+        let limit = self.settings.autodb_idle_timeout;
+        let mut in_use: Vec<_> = self
+            .pools
+            .iter()
+            .filter(|(_, pool)| pool.client_count() + pool.server_count() > 0)
+            .map(|(_, pool)| pool.database)
+            .collect();
+        in_use.sort_unstable();
+        let mut over = Vec::new();
+        for (id, database) in self.databases.iter_mut() {
+            if database.source != Source::Auto || in_use.binary_search(&id).is_ok() {
+                database.idle_since = None;
+                continue;
+            }
+            let since = *database.idle_since.get_or_insert(self.now);
+            if limit.is_set() && self.now.since(since) > limit && !database.paused {
+                over.push(id);
+            }
+        }
+        for id in over {
+            self.drop_database(id);
+        }
+    }
+
+    fn shift_statistics(&mut self) {
+        let period = Micros::from_secs(u64::try_from(self.stats_period).unwrap_or(0));
+        let elapsed = self.now.since(self.period.newer);
+        if !period.is_set() || elapsed < period {
+            return;
+        }
+        if self.settings.log_stats != 0 {
+            let mut sum = PoolStats::default();
+            for (_, pool) in self.pools.iter() {
+                sum.merge(&pool.stats);
+            }
+            self.journal.line(Level::Log, stats::line(&sum, elapsed));
+        }
+        self.period.older = self.period.newer;
+        self.period.newer = self.now;
+        for (_, pool) in self.pools.iter_mut() {
+            pool.stats.shift();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chores_follow_the_contracts_order() {
+        let fine = Unused {
+            state: ServerState::Idle,
+            is_clean: true,
+            close_needed: false,
+            idle: Micros::from_secs(5),
+            age: Micros::from_secs(50),
+            limits: (Micros::from_secs(600), Micros::from_secs(3600)),
+            check_delay: Some(Micros::from_secs(30)),
+        };
+        let dirty = Unused { is_clean: false, ..fine };
+        let long = Micros::from_secs(601);
+        for (server, want) in [
+            (fine, Chore::Keep),
+            (
+                Unused { close_needed: true, ..dirty },
+                Chore::Close(fault::CONFIGURATION_CHANGED),
+            ),
+            (dirty, Chore::Close(fault::IDLE_LIST_GOT_DIRTY)),
+            (
+                Unused { state: ServerState::Used, ..dirty },
+                Chore::Close(fault::USED_LIST_GOT_DIRTY),
+            ),
+            (Unused { state: ServerState::Tested, ..dirty }, Chore::Keep),
+            (Unused { idle: long, ..fine }, Chore::Close(fault::SERVER_IDLE_TIMEOUT)),
+            (Unused { idle: Micros::from_secs(31), ..fine }, Chore::NeedsCheck),
+            (
+                Unused { idle: long, limits: (Micros(0), Micros::from_secs(3600)), ..fine },
+                Chore::NeedsCheck,
+            ),
+            (Unused { age: Micros::from_secs(3600), ..fine }, Chore::CloseForAge),
+        ] {
+            assert_eq!(chore(server), want, "{server:?}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Pause, resume and shutdown: global modes, and consoles that wait for them.
+
+use super::client::ClientState;
+use super::database::DatabaseId;
+use super::face::{Action, ClientId, Peer};
+use super::pool::PoolId;
+use super::server::ServerState;
+use super::Core;
+use crate::base::Level;
+use crate::wire::write;
+
+/// The process's global mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Normal operation.
+    #[default]
+    Active,
+    /// PAUSE is in force.
+    Paused,
+}
+
+/// A shutdown that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Until no server is left.
+    WaitForServers,
+    /// Until no client is left.
+    WaitForClients,
+}
+
+/// A signal, by what it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM.
+    Terminate,
+    /// SIGINT.
+    Interrupt,
+    /// SIGQUIT.
+    Quit,
+    /// SIGUSR1.
+    Pause,
+    /// SIGUSR2.
+    Resume,
+}
+
+/// A console that waits for a PAUSE to be complete.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PauseWaiter {
+    console: ClientId,
+    /// One database, or everything.
+    database: Option<DatabaseId>,
+}
+
+impl Core {
+    /// The global mode.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The shutdown that is under way.
+    pub fn shutdown(&self) -> Option<Shutdown> {
+        self.shutdown
+    }
+
+    pub(super) fn is_paused_globally(&self) -> bool {
+        self.mode == Mode::Paused
+    }
+
+    /// Nothing is assigned in a paused pool.
+    pub(super) fn is_paused(&self, pool: PoolId) -> bool {
+        self.is_paused_globally()
+            || self
+                .pools
+                .get(pool)
+                .and_then(|pool| self.databases.get(pool.database))
+                .is_some_and(|database| database.paused)
+    }
+
+    pub(super) fn refuses_waiters(&self) -> bool {
+        self.shutdown == Some(Shutdown::WaitForServers)
+    }
+
+    /// PAUSE: nothing is assigned until RESUME. The console is answered when all is quiet.
+    pub fn pause_all(&mut self, console: Option<ClientId>) {
+        self.mode = Mode::Paused;
+        self.mark_all();
+        self.await_pause(console, None);
+    }
+
+    /// PAUSE db.
+    pub fn pause_database(&mut self, id: DatabaseId, console: ClientId) {
+        if let Some(database) = self.databases.get_mut(id) {
+            database.paused = true;
+        }
+        self.mark_all();
+        self.await_pause(Some(console), Some(id));
+    }
+
+    fn await_pause(&mut self, console: Option<ClientId>, database: Option<DatabaseId>) {
+        if let Some(console) = console {
+            self.pause_waiters.push(PauseWaiter { console, database });
+        }
+    }
+
+    /// RESUME. Consoles that still wait for the pause are answered: it has ended.
+    pub fn resume_all(&mut self) {
+        self.mode = Mode::Active;
+        self.mark_all();
+        self.answer_pauses(|waiter| waiter.database.is_none());
+    }
+
+    /// RESUME db; false if it is not paused.
+    pub fn resume_database(&mut self, id: DatabaseId) -> bool {
+        let was = self
+            .databases
+            .get_mut(id)
+            .is_some_and(|database| std::mem::take(&mut database.paused));
+        if was {
+            self.mark_all();
+            self.answer_pauses(|waiter| waiter.database == Some(id));
+        }
+        was
+    }
+
+    fn answer_pauses(&mut self, is_over: impl Fn(&PauseWaiter) -> bool) {
+        let (over, still) = std::mem::take(&mut self.pause_waiters).into_iter().partition(is_over);
+        self.pause_waiters = still;
+        let over: Vec<PauseWaiter> = over;
+        for waiter in over {
+            let mut reply = Vec::new();
+            write::command_complete(&mut reply, "PAUSE");
+            write::ready(&mut reply, b'I');
+            self.actions.push_back(Action::Send(Peer::Client(waiter.console), reply));
+        }
+    }
+
+    /// True if this console waits for an answer.
+    pub(super) fn console_waits(&self, id: ClientId) -> bool {
+        self.pause_waiters.iter().any(|waiter| waiter.console == id)
+    }
+
+    /// Answers the consoles whose PAUSE is complete; at the end of each turn.
+    pub(super) fn check_pauses(&mut self) {
+        if self.pause_waiters.is_empty() {
+            return;
+        }
+        let busy: Vec<DatabaseId> = self
+            .pools
+            .iter()
+            .filter(|(_, pool)| {
+                !pool.servers(ServerState::Active).is_empty()
+                    || !pool.servers(ServerState::Tested).is_empty()
+            })
+            .map(|(_, pool)| pool.database)
+            .collect();
+        self.answer_pauses(|waiter| match waiter.database {
+            Some(database) => !busy.contains(&database),
+            None => busy.is_empty(),
+        });
+    }
+
+    /// A console is gone: nobody waits for its answer.
+    pub(super) fn forget_console(&mut self, id: ClientId) {
+        self.pause_waiters.retain(|waiter| waiter.console != id);
+    }
+
+    pub(super) fn mark_all(&mut self) {
+        for id in self.pools.ids() {
+            self.mark(id);
+        }
+    }
+
+    /// SHUTDOWN: at once.
+    pub fn exit_now(&mut self, code: u8) {
+        self.actions.push_back(Action::Exit(code));
+    }
+
+    /// SHUTDOWN WAIT_FOR_...: stops listening on TCP, refuses new clients, ends when all are gone.
+    pub fn begin_shutdown(&mut self, how: Shutdown) {
+        self.shutdown = Some(how);
+        self.actions.push_back(Action::CloseTcpListeners);
+        if how == Shutdown::WaitForServers {
+            self.mode = Mode::Paused;
+            self.mark_all();
+        }
+    }
+
+    /// Ends the process when a shutdown has nothing left to wait for; at each tick.
+    pub(super) fn check_shutdown(&mut self) {
+        let line = match self.shutdown {
+            Some(Shutdown::WaitForServers) if self.servers.is_empty() => "server",
+            Some(Shutdown::WaitForClients) if self.clients.is_empty() => "client",
+            Some(Shutdown::WaitForServers) => {
+                for id in self.pools.ids() {
+                    self.refuse_waiting(id);
+                }
+                return;
+            }
+            _ => return,
+        };
+        self.journal.line(Level::Log, format!("{line} connections dropped, exiting"));
+        self.exit_now(0);
+    }
+
+    fn refuse_waiting(&mut self, pool: PoolId) {
+        let Some(pool) = self.pools.get(pool) else { return };
+        for id in pool.clients(ClientState::Waiting).ids(&self.clients) {
+            self.close_client(id, &super::fault::SERVER_SHUTTING_DOWN);
+        }
+    }
+
+    /// A signal has arrived (config 8.1); SIGHUP is `Action::Reload`.
+    pub fn signalled(&mut self, signal: Signal) {
+        let in_shutdown = self.shutdown.is_some();
+        let line = match signal {
+            Signal::Quit => {
+                self.exit_now(0);
+                "got SIGQUIT, fast exit"
+            }
+            Signal::Terminate if in_shutdown => {
+                self.exit_now(0);
+                "got SIGTERM while shutting down, fast exit"
+            }
+            Signal::Interrupt if in_shutdown => {
+                self.exit_now(0);
+                "got SIGINT while shutting down, fast exit"
+            }
+            Signal::Terminate => {
+                self.begin_shutdown(Shutdown::WaitForClients);
+                "got SIGTERM, shutting down, waiting for all clients disconnect"
+            }
+            Signal::Interrupt => {
+                self.begin_shutdown(Shutdown::WaitForServers);
+                "got SIGINT, shutting down, waiting for all servers connections to be released"
+            }
+            Signal::Pause if self.is_paused_globally() => {
+                "got SIGUSR1, but already paused/suspended"
+            }
+            Signal::Pause => {
+                self.pause_all(None);
+                "got SIGUSR1, pausing all activity"
+            }
+            Signal::Resume if in_shutdown => "got SIGUSR2 while shutting down, ignoring",
+            Signal::Resume if self.is_paused_globally() => {
+                self.resume_all();
+                "got SIGUSR2, continuing from PAUSE"
+            }
+            Signal::Resume => "got SIGUSR2, but not paused/suspended",
+        };
+        self.journal.line(Level::Log, line.into());
+    }
+}

@@ -1,0 +1,373 @@
+//! Packets of logged-in clients and servers: what may be forwarded, and what it changes.
+
+use super::assign::Assigned;
+use super::client::ClientState;
+use super::face::{Action, ClientId, Packet, ServerId, Sink, Verdict};
+use super::fault;
+use super::pool::PoolId;
+use super::replies::{Asker, Fate, Request};
+use super::server::{Server, ServerState, Status};
+use super::stats::Counter;
+use super::Core;
+use crate::base::{Level, Micros};
+use crate::config::PoolMode;
+use crate::wire::read::{self, ErrorFields};
+use crate::wire::{FromClient, FromServer, Reader};
+
+impl Core {
+    /// A packet of a client that is logged in.
+    pub(super) fn query_packet(
+        &mut self,
+        id: ClientId,
+        packet: Packet<'_>,
+        sink: &mut Sink,
+    ) -> Verdict {
+        let kind = FromClient::of(packet.tag);
+        let Some(client) = self.clients.get_mut(id) else { return Verdict::Stop };
+        client.last_packet = self.now;
+        if client.console.is_some() {
+            return self.console_packet(id, packet, kind, sink);
+        }
+        match kind {
+            FromClient::Terminate => {
+                self.close_client(id, &fault::CLIENT_CLOSE_REQUEST);
+                return Verdict::Stop;
+            }
+            FromClient::Unknown | FromClient::Password => {
+                return self.unknown_packet(id, packet.tag);
+            }
+            FromClient::Query if self.settings.disable_pqexec != 0 => {
+                self.client_log(id, Level::Error, "client used \"Query\" packet type");
+                self.close_client(id, &fault::PQEXEC_DISALLOWED);
+                return Verdict::Stop;
+            }
+            // What is left of a COPY that the server has ended is for nobody.
+            FromClient::CopyData | FromClient::CopyDone | FromClient::CopyFail
+                if client.server.is_none() =>
+            {
+                return Verdict::Drop;
+            }
+            _ => {}
+        }
+        self.forward(id, kind, packet.len, sink)
+    }
+
+    /// Hands a packet to the client's server, which it gets now if it has none.
+    fn forward(&mut self, id: ClientId, kind: FromClient, len: u32, sink: &mut Sink) -> Verdict {
+        let Some(client) = self.clients.get_mut(id) else { return Verdict::Stop };
+        let now = self.now;
+        let starts_query = client.query_start.is_none();
+        let starts_transaction = client.transaction_start.is_none();
+        client.query_start.get_or_insert(now);
+        client.transaction_start.get_or_insert(now);
+        let linked = client.server;
+        if let Some(pool) = client.pool.and_then(|pool| self.pools.get_mut(pool)) {
+            let counters = &mut pool.stats.total;
+            counters.add(Counter::Queries, u64::from(starts_query));
+            counters.add(Counter::Transactions, u64::from(starts_transaction));
+        }
+        let server_id = match linked {
+            Some(server) => server,
+            None => match self.assign(id, sink) {
+                Assigned::Server(server) => server,
+                Assigned::Aligning | Assigned::Wait => return Verdict::Wait,
+                Assigned::Refused => return Verdict::Stop,
+            },
+        };
+        let Some(server) = self.servers.get_mut(server_id) else { return Verdict::Stop };
+        if server.replies.next_asker() == Some(Asker::Align) {
+            return Verdict::Wait;
+        }
+        if let Some(request) = Request::of(kind) {
+            server.replies.sent(request, Asker::Client);
+        }
+        server.status = Status::Busy;
+        server.delivered = false;
+        if let Some(pool) = self.pools.get_mut(server.pool) {
+            pool.stats.total.add(Counter::Received, u64::from(len));
+        }
+        Verdict::Pass
+    }
+
+    fn unknown_packet(&mut self, id: ClientId, tag: u8) -> Verdict {
+        let text = format!("unknown pkt from client: {tag}/0x{tag:02x}");
+        self.client_log(id, Level::Error, &text);
+        self.close_client(id, &fault::UNKNOWN_PACKET);
+        Verdict::Stop
+    }
+
+    /// A packet of a server that is logged in.
+    pub(super) fn reply_packet(&mut self, id: ServerId, packet: Packet<'_>) -> Verdict {
+        let kind = FromServer::of(packet.tag);
+        let Some(server) = self.servers.get_mut(id) else { return Verdict::Stop };
+        // ParameterStatus is read even when it is for nobody; errors of the pooler's own queries
+        // are logged.
+        let inspected = match kind {
+            FromServer::ParameterStatus => true,
+            FromServer::ErrorResponse => server.replies.next_asker() == Some(Asker::Align),
+            FromServer::ReadyForQuery => true,
+            _ => false,
+        };
+        if inspected && !packet.is_whole() {
+            return Verdict::Whole;
+        }
+        server.last_packet = self.now;
+        server.delivered = false;
+        let (pool, client) = (server.pool, server.client);
+        if let Some(pool) = self.pools.get_mut(pool) {
+            pool.stats.total.add(Counter::Sent, u64::from(packet.len));
+        }
+        if kind == FromServer::Unknown {
+            let text = format!("unknown pkt: '{}'", packet.tag as char);
+            self.server_log(id, Level::Error, &text);
+            self.close_server(id, &fault::UNKNOWN_PACKET, true);
+            return Verdict::Stop;
+        }
+        if kind == FromServer::ParameterStatus && !self.parameter_status(id, client, packet.seen) {
+            self.close_server(id, &fault::BROKEN_PARAMETER_STATUS, true);
+            return Verdict::Stop;
+        }
+        let is_tested = self.servers.get(id).is_some_and(|s| s.state == ServerState::Tested);
+        if client.is_none() && !is_tested {
+            return self.unasked_packet(id, kind, packet);
+        }
+        self.reply(id, client, kind, packet)
+    }
+
+    fn reply(
+        &mut self,
+        id: ServerId,
+        client: Option<ClientId>,
+        kind: FromServer,
+        packet: Packet<'_>,
+    ) -> Verdict {
+        let Some(server) = self.servers.get_mut(id) else { return Verdict::Stop };
+        let fate = server.replies.received(kind);
+        let status = match kind {
+            FromServer::ReadyForQuery => read_status(packet.seen),
+            _ => Some(server.status),
+        };
+        let (Some(status), true) = (status, fate != Fate::Unexpected) else {
+            let text = format!("unexpected packet '{}' from server", packet.tag as char);
+            self.server_log(id, Level::Error, &text);
+            self.close_server(id, &fault::UNEXPECTED_REPLY, true);
+            return Verdict::Stop;
+        };
+        server.status = status;
+        if kind == FromServer::ErrorResponse && fate == Fate::Unprompted {
+            // The server is about to hang up: nobody else shall get it.
+            server.status = Status::Busy;
+        }
+        match (fate, client) {
+            (Fate::For(Asker::Align), Some(client)) => {
+                self.align_reply(id, client, kind, packet.seen)
+            }
+            (Fate::For(Asker::Align | Asker::Test), _) | (_, None) => Verdict::Drop,
+            (_, Some(client)) => {
+                if kind == FromServer::ReadyForQuery {
+                    return self.query_ended(id, client);
+                }
+                Verdict::Pass
+            }
+        }
+    }
+
+    /// ReadyForQuery for a client: statistics, and the rule of statement mode.
+    fn query_ended(&mut self, id: ServerId, client_id: ClientId) -> Verdict {
+        let Some(server) = self.servers.get(id) else { return Verdict::Stop };
+        let (status, pool_id, is_done) = (server.status, server.pool, server.replies.is_empty());
+        if status != Status::Ready && self.pool_mode(pool_id) == PoolMode::Statement {
+            self.close_server(id, &fault::NO_TRANSACTIONS, true);
+            return Verdict::Stop;
+        }
+        if !is_done {
+            return Verdict::Pass;
+        }
+        let now = self.now;
+        let Some(client) = self.clients.get_mut(client_id) else { return Verdict::Pass };
+        let mut spent = |start: &mut Option<Micros>, counter| {
+            if let (Some(start), Some(pool)) = (start.take(), self.pools.get_mut(pool_id)) {
+                pool.stats.total.add(counter, now.since(start).0);
+            }
+        };
+        spent(&mut client.query_start, Counter::QueryTime);
+        if status == Status::Ready {
+            spent(&mut client.transaction_start, Counter::TransactionTime);
+        }
+        Verdict::Pass
+    }
+
+    /// The server answers the SET that gives it the client's parameters.
+    fn align_reply(
+        &mut self,
+        id: ServerId,
+        client_id: ClientId,
+        kind: FromServer,
+        body: &[u8],
+    ) -> Verdict {
+        match kind {
+            FromServer::ErrorResponse => {
+                let text = ErrorFields::read(body).line(": ").unwrap_or_default();
+                let line = format!("varcache_apply failed: {text}");
+                self.journal.line(Level::Error, line);
+                self.close_server(id, &fault::INVALID_PARAMETER, true);
+                Verdict::Stop
+            }
+            FromServer::ReadyForQuery => {
+                let Some(server) = self.servers.get_mut(id) else { return Verdict::Stop };
+                if server.status != Status::Ready || !server.replies.is_empty() {
+                    self.close_server(id, &fault::UNEXPECTED_REPLY, true);
+                    return Verdict::Stop;
+                }
+                server.status = Status::Reserved;
+                if let Some(client) = self.clients.get_mut(client_id) {
+                    client.vars.adopt(&self.tracked, &server.vars);
+                }
+                self.actions.push_back(Action::Resume(client_id));
+                Verdict::Drop
+            }
+            _ => Verdict::Drop,
+        }
+    }
+
+    /// Takes note of a parameter; false if the packet can't be read.
+    fn parameter_status(&mut self, id: ServerId, client: Option<ClientId>, body: &[u8]) -> bool {
+        let Some((name, value)) = read::parameter_status(body) else { return false };
+        let Some(at) = self.tracked.find(name) else { return true };
+        let value: super::vars::Value = value.into();
+        let Some(server) = self.servers.get_mut(id) else { return false };
+        server.vars.set(&self.tracked, at, value.clone());
+        // While a server is being aligned the client's own wishes count.
+        if server.replies.next_asker() != Some(Asker::Align) {
+            if let Some(client) = client.and_then(|client| self.clients.get_mut(client)) {
+                client.vars.set(&self.tracked, at, value);
+            }
+        }
+        true
+    }
+
+    /// A packet from a server that nobody uses (pooling 3.6).
+    fn unasked_packet(&mut self, id: ServerId, kind: FromServer, packet: Packet<'_>) -> Verdict {
+        let text = format!("got packet '{}' from server when not linked", packet.tag as char);
+        self.server_log(id, Level::Warning, &text);
+        if let Some(server) = self.servers.get_mut(id) {
+            if kind != FromServer::NotificationResponse {
+                server.status = Status::Busy;
+            }
+        }
+        Verdict::Drop
+    }
+
+    /// All that a server sent is complete and delivered: it may be free now.
+    pub(super) fn drained(&mut self, id: ServerId) {
+        let Some(server) = self.servers.get_mut(id) else { return };
+        server.delivered = true;
+        if server.status != Status::Ready || !server.replies.is_empty() {
+            return;
+        }
+        let (state, pool) = (server.state, server.pool);
+        match state {
+            ServerState::Active if !self.holds_server(pool) => self.release(id),
+            ServerState::Tested => self.release(id),
+            _ => {}
+        }
+    }
+
+    /// Clients of this pool keep their server until they leave.
+    fn holds_server(&self, pool: PoolId) -> bool {
+        self.pool_mode(pool) == PoolMode::Session
+    }
+
+    /// A packet from a console client: queries are kept for the console floor.
+    fn console_packet(
+        &mut self,
+        id: ClientId,
+        packet: Packet<'_>,
+        kind: FromClient,
+        sink: &mut Sink,
+    ) -> Verdict {
+        match kind {
+            FromClient::Terminate => {
+                self.close_client(id, &fault::CONSOLE_CLOSE_REQUEST);
+                Verdict::Stop
+            }
+            FromClient::CopyData | FromClient::CopyDone | FromClient::CopyFail => Verdict::Drop,
+            FromClient::Unknown | FromClient::Password => self.unknown_packet(id, packet.tag),
+            FromClient::Query if self.settings.disable_pqexec != 0 => {
+                self.client_log(id, Level::Error, "client used \"Query\" packet type");
+                self.close_client(id, &fault::PQEXEC_DISALLOWED);
+                Verdict::Stop
+            }
+            FromClient::Query if u64::from(packet.len) > CONSOLE_QUERY_MAX => {
+                self.close_client(id, &fault::FAILURE);
+                Verdict::Stop
+            }
+            FromClient::Query if !packet.is_whole() => Verdict::Whole,
+            FromClient::Query => self.console_query(id, packet.seen),
+            _ => self.console_refuses(id, packet.tag, sink),
+        }
+    }
+
+    fn console_query(&mut self, id: ClientId, body: &[u8]) -> Verdict {
+        let Some(text) = Reader::new(body).text() else {
+            self.close_client(id, &fault::INCOMPLETE_QUERY);
+            return Verdict::Stop;
+        };
+        let Some(client) = self.clients.get_mut(id) else { return Verdict::Stop };
+        let first = client.query_start.is_none();
+        client.query_start.get_or_insert(self.now);
+        if let Some(console) = client.console.as_mut() {
+            console.commands.push_back(text.to_vec());
+        }
+        if let (true, Some(pool)) = (first, client.pool) {
+            self.count(pool, Counter::Queries, 1);
+            self.count(pool, Counter::Transactions, 1);
+        }
+        self.actions.push_back(Action::Console(id));
+        Verdict::Drop
+    }
+
+    fn console_refuses(&mut self, id: ClientId, tag: u8, sink: &mut Sink) -> Verdict {
+        let text = match tag {
+            b'P' | b'B' | b'E' => "extended query protocol not supported by admin console".into(),
+            _ => format!("unsupported packet type for admin console: {tag}"),
+        };
+        crate::wire::write::error(&mut sink.to_client, "ERROR", b"08P01", text.as_bytes());
+        crate::wire::write::ready(&mut sink.to_client, b'I');
+        self.close_client(id, &fault::CONSOLE_BAD_PACKET);
+        Verdict::Stop
+    }
+
+    /// The next command of a console client that has not been run.
+    pub fn next_command(&mut self, id: ClientId) -> Option<Vec<u8>> {
+        self.clients.get_mut(id)?.console.as_mut()?.commands.pop_front()
+    }
+
+    /// True if packets of this client are to be kept until `Resume`.
+    pub(super) fn must_wait(&self, id: ClientId) -> bool {
+        self.clients.get(id).is_some_and(|client| client.state == ClientState::Waiting)
+    }
+}
+
+/// Console commands may be so long, in bytes with their header.
+const CONSOLE_QUERY_MAX: u64 = 65_536;
+
+/// The status in a ReadyForQuery; `None` if it can't be one.
+fn read_status(body: &[u8]) -> Option<Status> {
+    match body {
+        b"I" => Some(Status::Ready),
+        b"T" => Some(Status::InTransaction),
+        b"E" => Some(Status::InFailedTransaction),
+        _ => None,
+    }
+}
+
+/// The largest ParameterStatus or other packet that is collected whole from a server, in bytes.
+pub(super) const WHOLE_MAX: u32 = 1 << 20;
+
+impl Server {
+    /// True while the pooler gives the server its client's parameters.
+    pub fn is_aligning(&self) -> bool {
+        self.replies.next_asker() == Some(Asker::Align)
+    }
+}

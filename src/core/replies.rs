@@ -1,0 +1,339 @@
+//! The queue of replies that a server still owes. A server is free for another client only when
+//! this queue is empty; a packet that fits nothing in it is a fault of the server.
+
+use crate::wire::{FromClient, FromServer};
+use std::collections::VecDeque;
+
+/// A message that was sent to the server, as far as it matters for what comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Simple query: rows, completions, then ReadyForQuery.
+    Query,
+    /// Fast-path call: a result, then ReadyForQuery.
+    FunctionCall,
+    /// ParseComplete.
+    Parse,
+    /// BindComplete.
+    Bind,
+    /// RowDescription or NoData, for a statement after ParameterDescription.
+    Describe,
+    /// CloseComplete.
+    Close,
+    /// Rows, then a completion.
+    Execute,
+    /// ReadyForQuery.
+    Sync,
+    /// A place in the stream where COPY data were sent: nothing of its own comes back.
+    CopyData,
+    /// CopyDone or CopyFail: ends a COPY if one is going on, else nothing comes back.
+    CopyEnd,
+}
+
+impl Request {
+    /// What a client's packet asks for; `None` if nothing comes back for it.
+    pub fn of(kind: FromClient) -> Option<Request> {
+        Some(match kind {
+            FromClient::Query => Request::Query,
+            FromClient::FunctionCall => Request::FunctionCall,
+            FromClient::Parse => Request::Parse,
+            FromClient::Bind => Request::Bind,
+            FromClient::Describe => Request::Describe,
+            FromClient::Close => Request::Close,
+            FromClient::Execute => Request::Execute,
+            FromClient::Sync => Request::Sync,
+            FromClient::CopyData => Request::CopyData,
+            FromClient::CopyDone | FromClient::CopyFail => Request::CopyEnd,
+            _ => return None,
+        })
+    }
+}
+
+/// Who asked, and so who gets the reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// The linked client.
+    Client,
+    /// The pooler: SET that aligns the parameters with the client's.
+    Align,
+    /// The pooler: server_reset_query or server_check_query.
+    Test,
+}
+
+/// What a packet from the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// A reply, or part of one, for this asker.
+    For(Asker),
+    /// It may come at any time; nobody asked for anything.
+    Unprompted,
+    /// It fits nothing that was asked for.
+    Unexpected,
+}
+
+#[derive(Clone, Copy)]
+struct Expected {
+    request: Request,
+    asker: Asker,
+}
+
+/// What a server owes, oldest first.
+#[derive(Default)]
+pub struct Replies {
+    queue: VecDeque<Expected>,
+    /// An ErrorResponse came since the last ReadyForQuery.
+    failed: bool,
+    /// The server reads COPY data and ignores Sync.
+    copy_in: bool,
+}
+
+impl Replies {
+    /// True if the server owes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty() && !self.failed && !self.copy_in
+    }
+
+    /// How many replies are expected.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The asker whose reply comes next.
+    pub fn next_asker(&self) -> Option<Asker> {
+        self.queue.front().map(|expected| expected.asker)
+    }
+
+    /// Notes that a request is on its way to the server.
+    pub fn sent(&mut self, request: Request, asker: Asker) {
+        match request {
+            // Outside a request the server ignores COPY messages (protocol 55.2.6).
+            Request::CopyData | Request::CopyEnd if self.queue.is_empty() => return,
+            Request::CopyData => {
+                if matches!(self.queue.back(), Some(last) if last.request == Request::CopyData) {
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.queue.push_back(Expected { request, asker });
+    }
+
+    /// Takes note of a packet from the server and says what it is.
+    pub fn received(&mut self, kind: FromServer) -> Fate {
+        let head = self.queue.front().copied();
+        let fate = head.map_or(Fate::Unprompted, |expected| Fate::For(expected.asker));
+        match kind {
+            FromServer::NoticeResponse
+            | FromServer::NotificationResponse
+            | FromServer::ParameterStatus => return fate,
+            FromServer::ErrorResponse => {
+                self.error(head);
+                return fate;
+            }
+            FromServer::ReadyForQuery => return self.ready(fate),
+            _ => {}
+        }
+        let Some(head) = head else { return Fate::Unexpected };
+        if self.failed {
+            return Fate::Unexpected;
+        }
+        match step(head.request, kind) {
+            Step::Stay => {}
+            Step::Done => self.pop(),
+            Step::CopyIn => self.copy_in = true,
+            Step::Complete => self.complete(head.request),
+            Step::Unexpected => return Fate::Unexpected,
+        }
+        fate
+    }
+
+    fn error(&mut self, head: Option<Expected>) {
+        if self.queue.is_empty() {
+            return;
+        }
+        self.failed = true;
+        let was_copy = std::mem::take(&mut self.copy_in);
+        // Syncs that the server read while it copied were ignored: they were sent before the data.
+        if was_copy && head.is_some_and(|head| head.request == Request::Execute) {
+            self.drop_through(0, Request::CopyData);
+        }
+    }
+
+    fn ready(&mut self, fate: Fate) -> Fate {
+        let head = self.queue.front().map(|expected| expected.request);
+        match head {
+            Some(Request::Query | Request::FunctionCall) => {
+                self.queue.pop_front();
+            }
+            Some(Request::Sync) => {
+                self.queue.pop_front();
+            }
+            // After an error the server skips everything up to the next Sync (protocol 55.2.3).
+            _ if self.failed => {
+                if !self.drop_through(0, Request::Sync) {
+                    self.queue.clear();
+                }
+            }
+            _ => return Fate::Unexpected,
+        }
+        self.failed = false;
+        self.copy_in = false;
+        self.pop_markers();
+        fate
+    }
+
+    fn complete(&mut self, head: Request) {
+        let from = usize::from(head == Request::Query);
+        if std::mem::take(&mut self.copy_in) && self.drop_through(from, Request::CopyEnd) {
+            self.pop_markers();
+        } else if head == Request::Execute {
+            self.pop();
+        }
+    }
+
+    fn pop(&mut self) {
+        self.queue.pop_front();
+        self.pop_markers();
+    }
+
+    /// COPY messages whose request is answered have no effect any more.
+    fn pop_markers(&mut self) {
+        while let Some(Request::CopyData | Request::CopyEnd) =
+            self.queue.front().map(|expected| expected.request)
+        {
+            self.queue.pop_front();
+        }
+    }
+
+    /// Removes entries from `from` on, up to and including the first `last`; false if there is none.
+    fn drop_through(&mut self, from: usize, last: Request) -> bool {
+        let at = self.queue.iter().skip(from).position(|expected| expected.request == last);
+        if let Some(at) = at {
+            self.queue.drain(from..=from + at);
+        }
+        at.is_some()
+    }
+}
+
+enum Step {
+    Stay,
+    Done,
+    CopyIn,
+    Complete,
+    Unexpected,
+}
+
+/// What a packet means for the request at the head of the queue.
+fn step(head: Request, kind: FromServer) -> Step {
+    use FromServer as S;
+    match (head, kind) {
+        (Request::Query | Request::Execute, S::CopyInResponse | S::CopyBothResponse) => {
+            Step::CopyIn
+        }
+        (Request::Query | Request::Execute, S::CommandComplete) => Step::Complete,
+        (
+            Request::Query | Request::Execute,
+            S::DataRow | S::CopyOutResponse | S::CopyData | S::CopyDone,
+        ) => Step::Stay,
+        (Request::Query, S::RowDescription | S::EmptyQueryResponse) => Step::Stay,
+        (Request::Execute, S::EmptyQueryResponse | S::PortalSuspended) => Step::Done,
+        (Request::FunctionCall, S::FunctionCallResponse) => Step::Stay,
+        (Request::Parse, S::ParseComplete)
+        | (Request::Bind, S::BindComplete)
+        | (Request::Close, S::CloseComplete)
+        | (Request::Describe, S::RowDescription | S::NoData) => Step::Done,
+        (Request::Describe, S::ParameterDescription) => Step::Stay,
+        _ => Step::Unexpected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requests in the client's letters, replies in the server's; what is left afterwards, and the
+    /// first unexpected reply.
+    fn run(requests: &str, replies: &str) -> (usize, bool, Option<char>) {
+        let mut queue = Replies::default();
+        for letter in requests.bytes() {
+            if let Some(request) = Request::of(FromClient::of(letter)) {
+                queue.sent(request, Asker::Client);
+            }
+        }
+        for letter in replies.chars() {
+            if queue.received(FromServer::of(letter as u8)) == Fate::Unexpected {
+                return (queue.len(), queue.is_empty(), Some(letter));
+            }
+        }
+        (queue.len(), queue.is_empty(), None)
+    }
+
+    #[test]
+    fn queue_empties_exactly_with_the_last_reply() {
+        for (requests, replies, left) in [
+            ("Q", "TDDC", 1),
+            ("Q", "TDDCZ", 0),
+            ("Q", "TDCTDCNSAZ", 0),
+            ("QQ", "CZ", 1),
+            ("QQ", "CZCZ", 0),
+            ("PBDES", "12TDC", 1),
+            ("PBDES", "12TDCZ", 0),
+            ("PDS", "1tnZ", 0),
+            ("PBES", "12sZ", 0),
+            ("PBES", "EZ", 0),
+            ("PBESPBES", "EZ12CZ", 0),
+            ("PBESPBES", "EZ", 4),
+            ("PBE", "E", 3),
+            ("PBEQS", "EZ", 0),
+            ("S", "EZ", 0),
+            ("F", "VZ", 0),
+            ("F", "EZ", 0),
+            ("CS", "3Z", 0),
+        ] {
+            assert_eq!(run(requests, replies), (left, left == 0, None), "{requests} {replies}");
+        }
+    }
+
+    #[test]
+    fn copy_in_keeps_the_queue_right() {
+        for (requests, replies, left) in [
+            // simple: all at once, failed, followed by another query
+            ("Qdddc", "GCZ", 0),
+            ("Qddf", "GEZ", 0),
+            ("QddcQ", "GCZ", 1),
+            ("QddcQ", "EZ", 1),
+            ("Qc", "CZ", 0),
+            // extended: the Sync before the data is ignored by the server
+            ("PBESdcS", "12GCZ", 0),
+            ("PBEdcS", "12GCZ", 0),
+            ("PBESdcS", "12GEZ", 0),
+            ("PBESdS", "12GEZ", 0),
+            // not a COPY at all: the messages are ignored, both Syncs count
+            ("PBESdcS", "12CZZ", 0),
+        ] {
+            assert_eq!(run(requests, replies), (left, left == 0, None), "{requests} {replies}");
+        }
+    }
+
+    #[test]
+    fn replies_nobody_asked_for_are_unexpected() {
+        for (requests, replies, bad) in [
+            ("", "Z", 'Z'),
+            ("", "C", 'C'),
+            ("Q", "CZZ", 'Z'),
+            ("Q", "1", '1'),
+            ("P", "2", '2'),
+            ("PBS", "12C", 'C'),
+            ("PBES", "12DZ", 'Z'),
+            ("PBES", "ED", 'D'),
+            ("S", "C", 'C'),
+        ] {
+            assert_eq!(run(requests, replies).2, Some(bad), "{requests} {replies}");
+        }
+    }
+
+    #[test]
+    fn an_error_without_a_request_leaves_nothing_open() {
+        assert_eq!(run("", "E"), (0, true, None));
+        assert_eq!(run("c", ""), (0, true, None));
+    }
+}

@@ -1,0 +1,202 @@
+//! Tracked parameters: what a client wants, what its server has, and the SET that makes them agree
+//! (pooling 6).
+
+use std::rc::Rc;
+
+/// Names of the tracked parameters, in the order in which they are reported and set.
+#[derive(Debug)]
+pub struct Tracked {
+    names: Vec<Box<str>>,
+}
+
+/// A value; shared between the server that reported it and the clients that have it.
+pub type Value = Rc<[u8]>;
+
+/// A SET statement's value may take so many bytes, quotes included; longer ones are not applied.
+const QUOTED_MAX: usize = 127;
+
+const FIXED: [&str; 5] =
+    ["DateStyle", "client_encoding", "TimeZone", "standard_conforming_strings", "application_name"];
+
+/// Place of application_name among the tracked parameters.
+pub const APPLICATION_NAME: usize = 4;
+
+impl Tracked {
+    /// The fixed parameters and those of `track_extra_parameters`.
+    pub fn new(extra: &str) -> Tracked {
+        let mut tracked = Tracked { names: FIXED.iter().map(|name| (*name).into()).collect() };
+        for name in extra.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            if tracked.find(name.as_bytes()).is_none() && !name.eq_ignore_ascii_case("options") {
+                tracked.names.push(name.into());
+            }
+        }
+        tracked
+    }
+
+    /// The place of a parameter, whatever its letters' case.
+    pub fn find(&self, name: &[u8]) -> Option<usize> {
+        self.names.iter().position(|known| known.as_bytes().eq_ignore_ascii_case(name))
+    }
+
+    /// The names in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(AsRef::as_ref)
+    }
+
+    /// How many parameters are tracked.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Never true: some parameters are always tracked.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+}
+
+/// The values that one connection has; no value where none is known.
+#[derive(Clone, Debug, Default)]
+pub struct Vars {
+    values: Box<[Option<Value>]>,
+}
+
+impl Vars {
+    /// No values yet. Takes memory only when the first one is set.
+    pub fn new() -> Vars {
+        Vars::default()
+    }
+
+    /// The value at a place.
+    pub fn get(&self, at: usize) -> Option<&Value> {
+        self.values.get(at)?.as_ref()
+    }
+
+    /// Sets the value at a place.
+    pub fn set(&mut self, tracked: &Tracked, at: usize, value: Value) {
+        if self.values.is_empty() {
+            self.values = vec![None; tracked.len()].into();
+        }
+        if let Some(slot) = self.values.get_mut(at) {
+            *slot = Some(value);
+        }
+    }
+
+    /// Takes values that are not known yet from `other`.
+    pub fn fill(&mut self, tracked: &Tracked, other: &Vars) {
+        for at in 0..tracked.len() {
+            if self.get(at).is_none() {
+                if let Some(value) = other.get(at) {
+                    self.set(tracked, at, value.clone());
+                }
+            }
+        }
+    }
+
+    /// Takes over every value that `other` knows.
+    pub fn adopt(&mut self, tracked: &Tracked, other: &Vars) {
+        for at in 0..tracked.len() {
+            if let Some(value) = other.get(at) {
+                self.set(tracked, at, value.clone());
+            }
+        }
+    }
+}
+
+/// Appends the SQL that gives a server the client's values; nothing if they agree already.
+/// Comparison ignores case, as the reference does.
+pub fn align(sql: &mut Vec<u8>, tracked: &Tracked, client: &Vars, server: &Vars) {
+    for (at, name) in tracked.names().enumerate() {
+        let (Some(wanted), Some(has)) = (client.get(at), server.get(at)) else { continue };
+        if Rc::ptr_eq(wanted, has) || wanted.eq_ignore_ascii_case(has) {
+            continue;
+        }
+        let quoted = if name.eq_ignore_ascii_case("search_path") {
+            raw_list(wanted)
+        } else {
+            match quote(wanted) {
+                quoted if quoted.len() > QUOTED_MAX => continue,
+                quoted => quoted,
+            }
+        };
+        sql.extend_from_slice(b"SET ");
+        sql.extend_from_slice(name.as_bytes());
+        sql.push(b'=');
+        sql.extend_from_slice(&quoted);
+        sql.push(b';');
+    }
+}
+
+/// A literal as PostgreSQL reads it, whatever standard_conforming_strings says.
+fn quote(value: &[u8]) -> Vec<u8> {
+    let mut quoted = Vec::with_capacity(value.len() + 3);
+    if value.contains(&b'\\') {
+        quoted.push(b'E');
+    }
+    quoted.push(b'\'');
+    for byte in value {
+        if matches!(byte, b'\'' | b'\\') {
+            quoted.push(*byte);
+        }
+        quoted.push(*byte);
+    }
+    quoted.push(b'\'');
+    quoted
+}
+
+/// The reported search_path is a list of names already; only the empty one needs other quotes.
+fn raw_list(value: &[u8]) -> Vec<u8> {
+    if value == b"\"\"" {
+        b"''".to_vec()
+    } else {
+        value.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vars(tracked: &Tracked, pairs: &[(&str, &str)]) -> Vars {
+        let mut vars = Vars::new();
+        for (name, value) in pairs {
+            let at = tracked.find(name.as_bytes()).unwrap();
+            vars.set(tracked, at, value.as_bytes().into());
+        }
+        vars
+    }
+
+    fn sql(client: &[(&str, &str)], server: &[(&str, &str)]) -> String {
+        let tracked = Tracked::new("IntervalStyle, search_path,datestyle");
+        let mut sql = Vec::new();
+        align(&mut sql, &tracked, &vars(&tracked, client), &vars(&tracked, server));
+        String::from_utf8(sql).unwrap()
+    }
+
+    #[test]
+    fn extra_names_are_added_once() {
+        let tracked = Tracked::new(" IntervalStyle ,datestyle,, options");
+        assert_eq!(tracked.len(), 6);
+        assert_eq!(tracked.find(b"INTERVALSTYLE"), Some(5));
+    }
+
+    #[test]
+    fn only_differences_of_known_values_are_set() {
+        let long = "x".repeat(126);
+        for (client, server, want) in [
+            (vec![("TimeZone", "UTC")], vec![("TimeZone", "utc")], ""),
+            (vec![("TimeZone", "UTC")], vec![], ""),
+            (vec![], vec![("TimeZone", "UTC")], ""),
+            (
+                vec![("application_name", ""), ("DateStyle", "german")],
+                vec![("application_name", "a"), ("DateStyle", "ISO")],
+                "SET DateStyle='german';SET application_name='';",
+            ),
+            (vec![("TimeZone", "a'b\\c")], vec![("TimeZone", "x")], "SET TimeZone=E'a''b\\\\c';"),
+            (vec![("application_name", &long)], vec![("application_name", "x")], ""),
+            (vec![("search_path", "\"\"")], vec![("search_path", "a")], "SET search_path='';"),
+            (vec![("search_path", "a, b")], vec![("search_path", "a")], "SET search_path=a, b;"),
+        ] {
+            assert_eq!(sql(&client, &server), want);
+        }
+    }
+}
