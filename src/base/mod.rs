@@ -3,6 +3,7 @@
 pub mod arena;
 pub mod journal;
 pub mod list;
+pub mod random;
 pub mod text;
 pub mod time;
 

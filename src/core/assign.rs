@@ -79,7 +79,10 @@ pub fn launch(count: Counts, limit: Limits, now: Micros) -> Launch {
     if count.logging_in > 0 {
         return Launch::No(Why::LoginInProgress);
     }
-    if limit.failed_launch.is_some_and(|at| now.since(at) < limit.login_retry) {
+    if limit
+        .failed_launch
+        .is_some_and(|at| now.since(at) < limit.login_retry)
+    {
         return Launch::No(Why::ServerUnreachable);
     }
     let size = usize::try_from(limit.pool_size).unwrap_or(0);
@@ -183,8 +186,13 @@ impl Core {
     pub(super) fn activate(&mut self, id: ClientId) {
         self.move_client(id, ClientState::Active);
         let now = self.now;
-        let Some(client) = self.clients.get_mut(id) else { return };
-        let waited = client.wait_start.take().map_or(Micros(0), |start| now.since(start));
+        let Some(client) = self.clients.get_mut(id) else {
+            return;
+        };
+        let waited = client
+            .wait_start
+            .take()
+            .map_or(Micros(0), |start| now.since(start));
         let (pool, welcomed) = (client.pool, client.welcomed);
         if let Some(pool) = pool {
             self.count(pool, Counter::WaitTime, waited.0);
@@ -201,7 +209,10 @@ impl Core {
             self.mark(pool_id);
             return;
         }
-        let waiter = self.pools.get(pool_id).and_then(|pool| pool.clients(ClientState::Waiting).head());
+        let waiter = self
+            .pools
+            .get(pool_id)
+            .and_then(|pool| pool.clients(ClientState::Waiting).head());
         if let Some(waiter) = waiter {
             self.activate(waiter);
         }
@@ -209,7 +220,9 @@ impl Core {
 
     /// Why the pool opens no connection now, or that it would.
     pub fn may_launch(&self, id: PoolId) -> Launch {
-        let Some(pool) = self.pools.get(id) else { return Launch::No(Why::Paused) };
+        let Some(pool) = self.pools.get(id) else {
+            return Launch::No(Why::Paused);
+        };
         let count = Counts {
             logging_in: pool.servers(ServerState::Login).len(),
             total: pool.server_count(),
@@ -240,19 +253,30 @@ impl Core {
             self.close_paused(id);
             return;
         }
-        let Some(pool) = self.pools.get(id) else { return };
+        let Some(pool) = self.pools.get(id) else {
+            return;
+        };
         if !pool.clients(ClientState::WaitingCancel).is_empty() {
             self.launch(id);
             return;
         }
         let mut idle = pool.servers(ServerState::Idle).len();
         let mut tested = pool.servers(ServerState::Tested).len();
-        let mut used = pool.servers(ServerState::Used).ids(&self.servers).into_iter();
+        let mut used = pool
+            .servers(ServerState::Used)
+            .ids(&self.servers)
+            .into_iter();
         let mut next = pool.clients(ClientState::Waiting).head();
         while let Some(waiter) = next {
             next = List::after(&self.clients, waiter);
-            let welcomed = self.clients.get(waiter).is_some_and(|client| client.welcomed);
-            let known = self.pools.get(id).is_some_and(|pool| pool.welcome.is_some());
+            let welcomed = self
+                .clients
+                .get(waiter)
+                .is_some_and(|client| client.welcomed);
+            let known = self
+                .pools
+                .get(id)
+                .is_some_and(|pool| pool.welcome.is_some());
             if !welcomed && known {
                 self.activate(waiter);
             } else if idle > 0 && known {
@@ -282,8 +306,15 @@ mod tests {
             failed_launch: None,
             login_retry: Micros::from_secs(15),
         };
-        let count = |total, logging_in, cancels| Counts { logging_in, total, cancels };
-        let failed = Limits { failed_launch: Some(Micros::from_secs(90)), ..limit };
+        let count = |total, logging_in, cancels| Counts {
+            logging_in,
+            total,
+            cancels,
+        };
+        let failed = Limits {
+            failed_launch: Some(Micros::from_secs(90)),
+            ..limit
+        };
         let now = Micros::from_secs(100);
         let later = Micros::from_secs(105);
         for (count, limit, now, want) in [
@@ -293,9 +324,30 @@ mod tests {
             (count(2, 0, 0), limit, now, Launch::No(Why::PoolFull)),
             (count(2, 0, 1), limit, now, Launch::Yes),
             (count(4, 0, 1), limit, now, Launch::No(Why::PoolFull)),
-            (count(2, 0, 0), Limits { pool_size: 0, ..limit }, now, Launch::Yes),
-            (count(2, 0, 0), Limits { welcome_known: false, ..limit }, now, Launch::Yes),
-            (count(0, 0, 0), failed, now, Launch::No(Why::ServerUnreachable)),
+            (
+                count(2, 0, 0),
+                Limits {
+                    pool_size: 0,
+                    ..limit
+                },
+                now,
+                Launch::Yes,
+            ),
+            (
+                count(2, 0, 0),
+                Limits {
+                    welcome_known: false,
+                    ..limit
+                },
+                now,
+                Launch::Yes,
+            ),
+            (
+                count(0, 0, 0),
+                failed,
+                now,
+                Launch::No(Why::ServerUnreachable),
+            ),
             (count(0, 0, 0), failed, later, Launch::Yes),
         ] {
             assert_eq!(launch(count, limit, now), want, "{count:?} {limit:?}");

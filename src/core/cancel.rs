@@ -38,7 +38,11 @@ impl Core {
         }
         let server = client.server.ok_or(fault::CANCEL_IDLE_CLIENT)?;
         let pool = client.pool.ok_or(fault::CANCEL_UNKNOWN_KEY)?;
-        if self.servers.get(server).is_some_and(|server| server.is_aligning()) {
+        if self
+            .servers
+            .get(server)
+            .is_some_and(|server| server.is_aligning())
+        {
             return Err(fault::CANCEL_DURING_ALIGN);
         }
         let now = self.now;
@@ -61,7 +65,11 @@ impl Core {
     /// A cancel request against a console ends its PAUSE.
     fn cancel_console(&mut self, from: ClientId, target: ClientId) {
         if !self.console_waits(target) {
-            self.client_log(from, Level::Warning, "admin cancel request for non-waiting client?");
+            self.client_log(
+                from,
+                Level::Warning,
+                "admin cancel request for non-waiting client?",
+            );
         }
         if self.shutdown.is_none() {
             self.resume_all();
@@ -77,7 +85,9 @@ impl Core {
             .and_then(|pool| pool.clients(ClientState::WaitingCancel).head());
         let Some(request) = request else { return false };
         let target = self.clients.get(request).and_then(|client| client.cancels);
-        let key = target.and_then(|target| self.servers.get(target)).and_then(|target| target.key);
+        let key = target
+            .and_then(|target| self.servers.get(target))
+            .and_then(|target| target.key);
         let (Some(target), Some(key)) = (target, key) else {
             self.close_client(request, &fault::CANCEL_NOW_IDLE);
             self.close_server(server, &fault::CANCEL_GIVEN_UP, false);
@@ -97,20 +107,29 @@ impl Core {
         self.move_server(server, ServerState::ActiveCancel);
         let mut packet = Vec::new();
         write::cancel_request(&mut packet, key);
-        self.actions.push_back(Action::Send(Peer::Server(server), packet));
+        self.actions
+            .push_back(Action::Send(Peer::Server(server), packet));
         true
     }
 
     /// A server has been released: requests against it that were not sent yet make no sense.
     pub(super) fn detach_cancels(&mut self, server: ServerId) {
-        let Some(pool) = self.servers.get(server).and_then(|s| self.pools.get(s.pool)) else {
+        let Some(pool) = self
+            .servers
+            .get(server)
+            .and_then(|s| self.pools.get(s.pool))
+        else {
             return;
         };
         if pool.clients(ClientState::WaitingCancel).is_empty() {
             return;
         }
         for id in pool.clients(ClientState::WaitingCancel).ids(&self.clients) {
-            if let Some(client) = self.clients.get_mut(id).filter(|c| c.cancels == Some(server)) {
+            if let Some(client) = self
+                .clients
+                .get_mut(id)
+                .filter(|c| c.cancels == Some(server))
+            {
                 client.cancels = None;
             }
         }
@@ -119,10 +138,15 @@ impl Core {
     /// The connection that carried a cancel request is closed: so is the request, and its target
     /// may be free now.
     pub(super) fn cancel_done(&mut self, request: ClientId) {
-        let target = self.clients.get_mut(request).and_then(|client| client.cancels.take());
+        let target = self
+            .clients
+            .get_mut(request)
+            .and_then(|client| client.cancels.take());
         self.close_client(request, &fault::CANCEL_SENT);
         let Some(target) = target else { return };
-        let Some(server) = self.servers.get_mut(target) else { return };
+        let Some(server) = self.servers.get_mut(target) else {
+            return;
+        };
         server.cancels_in_flight = server.cancels_in_flight.saturating_sub(1);
         if server.cancels_in_flight == 0 && server.state == ServerState::BeingCanceled {
             self.release(target);

@@ -84,6 +84,8 @@ pub struct Client {
     pub(super) number: u64,
     pub(super) remote: Addr,
     pub(super) local: Addr,
+    /// User id of the process at the other end of a Unix socket.
+    pub(super) uid: Option<u32>,
     /// Exists until the client is logged in.
     pub(super) login: Option<Box<Login>>,
     pub(super) console: Option<Box<Console>>,
@@ -162,7 +164,6 @@ impl Client {
 pub fn pointer(number: u64) -> u64 {
     0x0055_0000_0000 + number * 0x400
 }
-
 
 #[cfg(test)]
 mod tests {

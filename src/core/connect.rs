@@ -44,12 +44,19 @@ pub struct ServerLogin {
 pub(super) fn open(core: &mut Core, pool_id: PoolId) {
     let number = core.next_number();
     let now = core.now;
-    let Some(pool) = core.pools.get(pool_id) else { return };
+    let Some(pool) = core.pools.get(pool_id) else {
+        return;
+    };
     let effective = core.effective(pool);
-    let hosts = core.databases.get(pool.database).map_or(1, |database| database.hosts().len());
+    let hosts = core
+        .databases
+        .get(pool.database)
+        .map_or(1, |database| database.hosts().len());
     let stays = effective.load_balance() == LoadBalance::Disable;
     let failed = pool.connect_failed || pool.login_failed.is_some();
-    let Some(pool) = core.pools.get_mut(pool_id) else { return };
+    let Some(pool) = core.pools.get_mut(pool_id) else {
+        return;
+    };
     if stays && failed {
         pool.next_host = pool.next_host.wrapping_add(1);
     }
@@ -97,12 +104,17 @@ impl Core {
             None | Some("") => self.settings.unix_socket_dir.clone(),
             Some(host) => host.to_owned(),
         };
-        Some(Target { host, port: database.entry.port })
+        Some(Target {
+            host,
+            port: database.entry.port,
+        })
     }
 
     /// The connection is open: carry a cancel request, or log in.
     pub(super) fn server_connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
-        let Some(server) = self.servers.get_mut(id) else { return };
+        let Some(server) = self.servers.get_mut(id) else {
+            return;
+        };
         (server.local, server.remote) = (local, remote);
         server.last_packet = self.now;
         let pool = server.pool;
@@ -122,16 +134,25 @@ impl Core {
             return;
         }
         let startup = self.startup_packet(pool);
-        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+        if let Some(login) = self
+            .servers
+            .get_mut(id)
+            .and_then(|server| server.login.as_mut())
+        {
             login.stage = Stage::Authenticating;
         }
-        self.actions.push_back(Action::Send(Peer::Server(id), startup));
+        self.actions
+            .push_back(Action::Send(Peer::Server(id), startup));
     }
 
     fn startup_packet(&self, pool: PoolId) -> Vec<u8> {
         let mut packet = Vec::new();
-        let Some(pool) = self.pools.get(pool) else { return packet };
-        let Some(database) = self.databases.get(pool.database) else { return packet };
+        let Some(pool) = self.pools.get(pool) else {
+            return packet;
+        };
+        let Some(database) = self.databases.get(pool.database) else {
+            return packet;
+        };
         let entry = &database.entry;
         let mut pairs: Vec<(&[u8], &[u8])> = vec![(b"database", entry.dbname.as_bytes())];
         for (name, value) in [
@@ -159,7 +180,9 @@ impl Core {
         if !packet.is_whole() {
             return Verdict::Whole;
         }
-        let Some(server) = self.servers.get_mut(id) else { return Verdict::Stop };
+        let Some(server) = self.servers.get_mut(id) else {
+            return Verdict::Stop;
+        };
         server.last_packet = self.now;
         let body = packet.seen;
         match FromServer::of(packet.tag) {
@@ -193,7 +216,11 @@ impl Core {
     }
 
     fn stage(&self, id: ServerId) -> Option<Stage> {
-        self.servers.get(id)?.login.as_ref().map(|login| login.stage)
+        self.servers
+            .get(id)?
+            .login
+            .as_ref()
+            .map(|login| login.stage)
     }
 
     fn in_connect_query(&self, id: ServerId) -> bool {
@@ -201,7 +228,9 @@ impl Core {
     }
 
     fn login_parameter(&mut self, id: ServerId, name: &[u8], value: &[u8]) {
-        let Some(server) = self.servers.get_mut(id) else { return };
+        let Some(server) = self.servers.get_mut(id) else {
+            return;
+        };
         match self.tracked.find(name) {
             Some(at) => server.vars.set(&self.tracked, at, value.into()),
             None => {
@@ -281,7 +310,10 @@ impl Core {
     }
 
     fn scram(&mut self, id: ServerId) -> Result<&mut Option<ClientExchange>, Option<ScramError>> {
-        let login = self.servers.get_mut(id).and_then(|server| server.login.as_mut());
+        let login = self
+            .servers
+            .get_mut(id)
+            .and_then(|server| server.login.as_mut());
         login.map(|login| &mut login.scram).ok_or(None)
     }
 
@@ -310,8 +342,16 @@ impl Core {
 
     /// AuthenticationOk. A server that began SCRAM must have proved itself before (auth 10.3-F).
     fn authenticated(&mut self, id: ServerId) -> Result<(), Option<ScramError>> {
-        let login = self.servers.get_mut(id).and_then(|server| server.login.as_mut()).ok_or(None)?;
-        if login.scram.as_ref().is_some_and(|exchange| !exchange.is_verified()) {
+        let login = self
+            .servers
+            .get_mut(id)
+            .and_then(|server| server.login.as_mut())
+            .ok_or(None)?;
+        if login
+            .scram
+            .as_ref()
+            .is_some_and(|exchange| !exchange.is_verified())
+        {
             return Err(None);
         }
         login.stage = Stage::Authenticated;
@@ -320,7 +360,9 @@ impl Core {
 
     fn pool_user(&self, pool: PoolId) -> Option<&User> {
         let pool = self.pools.get(pool)?;
-        self.users.get(pool.user).filter(|_| !self.has_own_password(pool))
+        self.users
+            .get(pool.user)
+            .filter(|_| !self.has_own_password(pool))
     }
 
     /// The database entry brings the password for its forced user.
@@ -332,7 +374,9 @@ impl Core {
 
     /// The secret and name to log in with.
     fn server_secret(&self, pool: PoolId) -> (Secret, Rc<str>) {
-        let Some(pool) = self.pools.get(pool) else { return (Secret::Empty, "".into()) };
+        let Some(pool) = self.pools.get(pool) else {
+            return (Secret::Empty, "".into());
+        };
         let name = pool.names.1.clone();
         let own = self
             .databases
@@ -366,7 +410,11 @@ impl Core {
                 return Verdict::Stop;
             }
             write::query(&mut sink.to_server, query.as_bytes());
-            if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+            if let Some(login) = self
+                .servers
+                .get_mut(id)
+                .and_then(|server| server.login.as_mut())
+            {
                 login.stage = Stage::ConnectQuery;
             }
             return Verdict::Drop;
@@ -376,11 +424,18 @@ impl Core {
     }
 
     fn login_done(&mut self, id: ServerId, pool_id: PoolId) {
-        let Some(server) = self.servers.get_mut(id) else { return };
-        let untracked = server.login.take().map_or_else(Vec::new, |login| login.untracked);
+        let Some(server) = self.servers.get_mut(id) else {
+            return;
+        };
+        let untracked = server
+            .login
+            .take()
+            .map_or_else(Vec::new, |login| login.untracked);
         server.status = Status::Ready;
         let vars = server.vars.clone();
-        let Some(pool) = self.pools.get_mut(pool_id) else { return };
+        let Some(pool) = self.pools.get_mut(pool_id) else {
+            return;
+        };
         pool.connect_failed = false;
         pool.login_failed = None;
         if pool.welcome.is_none() {
@@ -418,7 +473,11 @@ impl Core {
     /// A login came to nothing. `refusal` goes to all clients that wait, unless the pool has other
     /// servers and knows what to welcome clients with.
     fn login_failed(&mut self, id: ServerId, reason: Fault, refusal: Option<Fault>, term: bool) {
-        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+        if let Some(login) = self
+            .servers
+            .get_mut(id)
+            .and_then(|server| server.login.as_mut())
+        {
             login.refusal = refusal;
         }
         self.close_server(id, &reason, term);
@@ -426,17 +485,25 @@ impl Core {
 
     /// Notes on the pool that a server was lost before it was ready; called by `close_server`.
     pub(super) fn note_failed_login(&mut self, id: ServerId, reason: &Fault) {
-        let Some(server) = self.servers.get_mut(id) else { return };
+        let Some(server) = self.servers.get_mut(id) else {
+            return;
+        };
         let pool_id = server.pool;
-        let Some(login) = server.login.take() else { return };
-        let Some(pool) = self.pools.get_mut(pool_id) else { return };
+        let Some(login) = server.login.take() else {
+            return;
+        };
+        let Some(pool) = self.pools.get_mut(pool_id) else {
+            return;
+        };
         pool.connect_failed = true;
         pool.login_failed = Some(crate::base::text::cut(&reason.text, 99).to_owned());
-        let refused = login.refusal.filter(|_| {
-            pool.connected_count() == 0 || pool.welcome.is_none()
-        });
+        let refused = login
+            .refusal
+            .filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
         if let Some(refusal) = refused {
-            let waiting = pool.clients(super::client::ClientState::Waiting).ids(&self.clients);
+            let waiting = pool
+                .clients(super::client::ClientState::Waiting)
+                .ids(&self.clients);
             for client in waiting {
                 self.close_client(client, &refusal);
             }

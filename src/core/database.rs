@@ -3,7 +3,7 @@
 use super::pool::{Pool, PoolId};
 use super::Core;
 use crate::auth::{PassKeys, SaltedKeys, ScramSecret, Secret};
-use crate::base::{Id, Level};
+use crate::base::{Id, Level, Micros};
 use crate::config::{self, DatabaseEntry, UserEntry};
 use std::rc::Rc;
 
@@ -38,6 +38,8 @@ pub struct Database {
     pub(super) disabled: bool,
     /// The forced user, which outlives the removal of `user=` (config 5.3).
     pub(super) forced_user: Option<Rc<str>>,
+    /// Since when nobody uses it, if it was made from `*`.
+    pub(super) idle_since: Option<Micros>,
 }
 
 impl Database {
@@ -68,7 +70,11 @@ impl Database {
     /// The elements of the list of hosts; one empty text if none is configured.
     pub fn hosts(&self) -> Vec<&str> {
         let hosts = self.entry.host.as_deref().unwrap_or("");
-        match hosts.split(',').filter(|host| !host.is_empty()).collect::<Vec<_>>() {
+        match hosts
+            .split(',')
+            .filter(|host| !host.is_empty())
+            .collect::<Vec<_>>()
+        {
             empty if empty.is_empty() => vec![""],
             list => list,
         }
@@ -118,7 +124,10 @@ impl Core {
             return *id;
         }
         let name: Rc<str> = name.into();
-        let id = self.users.insert(User { name: name.clone(), ..User::default() });
+        let id = self.users.insert(User {
+            name: name.clone(),
+            ..User::default()
+        });
         self.user_names.insert(name, id);
         id
     }
@@ -136,11 +145,15 @@ impl Core {
         }
         let string = self.autodb.clone()?;
         if name.len() > DATABASE_NAME_MAX {
-            self.journal.line(Level::Warning, format!("too long db name: {name}"));
+            self.journal
+                .line(Level::Warning, format!("too long db name: {name}"));
             return None;
         }
         let entry = config::parse_autodb(name, &string, &mut self.journal)?;
-        self.journal.line(Level::Log, format!("{prefix}registered new auto-database: {name}"));
+        self.journal.line(
+            Level::Log,
+            format!("{prefix}registered new auto-database: {name}"),
+        );
         Some(self.add_database(name, entry, Source::Auto))
     }
 
@@ -160,6 +173,7 @@ impl Core {
             paused: false,
             disabled: false,
             forced_user,
+            idle_since: None,
         });
         self.database_names.insert(name, id);
         id

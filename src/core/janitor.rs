@@ -89,7 +89,9 @@ impl Core {
 
     fn tidy_servers(&mut self, pool_id: PoolId) {
         for state in [ServerState::Used, ServerState::Tested, ServerState::Idle] {
-            let Some(pool) = self.pools.get(pool_id) else { return };
+            let Some(pool) = self.pools.get(pool_id) else {
+                return;
+            };
             for id in pool.servers(state).ids(&self.servers) {
                 match self.chore_of(id, pool_id) {
                     Chore::Keep => {}
@@ -117,7 +119,10 @@ impl Core {
             close_needed: server.close_needed,
             idle: self.now.since(server.last_packet),
             age: self.now.since(server.connect_time),
-            limits: (settings.server_idle_timeout, self.effective(pool).server_lifetime()),
+            limits: (
+                settings.server_idle_timeout,
+                self.effective(pool).server_lifetime(),
+            ),
             check_delay: (!settings.server_check_query.is_empty())
                 .then_some(settings.server_check_delay),
         })
@@ -128,9 +133,15 @@ impl Core {
         if self.settings.server_fast_close == 0 {
             return;
         }
-        let Some(pool) = self.pools.get(pool) else { return };
+        let Some(pool) = self.pools.get(pool) else {
+            return;
+        };
         for id in pool.servers(ServerState::Active).ids(&self.servers) {
-            if self.servers.get(id).is_some_and(|server| server.close_needed && server.is_clean()) {
+            if self
+                .servers
+                .get(id)
+                .is_some_and(|server| server.close_needed && server.is_clean())
+            {
                 self.close_server(id, &fault::CONFIGURATION_CHANGED, true);
             }
         }
@@ -139,22 +150,30 @@ impl Core {
     /// Closes servers above a pool size that has become smaller.
     fn trim(&mut self, pool_id: PoolId) {
         loop {
-            let Some(pool) = self.pools.get(pool_id) else { return };
+            let Some(pool) = self.pools.get(pool_id) else {
+                return;
+            };
             let size = usize::try_from(self.effective(pool).pool_size()).unwrap_or(0);
             if size == 0 || pool.connected_count() <= size {
                 return;
             }
             let used = pool.servers(ServerState::Used).head();
-            let Some(id) = used.or(pool.servers(ServerState::Idle).head()) else { return };
+            let Some(id) = used.or(pool.servers(ServerState::Idle).head()) else {
+                return;
+            };
             self.close_server(id, &fault::TOO_MANY_SERVERS, true);
         }
     }
 
     fn expire_connecting(&mut self, pool: PoolId) {
         let limit = self.settings.server_connect_timeout;
-        let Some(pool) = self.pools.get(pool).filter(|_| limit.is_set()) else { return };
+        let Some(pool) = self.pools.get(pool).filter(|_| limit.is_set()) else {
+            return;
+        };
         for id in pool.servers(ServerState::Login).ids(&self.servers) {
-            let Some(server) = self.servers.get(id) else { continue };
+            let Some(server) = self.servers.get(id) else {
+                continue;
+            };
             if self.now.since(server.connect_time) > limit {
                 let fault = match server.remote {
                     super::face::Addr::Unknown => fault::CONNECT_FAILED,
@@ -166,7 +185,9 @@ impl Core {
     }
 
     fn expire_waiting(&mut self, pool_id: PoolId) {
-        let Some(pool) = self.pools.get(pool_id) else { return };
+        let Some(pool) = self.pools.get(pool_id) else {
+            return;
+        };
         if pool.clients(ClientState::Waiting).is_empty() {
             return;
         }
@@ -174,7 +195,9 @@ impl Core {
         let wait_limit = self.settings.query_wait_timeout;
         let server_down = pool.welcome.is_none();
         for id in pool.clients(ClientState::Waiting).ids(&self.clients) {
-            let Some(client) = self.clients.get(id) else { continue };
+            let Some(client) = self.clients.get(id) else {
+                continue;
+            };
             let since = client.query_start.unwrap_or(client.last_packet);
             let over = |limit: Micros, start| limit.is_set() && self.now.since(start) > limit;
             if over(wait_limit, since) {
@@ -187,9 +210,14 @@ impl Core {
 
     fn expire_cancels(&mut self, pool: PoolId) {
         let limit = self.settings.cancel_wait_timeout;
-        let Some(pool) = self.pools.get(pool).filter(|_| limit.is_set()) else { return };
+        let Some(pool) = self.pools.get(pool).filter(|_| limit.is_set()) else {
+            return;
+        };
         for id in pool.clients(ClientState::WaitingCancel).ids(&self.clients) {
-            let asked = self.clients.get(id).map_or(self.now, |client| client.last_packet);
+            let asked = self
+                .clients
+                .get(id)
+                .map_or(self.now, |client| client.last_packet);
             if self.now.since(asked) > limit {
                 self.close_client(id, &fault::CANCEL_WAIT_TIMEOUT);
             }
@@ -258,27 +286,61 @@ mod tests {
             limits: (Micros::from_secs(600), Micros::from_secs(3600)),
             check_delay: Some(Micros::from_secs(30)),
         };
-        let dirty = Unused { is_clean: false, ..fine };
+        let dirty = Unused {
+            is_clean: false,
+            ..fine
+        };
         let long = Micros::from_secs(601);
         for (server, want) in [
             (fine, Chore::Keep),
             (
-                Unused { close_needed: true, ..dirty },
+                Unused {
+                    close_needed: true,
+                    ..dirty
+                },
                 Chore::Close(fault::CONFIGURATION_CHANGED),
             ),
             (dirty, Chore::Close(fault::IDLE_LIST_GOT_DIRTY)),
             (
-                Unused { state: ServerState::Used, ..dirty },
+                Unused {
+                    state: ServerState::Used,
+                    ..dirty
+                },
                 Chore::Close(fault::USED_LIST_GOT_DIRTY),
             ),
-            (Unused { state: ServerState::Tested, ..dirty }, Chore::Keep),
-            (Unused { idle: long, ..fine }, Chore::Close(fault::SERVER_IDLE_TIMEOUT)),
-            (Unused { idle: Micros::from_secs(31), ..fine }, Chore::NeedsCheck),
             (
-                Unused { idle: long, limits: (Micros(0), Micros::from_secs(3600)), ..fine },
+                Unused {
+                    state: ServerState::Tested,
+                    ..dirty
+                },
+                Chore::Keep,
+            ),
+            (
+                Unused { idle: long, ..fine },
+                Chore::Close(fault::SERVER_IDLE_TIMEOUT),
+            ),
+            (
+                Unused {
+                    idle: Micros::from_secs(31),
+                    ..fine
+                },
                 Chore::NeedsCheck,
             ),
-            (Unused { age: Micros::from_secs(3600), ..fine }, Chore::CloseForAge),
+            (
+                Unused {
+                    idle: long,
+                    limits: (Micros(0), Micros::from_secs(3600)),
+                    ..fine
+                },
+                Chore::NeedsCheck,
+            ),
+            (
+                Unused {
+                    age: Micros::from_secs(3600),
+                    ..fine
+                },
+                Chore::CloseForAge,
+            ),
         ] {
             assert_eq!(chore(server), want, "{server:?}");
         }

@@ -47,7 +47,12 @@ pub(super) enum Stage {
 
 impl Login {
     pub(super) fn new() -> Login {
-        Login { stage: Stage::Opening, database: None, known: None, admin: None }
+        Login {
+            stage: Stage::Opening,
+            database: None,
+            known: None,
+            admin: None,
+        }
     }
 }
 
@@ -89,9 +94,7 @@ impl Core {
             }
             Opening::CancelRequest(key) => self.cancel_request(id, key),
             Opening::OldProtocol => Err(fault::OLD_PROTOCOL),
-            Opening::Startup { minor, parameters } => {
-                self.startup(id, minor, parameters, sink)
-            }
+            Opening::Startup { minor, parameters } => self.startup(id, minor, parameters, sink),
             Opening::Unknown => {
                 let len = packet.len.to_be_bytes();
                 let raw: Vec<u8> = len.iter().chain(packet.seen).take(8).copied().collect();
@@ -112,13 +115,21 @@ impl Core {
         if is_tcp && self.settings.client_tls_sslmode >= SslMode::Require {
             return Err(fault::SSL_REQUIRED);
         }
-        if !matches!(client.login.as_ref().map(|login| &login.stage), Some(Stage::Opening)) {
+        if !matches!(
+            client.login.as_ref().map(|login| &login.stage),
+            Some(Stage::Opening)
+        ) {
             return Err(fault::STARTUP_AGAIN);
         }
         let wishes = self.read_wishes(id, parameters)?;
-        let user = wishes.user.filter(|user| !user.is_empty()).ok_or(fault::NO_USER_NAME)?;
-        let database =
-            wishes.database.filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
+        let user = wishes
+            .user
+            .filter(|user| !user.is_empty())
+            .ok_or(fault::NO_USER_NAME)?;
+        let database = wishes
+            .database
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| user.clone());
         let limit = usize::try_from(self.settings.max_client_conn).unwrap_or(0);
         if self.clients.len() > limit && database != CONSOLE {
             return Err(fault::TOO_MANY_CLIENTS);
@@ -204,13 +215,10 @@ impl Core {
     }
 
     /// Sends the authentication request of the method (auth 2.3, 2.4).
-    fn ask(
-        &mut self,
-        id: ClientId,
-        known: Option<UserId>,
-        sink: &mut Sink,
-    ) -> Result<(), Fault> {
-        let secret = known.and_then(|user| self.users.get(user)).map(|user| &user.secret);
+    fn ask(&mut self, id: ClientId, known: Option<UserId>, sink: &mut Sink) -> Result<(), Fault> {
+        let secret = known
+            .and_then(|user| self.users.get(user))
+            .map(|user| &user.secret);
         let is_scram = matches!(secret, Some(Secret::Scram(_)));
         let stage = match self.settings.auth_type {
             AuthType::Any => return self.authenticated_client(id, sink),
@@ -242,7 +250,9 @@ impl Core {
 
     /// What a SCRAM proof is held against, and whether that is a stored SCRAM secret.
     fn verifier(&mut self, id: ClientId, known: Option<UserId>) -> (Verifier, bool) {
-        let iterations = u32::try_from(self.settings.scram_iterations).unwrap_or(0).max(1);
+        let iterations = u32::try_from(self.settings.scram_iterations)
+            .unwrap_or(0)
+            .max(1);
         let salt: [u8; 16] = self.random.bytes();
         if let Some(user) = known.and_then(|user| self.users.get_mut(user)) {
             match &user.secret {
@@ -256,7 +266,10 @@ impl Core {
                 Secret::Empty => {}
             }
         }
-        let name = self.clients.get(id).and_then(|client| client.user_name.clone());
+        let name = self
+            .clients
+            .get(id)
+            .and_then(|client| client.user_name.clone());
         let name = name.as_deref().unwrap_or("");
         let salt = auth::mock_salt(name.as_bytes(), &self.mock_key);
         (Verifier::Mock { salt, iterations }, false)
@@ -343,7 +356,10 @@ impl Core {
     ) -> Result<(), Fault> {
         write::authentication(&mut sink.to_client, 12, &accepted.server_final);
         let user = self.clients.get(id).and_then(|client| client.user);
-        if let Some(user) = user.and_then(|user| self.users.get_mut(user)).filter(|_| stored) {
+        if let Some(user) = user
+            .and_then(|user| self.users.get_mut(user))
+            .filter(|_| stored)
+        {
             user.keys = Some(accepted.keys);
         }
         self.authenticated_client(id, sink)
@@ -382,7 +398,11 @@ impl Core {
 
     /// Welcomes the client, or has it wait for the pool's first server.
     fn move_to_pool(&mut self, id: ClientId, pool_id: PoolId, sink: &mut Sink) {
-        if self.pools.get(pool_id).is_some_and(|pool| pool.welcome.is_some()) {
+        if self
+            .pools
+            .get(pool_id)
+            .is_some_and(|pool| pool.welcome.is_some())
+        {
             self.move_client(id, ClientState::Active);
             self.welcome(id, &mut sink.to_client);
             return;
@@ -395,9 +415,13 @@ impl Core {
 
     /// Gives the client its pool, as far as database and user are known.
     fn attach(&mut self, id: ClientId) {
-        let Some(client) = self.clients.get(id) else { return };
+        let Some(client) = self.clients.get(id) else {
+            return;
+        };
         let database = client.login.as_ref().and_then(|login| login.database);
-        let (Some(database), Some(user)) = (database, client.user_name.clone()) else { return };
+        let (Some(database), Some(user)) = (database, client.user_name.clone()) else {
+            return;
+        };
         let pool = self.pool_for(database, &user);
         if let Some(client) = self.clients.get_mut(id) {
             client.pool = pool;
@@ -412,7 +436,10 @@ impl Core {
             .and_then(|login| login.admin)
             .ok_or(fault::NOT_ALLOWED)?;
         if let Some(client) = self.clients.get_mut(id) {
-            client.console = Some(Box::new(Console { access, commands: VecDeque::new() }));
+            client.console = Some(Box::new(Console {
+                access,
+                commands: VecDeque::new(),
+            }));
         }
         self.move_client(id, ClientState::Active);
         self.welcome(id, &mut sink.to_client);
@@ -423,13 +450,16 @@ impl Core {
     pub(super) fn send_welcome(&mut self, id: ClientId) {
         let mut message = Vec::new();
         self.welcome(id, &mut message);
-        self.actions.push_back(Action::Send(Peer::Client(id), message));
+        self.actions
+            .push_back(Action::Send(Peer::Client(id), message));
     }
 
     /// Writes AuthenticationOk, the parameters, the cancel key and ReadyForQuery.
     fn welcome(&mut self, id: ClientId, out: &mut Vec<u8>) {
         let key = self.new_cancel_key(id);
-        let Some(client) = self.clients.get_mut(id) else { return };
+        let Some(client) = self.clients.get_mut(id) else {
+            return;
+        };
         client.login = None;
         client.welcomed = true;
         write::authentication(out, 0, b"");
@@ -438,7 +468,9 @@ impl Core {
                 write::parameter_status(out, name.as_bytes(), value.as_bytes());
             }
         } else {
-            let welcome = client.pool.and_then(|pool| self.pools.get(pool)?.welcome.clone());
+            let welcome = client
+                .pool
+                .and_then(|pool| self.pools.get(pool)?.welcome.clone());
             if let Some(welcome) = welcome {
                 out.extend_from_slice(&welcome.untracked);
                 client.vars.fill(&self.tracked, &welcome.vars);
@@ -457,13 +489,21 @@ impl Core {
     }
 
     fn set_stage(&mut self, id: ClientId, stage: Stage) {
-        if let Some(login) = self.clients.get_mut(id).and_then(|client| client.login.as_mut()) {
+        if let Some(login) = self
+            .clients
+            .get_mut(id)
+            .and_then(|client| client.login.as_mut())
+        {
             login.stage = stage;
         }
     }
 
     fn set_admin(&mut self, id: ClientId, access: Access) {
-        if let Some(login) = self.clients.get_mut(id).and_then(|client| client.login.as_mut()) {
+        if let Some(login) = self
+            .clients
+            .get_mut(id)
+            .and_then(|client| client.login.as_mut())
+        {
             login.admin = Some(access);
         }
     }
@@ -485,7 +525,10 @@ impl Core {
     }
 
     fn log_failed_login(&mut self, id: ClientId) {
-        let Some(client) = self.clients.get(id).filter(|_| self.settings.log_connections != 0)
+        let Some(client) = self
+            .clients
+            .get(id)
+            .filter(|_| self.settings.log_connections != 0)
         else {
             return;
         };
@@ -496,7 +539,10 @@ impl Core {
     }
 
     fn log_attempt(&mut self, id: ClientId) {
-        let Some(client) = self.clients.get(id).filter(|_| self.settings.log_connections != 0)
+        let Some(client) = self
+            .clients
+            .get(id)
+            .filter(|_| self.settings.log_connections != 0)
         else {
             return;
         };
@@ -513,7 +559,10 @@ impl Core {
             return;
         }
         for id in self.login_clients.ids(&self.clients) {
-            let age = self.clients.get(id).map_or(Micros(0), |c| self.now.since(c.connect_time));
+            let age = self
+                .clients
+                .get(id)
+                .map_or(Micros(0), |c| self.now.since(c.connect_time));
             if age > limit {
                 self.close_client(id, &fault::CLIENT_LOGIN_TIMEOUT);
             }
@@ -534,7 +583,10 @@ const CONSOLE_PARAMETERS: [(&str, &str); 7] = [
 
 /// The fault for bytes that can't be a packet.
 pub(super) fn bad_header(raw: &[u8]) -> Fault {
-    Fault::formatted(format!("bad packet header: '{}'", crate::base::text::hex(raw)))
+    Fault::formatted(format!(
+        "bad packet header: '{}'",
+        crate::base::text::hex(raw)
+    ))
 }
 
 /// Mechanism and message of a SASLInitialResponse.

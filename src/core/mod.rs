@@ -1,9 +1,414 @@
-//! Who gets which server, and when.
+//! Who gets which server, and when. No socket, no clock, no randomness of its own: everything is
+//! told through [`Decisions`] and the methods below, and everything that has to be done comes out
+//! of [`Core::next_action`].
 
+pub mod assign;
+mod cancel;
 pub mod client;
+mod close;
+mod connect;
+pub mod database;
 pub mod face;
+pub mod fault;
+pub mod janitor;
+mod login;
+pub mod pause;
+pub mod pool;
+mod query;
+pub mod release;
+mod reload;
+pub mod replies;
 pub mod server;
+pub mod stats;
+pub mod vars;
+mod wishes;
 
 pub use face::{
     Action, Addr, ClientId, Decisions, Loss, Origin, Packet, Peer, ServerId, Sink, Target, Verdict,
 };
+
+use crate::base::random::Random;
+use crate::base::{Arena, Journal, Level, Links, List, Micros};
+use crate::config::{DatabaseEntry, PoolMode, Settings};
+use client::{Client, ClientState};
+use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
+use login::Login;
+use pause::{Mode, PauseWaiter, Shutdown};
+use pool::{Pool, PoolId};
+use server::{Server, ServerState};
+use stats::Period;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use vars::{Tracked, Vars};
+
+/// What the core has to be told about the process it decides for.
+pub struct Surroundings {
+    /// The time now.
+    pub now: Micros,
+    /// Seed of cancel keys, salts and nonces: from the system's source of randomness.
+    pub seed: [u8; 32],
+    /// User id of this process.
+    pub own_uid: u32,
+    /// Name of this machine.
+    pub host_name: String,
+}
+
+/// All clients, servers and pools of a process, and the rules for them.
+pub struct Core {
+    /// The time of this turn; set by the loop.
+    pub now: Micros,
+    /// Lines to be logged.
+    pub journal: Journal,
+    settings: Rc<Settings>,
+    tracked: Rc<Tracked>,
+    databases: Arena<Database>,
+    database_names: BTreeMap<Rc<str>, DatabaseId>,
+    autodb: Option<String>,
+    users: Arena<User>,
+    user_names: BTreeMap<Rc<str>, UserId>,
+    pools: Arena<Pool>,
+    pool_names: BTreeMap<(Rc<str>, Rc<str>), PoolId>,
+    clients: Arena<Client>,
+    servers: Arena<Server>,
+    login_clients: List<Client>,
+    cancel_keys: BTreeMap<u64, ClientId>,
+    actions: VecDeque<Action>,
+    /// Pools that `turn_end` looks at.
+    pending: Vec<PoolId>,
+    mode: Mode,
+    shutdown: Option<Shutdown>,
+    pause_waiters: Vec<PauseWaiter>,
+    period: Period,
+    stats_period: i32,
+    random: Random,
+    mock_key: [u8; 32],
+    own_uid: u32,
+    host_name: String,
+    last_number: u64,
+}
+
+impl Core {
+    /// A core that knows nobody yet but the admin database.
+    pub fn new(settings: Settings, around: Surroundings) -> Core {
+        let mut random = Random::new(around.seed);
+        let mut core = Core {
+            now: around.now,
+            journal: Journal::default(),
+            tracked: Rc::new(Tracked::new(&settings.track_extra_parameters)),
+            databases: Arena::default(),
+            database_names: BTreeMap::new(),
+            autodb: None,
+            users: Arena::default(),
+            user_names: BTreeMap::new(),
+            pools: Arena::default(),
+            pool_names: BTreeMap::new(),
+            clients: Arena::default(),
+            servers: Arena::default(),
+            login_clients: List::default(),
+            cancel_keys: BTreeMap::new(),
+            actions: VecDeque::new(),
+            pending: Vec::new(),
+            mode: Mode::Active,
+            shutdown: None,
+            pause_waiters: Vec::new(),
+            period: Period {
+                newer: around.now,
+                older: Micros(around.now.0.saturating_sub(1_000_000)),
+            },
+            stats_period: settings.stats_period,
+            mock_key: random.bytes(),
+            random,
+            own_uid: around.own_uid,
+            host_name: around.host_name,
+            last_number: 0,
+            settings: Rc::new(settings),
+        };
+        let entry = DatabaseEntry {
+            dbname: CONSOLE.into(),
+            port: u16::try_from(core.settings.listen_port).unwrap_or(0),
+            user: Some(CONSOLE.into()),
+            pool_size: Some(2),
+            min_pool_size: Some(0),
+            reserve_pool_size: Some(0),
+            pool_mode: Some(PoolMode::Statement),
+            ..DatabaseEntry::default()
+        };
+        core.add_database(CONSOLE, entry, Source::Console);
+        core.user(CONSOLE);
+        core
+    }
+
+    /// A client has connected.
+    pub fn accepted(&mut self, from: Origin) -> ClientId {
+        let number = self.next_number();
+        let id = self.clients.insert(Client {
+            state: ClientState::Login,
+            server: None,
+            pool: None,
+            last_packet: self.now,
+            query_start: None,
+            transaction_start: None,
+            wait_start: None,
+            welcomed: false,
+            vars: Vars::new(),
+            links: Links::default(),
+            user: None,
+            user_name: None,
+            database_name: None,
+            cancel_key: 0,
+            cancels: None,
+            connect_time: self.now,
+            number,
+            remote: from.remote,
+            local: from.local,
+            uid: from.uid,
+            login: Some(Box::new(Login::new())),
+            console: None,
+        });
+        self.login_clients.push_back(&mut self.clients, id);
+        id
+    }
+
+    /// The next thing to do; called until there is none after each event.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// All events of a turn have been handled: look after the pools in which something may have
+    /// changed, in the order of their names.
+    pub fn turn_end(&mut self) {
+        let mut pending = std::mem::take(&mut self.pending);
+        if pending.len() > 1 {
+            pending.sort_by(|a, b| {
+                let names = |id: &PoolId| self.pools.get(*id).map(|pool| pool.names.clone());
+                names(a).cmp(&names(b))
+            });
+        }
+        for id in pending.drain(..) {
+            if let Some(pool) = self.pools.get_mut(id) {
+                pool.pending = false;
+                self.serve(id);
+            }
+        }
+        // What marks itself again while being served waits for the next turn.
+        pending.append(&mut self.pending);
+        self.pending = pending;
+        self.check_pauses();
+    }
+
+    /// True if the next turn has something to do without waiting for an event.
+    pub fn is_pending(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    fn touch(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get_mut(id) {
+            client.last_packet = self.now;
+        }
+    }
+
+    /// Logs a line about a client.
+    fn client_log(&mut self, id: ClientId, level: Level, text: &str) {
+        if self.journal.shows(level) {
+            let prefix = self.client_prefix(id);
+            self.journal.line(level, format!("{prefix}{text}"));
+        }
+    }
+
+    /// Logs a line about a server.
+    fn server_log(&mut self, id: ServerId, level: Level, text: &str) {
+        if self.journal.shows(level) {
+            let prefix = self.server_prefix(id);
+            self.journal.line(level, format!("{prefix}{text}"));
+        }
+    }
+
+    /// `C-0x...: db/user@host:port ` (config 6.5).
+    fn client_prefix(&self, id: ClientId) -> String {
+        let Some(client) = self.clients.get(id) else {
+            return String::new();
+        };
+        let database = client.pool.and_then(|pool| self.pools.get(pool));
+        let database = database.map_or("(nodb)", |pool| &*pool.names.0);
+        let user = client.user_name.as_deref().unwrap_or("(nouser)");
+        let at = match client.remote {
+            Addr::Inet(at) => at.to_string(),
+            Addr::Unix { pid: 0 } => format!("unix:{}", self.settings.listen_port),
+            Addr::Unix { pid } => format!("unix({pid}):{}", self.settings.listen_port),
+            Addr::Unknown => "(bad-af):0".into(),
+        };
+        format!(
+            "C-0x{:x}: {database}/{user}@{at} ",
+            client::pointer(client.number)
+        )
+    }
+
+    /// `S-0x...: db/user@host:port `.
+    fn server_prefix(&self, id: ServerId) -> String {
+        let Some(server) = self.servers.get(id) else {
+            return String::new();
+        };
+        let Some(pool) = self.pools.get(server.pool) else {
+            return String::new();
+        };
+        let (database, user) = pool.names();
+        let at = match server.remote {
+            Addr::Inet(at) => at.to_string(),
+            Addr::Unix { .. } => {
+                let port = self
+                    .databases
+                    .get(pool.database)
+                    .map_or(0, |d| d.entry.port);
+                format!("unix:{port}")
+            }
+            Addr::Unknown => "(bad-af):0".into(),
+        };
+        format!(
+            "S-0x{:x}: {database}/{user}@{at} ",
+            client::pointer(server.number)
+        )
+    }
+}
+
+/// What the console and tests read.
+impl Core {
+    /// The settings in force.
+    pub fn settings(&self) -> &Rc<Settings> {
+        &self.settings
+    }
+    /// The clients.
+    pub fn clients(&self) -> &Arena<Client> {
+        &self.clients
+    }
+    /// The servers.
+    pub fn servers(&self) -> &Arena<Server> {
+        &self.servers
+    }
+    /// The pools in the order of their names.
+    pub fn pools(&self) -> impl Iterator<Item = (PoolId, &Pool)> {
+        self.pool_names
+            .values()
+            .filter_map(|id| Some((*id, self.pools.get(*id)?)))
+    }
+    /// One pool.
+    pub fn pool(&self, id: PoolId) -> Option<&Pool> {
+        self.pools.get(id)
+    }
+    /// The databases in the order of their names.
+    pub fn databases(&self) -> impl Iterator<Item = (DatabaseId, &Database)> {
+        self.database_names
+            .values()
+            .filter_map(|id| Some((*id, self.databases.get(*id)?)))
+    }
+    /// The users in the order of their names.
+    pub fn users(&self) -> impl Iterator<Item = (UserId, &User)> {
+        self.user_names
+            .values()
+            .filter_map(|id| Some((*id, self.users.get(*id)?)))
+    }
+    /// Clients that are logging in, oldest first.
+    pub fn login_clients(&self) -> Vec<ClientId> {
+        self.login_clients.ids(&self.clients)
+    }
+    /// Names of the tracked parameters.
+    pub fn tracked(&self) -> &Tracked {
+        &self.tracked
+    }
+    /// When the statistics' snapshots were taken.
+    pub fn period(&self) -> Period {
+        self.period
+    }
+    /// The database of this name, made from `*` if there is such an entry.
+    pub fn database_named(&mut self, name: &str, console: ClientId) -> Option<DatabaseId> {
+        let prefix = self.client_prefix(console);
+        self.find_database(name, &prefix)
+    }
+    /// The database of this name if it exists.
+    pub fn existing_database(&self, name: &str) -> Option<DatabaseId> {
+        self.database_names.get(name).copied()
+    }
+    /// One database.
+    pub fn database(&self, id: DatabaseId) -> Option<&Database> {
+        self.databases.get(id)
+    }
+}
+
+impl Decisions for Core {
+    #[inline]
+    fn client_packet(&mut self, id: ClientId, packet: Packet<'_>, sink: &mut Sink) -> Verdict {
+        if self.must_wait(id) {
+            return Verdict::Wait;
+        }
+        match self.clients.get(id) {
+            Some(client) if client.welcomed => self.query_packet(id, packet, sink),
+            Some(_) => self.client_login_packet(id, packet, sink),
+            None => Verdict::Stop,
+        }
+    }
+
+    #[inline]
+    fn server_packet(&mut self, id: ServerId, packet: Packet<'_>, sink: &mut Sink) -> Verdict {
+        match self.servers.get(id).map(|server| server.state) {
+            Some(ServerState::Login) => self.login_packet(id, packet, sink),
+            Some(ServerState::ActiveCancel) => Verdict::Drop,
+            Some(_) => self.reply_packet(id, packet),
+            None => Verdict::Stop,
+        }
+    }
+
+    fn server_drained(&mut self, id: ServerId) {
+        self.drained(id);
+    }
+
+    fn bad_header(&mut self, from: Peer, raw: &[u8]) {
+        match from {
+            Peer::Client(id) => self.close_client(id, &login::bad_header(raw)),
+            Peer::Server(id) => self.close_server(id, &fault::SERVER_BAD_HEADER, true),
+        }
+    }
+
+    fn lost(&mut self, peer: Peer, why: Loss) {
+        self.connection_lost(peer, why);
+    }
+
+    fn server_of(&self, id: ClientId) -> Option<ServerId> {
+        self.clients.get(id)?.server
+    }
+
+    fn client_of(&self, id: ServerId) -> Option<ClientId> {
+        self.servers.get(id)?.client
+    }
+
+    fn in_startup(&self, id: ClientId) -> bool {
+        self.clients.get(id).is_some_and(|client| !client.welcomed)
+    }
+
+    fn max_packet(&self, from: Peer) -> u32 {
+        let limit = self.settings.max_packet_size;
+        match from {
+            // Nobody who has not logged in yet makes us collect much (auth 10.3-I).
+            Peer::Client(id) if self.in_startup(id) => limit.min(LOGIN_PACKET_MAX),
+            Peer::Server(id) => match self.servers.get(id) {
+                Some(server) if server.state == ServerState::Login => limit.min(query::WHOLE_MAX),
+                _ => limit,
+            },
+            Peer::Client(_) => limit,
+        }
+    }
+
+    fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
+        self.server_connected(id, local, remote);
+    }
+
+    fn target(&self, id: ServerId) -> Option<Target> {
+        self.server_target(id)
+    }
+}
+
+/// Packets of clients that are logging in may be so long, in bytes.
+const LOGIN_PACKET_MAX: u32 = 70_000;

@@ -123,14 +123,17 @@ impl Core {
     }
 
     fn answer_pauses(&mut self, is_over: impl Fn(&PauseWaiter) -> bool) {
-        let (over, still) = std::mem::take(&mut self.pause_waiters).into_iter().partition(is_over);
+        let (over, still) = std::mem::take(&mut self.pause_waiters)
+            .into_iter()
+            .partition(is_over);
         self.pause_waiters = still;
         let over: Vec<PauseWaiter> = over;
         for waiter in over {
             let mut reply = Vec::new();
             write::command_complete(&mut reply, "PAUSE");
             write::ready(&mut reply, b'I');
-            self.actions.push_back(Action::Send(Peer::Client(waiter.console), reply));
+            self.actions
+                .push_back(Action::Send(Peer::Client(waiter.console), reply));
         }
     }
 
@@ -198,12 +201,15 @@ impl Core {
             }
             _ => return,
         };
-        self.journal.line(Level::Log, format!("{line} connections dropped, exiting"));
+        self.journal
+            .line(Level::Log, format!("{line} connections dropped, exiting"));
         self.exit_now(0);
     }
 
     fn refuse_waiting(&mut self, pool: PoolId) {
-        let Some(pool) = self.pools.get(pool) else { return };
+        let Some(pool) = self.pools.get(pool) else {
+            return;
+        };
         for id in pool.clients(ClientState::Waiting).ids(&self.clients) {
             self.close_client(id, &super::fault::SERVER_SHUTTING_DOWN);
         }

@@ -160,9 +160,9 @@ impl Core {
 
     /// The pool mode that counts for a pool.
     pub(super) fn pool_mode(&self, id: PoolId) -> PoolMode {
-        self.pools
-            .get(id)
-            .map_or(self.settings.pool_mode, |pool| self.effective(pool).pool_mode())
+        self.pools.get(id).map_or(self.settings.pool_mode, |pool| {
+            self.effective(pool).pool_mode()
+        })
     }
 
     /// Adds to a counter of a pool.
@@ -183,7 +183,9 @@ impl Core {
 
     /// Changes a client's state and moves it to that state's list.
     pub(super) fn move_client(&mut self, id: ClientId, to: ClientState) {
-        let Some(client) = self.clients.get(id) else { return };
+        let Some(client) = self.clients.get(id) else {
+            return;
+        };
         let (from, pool) = (client.state, client.pool);
         if !from.may_become(to) {
             let prefix = self.client_prefix(id);
@@ -202,7 +204,9 @@ impl Core {
 
     /// Takes a client out of the list that its state names.
     pub(super) fn unlist_client(&mut self, id: ClientId) {
-        let Some(client) = self.clients.get(id) else { return };
+        let Some(client) = self.clients.get(id) else {
+            return;
+        };
         match (client.state, client.pool) {
             (ClientState::Login, _) => self.login_clients.remove(&mut self.clients, id),
             (state, Some(pool)) => {
@@ -216,7 +220,9 @@ impl Core {
 
     /// Changes a server's state and moves it to that state's list.
     pub(super) fn move_server(&mut self, id: ServerId, to: ServerState) {
-        let Some(server) = self.servers.get_mut(id) else { return };
+        let Some(server) = self.servers.get_mut(id) else {
+            return;
+        };
         let (from, pool, old) = (server.state, server.pool, server.close_needed);
         if !from.may_become(to) {
             let prefix = self.server_prefix(id);
@@ -225,7 +231,9 @@ impl Core {
             return;
         }
         server.state = to;
-        let Some(pool) = self.pools.get_mut(pool) else { return };
+        let Some(pool) = self.pools.get_mut(pool) else {
+            return;
+        };
         pool.servers[from as usize].remove(&mut self.servers, id);
         let list = &mut pool.servers[to as usize];
         let newest_first = match to {
@@ -242,7 +250,9 @@ impl Core {
 
     /// Puts a new server into the list that its state names.
     pub(super) fn list_server(&mut self, id: ServerId) {
-        let Some(server) = self.servers.get(id) else { return };
+        let Some(server) = self.servers.get(id) else {
+            return;
+        };
         let (state, pool) = (server.state, server.pool);
         if let Some(pool) = self.pools.get_mut(pool) {
             pool.servers[state as usize].push_back(&mut self.servers, id);
@@ -251,7 +261,9 @@ impl Core {
 
     /// Takes a server out of the list that its state names.
     pub(super) fn unlist_server(&mut self, id: ServerId) {
-        let Some(server) = self.servers.get(id) else { return };
+        let Some(server) = self.servers.get(id) else {
+            return;
+        };
         let (state, pool) = (server.state, server.pool);
         if let Some(pool) = self.pools.get_mut(pool) {
             pool.servers[state as usize].remove(&mut self.servers, id);

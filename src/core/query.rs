@@ -23,7 +23,9 @@ impl Core {
         sink: &mut Sink,
     ) -> Verdict {
         let kind = FromClient::of(packet.tag);
-        let Some(client) = self.clients.get_mut(id) else { return Verdict::Stop };
+        let Some(client) = self.clients.get_mut(id) else {
+            return Verdict::Stop;
+        };
         client.last_packet = self.now;
         if client.console.is_some() {
             return self.console_packet(id, packet, kind, sink);
@@ -54,7 +56,9 @@ impl Core {
 
     /// Hands a packet to the client's server, which it gets now if it has none.
     fn forward(&mut self, id: ClientId, kind: FromClient, len: u32, sink: &mut Sink) -> Verdict {
-        let Some(client) = self.clients.get_mut(id) else { return Verdict::Stop };
+        let Some(client) = self.clients.get_mut(id) else {
+            return Verdict::Stop;
+        };
         let now = self.now;
         let starts_query = client.query_start.is_none();
         let starts_transaction = client.transaction_start.is_none();
@@ -74,7 +78,9 @@ impl Core {
                 Assigned::Refused => return Verdict::Stop,
             },
         };
-        let Some(server) = self.servers.get_mut(server_id) else { return Verdict::Stop };
+        let Some(server) = self.servers.get_mut(server_id) else {
+            return Verdict::Stop;
+        };
         if server.replies.next_asker() == Some(Asker::Align) {
             return Verdict::Wait;
         }
@@ -99,7 +105,9 @@ impl Core {
     /// A packet of a server that is logged in.
     pub(super) fn reply_packet(&mut self, id: ServerId, packet: Packet<'_>) -> Verdict {
         let kind = FromServer::of(packet.tag);
-        let Some(server) = self.servers.get_mut(id) else { return Verdict::Stop };
+        let Some(server) = self.servers.get_mut(id) else {
+            return Verdict::Stop;
+        };
         // ParameterStatus is read even when it is for nobody; errors of the pooler's own queries
         // are logged.
         let inspected = match kind {
@@ -127,7 +135,10 @@ impl Core {
             self.close_server(id, &fault::BROKEN_PARAMETER_STATUS, true);
             return Verdict::Stop;
         }
-        let is_tested = self.servers.get(id).is_some_and(|s| s.state == ServerState::Tested);
+        let is_tested = self
+            .servers
+            .get(id)
+            .is_some_and(|s| s.state == ServerState::Tested);
         if client.is_none() && !is_tested {
             return self.unasked_packet(id, kind, packet);
         }
@@ -141,7 +152,9 @@ impl Core {
         kind: FromServer,
         packet: Packet<'_>,
     ) -> Verdict {
-        let Some(server) = self.servers.get_mut(id) else { return Verdict::Stop };
+        let Some(server) = self.servers.get_mut(id) else {
+            return Verdict::Stop;
+        };
         let fate = server.replies.received(kind);
         let status = match kind {
             FromServer::ReadyForQuery => read_status(packet.seen),
@@ -174,7 +187,9 @@ impl Core {
 
     /// ReadyForQuery for a client: statistics, and the rule of statement mode.
     fn query_ended(&mut self, id: ServerId, client_id: ClientId) -> Verdict {
-        let Some(server) = self.servers.get(id) else { return Verdict::Stop };
+        let Some(server) = self.servers.get(id) else {
+            return Verdict::Stop;
+        };
         let (status, pool_id, is_done) = (server.status, server.pool, server.replies.is_empty());
         if status != Status::Ready && self.pool_mode(pool_id) == PoolMode::Statement {
             self.close_server(id, &fault::NO_TRANSACTIONS, true);
@@ -184,7 +199,9 @@ impl Core {
             return Verdict::Pass;
         }
         let now = self.now;
-        let Some(client) = self.clients.get_mut(client_id) else { return Verdict::Pass };
+        let Some(client) = self.clients.get_mut(client_id) else {
+            return Verdict::Pass;
+        };
         let mut spent = |start: &mut Option<Micros>, counter| {
             if let (Some(start), Some(pool)) = (start.take(), self.pools.get_mut(pool_id)) {
                 pool.stats.total.add(counter, now.since(start).0);
@@ -214,7 +231,9 @@ impl Core {
                 Verdict::Stop
             }
             FromServer::ReadyForQuery => {
-                let Some(server) = self.servers.get_mut(id) else { return Verdict::Stop };
+                let Some(server) = self.servers.get_mut(id) else {
+                    return Verdict::Stop;
+                };
                 if server.status != Status::Ready || !server.replies.is_empty() {
                     self.close_server(id, &fault::UNEXPECTED_REPLY, true);
                     return Verdict::Stop;
@@ -232,10 +251,16 @@ impl Core {
 
     /// Takes note of a parameter; false if the packet can't be read.
     fn parameter_status(&mut self, id: ServerId, client: Option<ClientId>, body: &[u8]) -> bool {
-        let Some((name, value)) = read::parameter_status(body) else { return false };
-        let Some(at) = self.tracked.find(name) else { return true };
+        let Some((name, value)) = read::parameter_status(body) else {
+            return false;
+        };
+        let Some(at) = self.tracked.find(name) else {
+            return true;
+        };
         let value: super::vars::Value = value.into();
-        let Some(server) = self.servers.get_mut(id) else { return false };
+        let Some(server) = self.servers.get_mut(id) else {
+            return false;
+        };
         server.vars.set(&self.tracked, at, value.clone());
         // While a server is being aligned the client's own wishes count.
         if server.replies.next_asker() != Some(Asker::Align) {
@@ -248,7 +273,10 @@ impl Core {
 
     /// A packet from a server that nobody uses (pooling 3.6).
     fn unasked_packet(&mut self, id: ServerId, kind: FromServer, packet: Packet<'_>) -> Verdict {
-        let text = format!("got packet '{}' from server when not linked", packet.tag as char);
+        let text = format!(
+            "got packet '{}' from server when not linked",
+            packet.tag as char
+        );
         self.server_log(id, Level::Warning, &text);
         if let Some(server) = self.servers.get_mut(id) {
             if kind != FromServer::NotificationResponse {
@@ -260,7 +288,9 @@ impl Core {
 
     /// All that a server sent is complete and delivered: it may be free now.
     pub(super) fn drained(&mut self, id: ServerId) {
-        let Some(server) = self.servers.get_mut(id) else { return };
+        let Some(server) = self.servers.get_mut(id) else {
+            return;
+        };
         server.delivered = true;
         if server.status != Status::Ready || !server.replies.is_empty() {
             return;
@@ -313,7 +343,9 @@ impl Core {
             self.close_client(id, &fault::INCOMPLETE_QUERY);
             return Verdict::Stop;
         };
-        let Some(client) = self.clients.get_mut(id) else { return Verdict::Stop };
+        let Some(client) = self.clients.get_mut(id) else {
+            return Verdict::Stop;
+        };
         let first = client.query_start.is_none();
         client.query_start.get_or_insert(self.now);
         if let Some(console) = client.console.as_mut() {
@@ -340,12 +372,19 @@ impl Core {
 
     /// The next command of a console client that has not been run.
     pub fn next_command(&mut self, id: ClientId) -> Option<Vec<u8>> {
-        self.clients.get_mut(id)?.console.as_mut()?.commands.pop_front()
+        self.clients
+            .get_mut(id)?
+            .console
+            .as_mut()?
+            .commands
+            .pop_front()
     }
 
     /// True if packets of this client are to be kept until `Resume`.
     pub(super) fn must_wait(&self, id: ClientId) -> bool {
-        self.clients.get(id).is_some_and(|client| client.state == ClientState::Waiting)
+        self.clients
+            .get(id)
+            .is_some_and(|client| client.state == ClientState::Waiting)
     }
 }
 

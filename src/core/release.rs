@@ -82,7 +82,9 @@ impl Core {
     pub(super) fn release(&mut self, id: ServerId) {
         self.unlink(id);
         self.detach_cancels(id);
-        let Some(server) = self.servers.get(id) else { return };
+        let Some(server) = self.servers.get(id) else {
+            return;
+        };
         let pool = server.pool;
         let leaving = Leaving {
             mode: self.pool_mode(pool),
@@ -125,17 +127,22 @@ impl Core {
             return;
         }
         self.move_server(id, ServerState::Tested);
-        let Some(server) = self.servers.get_mut(id) else { return };
+        let Some(server) = self.servers.get_mut(id) else {
+            return;
+        };
         server.replies.sent(Request::Query, Asker::Test);
         server.status = Status::Busy;
         let mut packet = Vec::new();
         write::query(&mut packet, query);
-        self.actions.push_back(Action::Send(Peer::Server(id), packet));
+        self.actions
+            .push_back(Action::Send(Peer::Server(id), packet));
     }
 
     /// A client waits for a server that was idle for long: check it, or take it as it is.
     pub(super) fn check(&mut self, id: ServerId) {
-        let Some(server) = self.servers.get(id) else { return };
+        let Some(server) = self.servers.get(id) else {
+            return;
+        };
         let (pool, idle) = (server.pool, self.now.since(server.last_packet));
         if server.close_needed {
             self.close_server(id, &fault::OBSOLETE, true);
@@ -148,15 +155,23 @@ impl Core {
             self.activate_next(pool);
         } else {
             let query = self.settings.server_check_query.clone();
-            let query = if query == "<empty>" { "" } else { query.as_str() };
+            let query = if query == "<empty>" {
+                ""
+            } else {
+                query.as_str()
+            };
             self.test(id, query.as_bytes());
         }
     }
 
     /// True if a server has reached its age and its pool has not closed another one just now.
     pub(super) fn lifetime_is_over(&mut self, id: ServerId) -> bool {
-        let Some(server) = self.servers.get(id) else { return false };
-        let Some(pool) = self.pools.get(server.pool) else { return false };
+        let Some(server) = self.servers.get(id) else {
+            return false;
+        };
+        let Some(pool) = self.pools.get(server.pool) else {
+            return false;
+        };
         let effective = self.effective(pool);
         let lifetime = effective.server_lifetime();
         if self.now.since(server.connect_time) < lifetime {
@@ -177,7 +192,9 @@ impl Core {
     /// A client is gone or thrown out: its server is released if it is in good order, else closed
     /// (pooling 3.4).
     pub(super) fn client_left(&mut self, id: ServerId) {
-        let Some(server) = self.servers.get(id) else { return };
+        let Some(server) = self.servers.get(id) else {
+            return;
+        };
         let fault = match server.status {
             Status::Reserved => None,
             Status::Ready if !server.replies.is_empty() => Some(fault::CLIENT_LEFT_IN_QUERY),
@@ -197,7 +214,9 @@ impl Core {
     /// Closes what a paused pool does not need (pooling 3.7).
     pub(super) fn close_paused(&mut self, id: super::pool::PoolId) {
         for state in [ServerState::Idle, ServerState::Used, ServerState::Login] {
-            let Some(pool) = self.pools.get(id) else { return };
+            let Some(pool) = self.pools.get(id) else {
+                return;
+            };
             for server in pool.servers(state).ids(&self.servers) {
                 self.close_server(server, &fault::PAUSE_MODE, true);
             }
@@ -206,7 +225,9 @@ impl Core {
 
     /// Clients in the wait queue of a pool.
     pub fn waiting(&self, id: super::pool::PoolId) -> usize {
-        self.pools.get(id).map_or(0, |pool| pool.clients(ClientState::Waiting).len())
+        self.pools
+            .get(id)
+            .map_or(0, |pool| pool.clients(ClientState::Waiting).len())
     }
 }
 
@@ -227,25 +248,70 @@ mod tests {
             being_canceled: false,
             was_tested: false,
         };
-        let session = Leaving { mode: PoolMode::Session, ..fine };
+        let session = Leaving {
+            mode: PoolMode::Session,
+            ..fine
+        };
         for (leaving, want) in [
             (fine, AfterRelease::Idle),
             (session, AfterRelease::Reset),
-            (Leaving { reset_always: true, ..fine }, AfterRelease::Reset),
-            (Leaving { has_reset: false, ..session }, AfterRelease::Idle),
-            (Leaving { was_tested: true, ..session }, AfterRelease::Idle),
-            (Leaving { check_always: true, ..fine }, AfterRelease::Used),
-            (Leaving { being_canceled: true, ..session }, AfterRelease::BeingCanceled),
             (
-                Leaving { close_needed: true, being_canceled: true, ..fine },
+                Leaving {
+                    reset_always: true,
+                    ..fine
+                },
+                AfterRelease::Reset,
+            ),
+            (
+                Leaving {
+                    has_reset: false,
+                    ..session
+                },
+                AfterRelease::Idle,
+            ),
+            (
+                Leaving {
+                    was_tested: true,
+                    ..session
+                },
+                AfterRelease::Idle,
+            ),
+            (
+                Leaving {
+                    check_always: true,
+                    ..fine
+                },
+                AfterRelease::Used,
+            ),
+            (
+                Leaving {
+                    being_canceled: true,
+                    ..session
+                },
+                AfterRelease::BeingCanceled,
+            ),
+            (
+                Leaving {
+                    close_needed: true,
+                    being_canceled: true,
+                    ..fine
+                },
                 AfterRelease::Close(fault::CLOSE_NEEDED),
             ),
             (
-                Leaving { owes: true, close_needed: true, ..fine },
+                Leaving {
+                    owes: true,
+                    close_needed: true,
+                    ..fine
+                },
                 AfterRelease::Close(fault::CLIENT_LEFT_IN_QUERIES),
             ),
             (
-                Leaving { is_old: true, owes: true, ..fine },
+                Leaving {
+                    is_old: true,
+                    owes: true,
+                    ..fine
+                },
                 AfterRelease::Close(fault::SERVER_LIFETIME),
             ),
         ] {

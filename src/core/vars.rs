@@ -15,8 +15,13 @@ pub type Value = Rc<[u8]>;
 /// A SET statement's value may take so many bytes, quotes included; longer ones are not applied.
 const QUOTED_MAX: usize = 127;
 
-const FIXED: [&str; 5] =
-    ["DateStyle", "client_encoding", "TimeZone", "standard_conforming_strings", "application_name"];
+const FIXED: [&str; 5] = [
+    "DateStyle",
+    "client_encoding",
+    "TimeZone",
+    "standard_conforming_strings",
+    "application_name",
+];
 
 /// Place of application_name among the tracked parameters.
 pub const APPLICATION_NAME: usize = 4;
@@ -24,8 +29,14 @@ pub const APPLICATION_NAME: usize = 4;
 impl Tracked {
     /// The fixed parameters and those of `track_extra_parameters`.
     pub fn new(extra: &str) -> Tracked {
-        let mut tracked = Tracked { names: FIXED.iter().map(|name| (*name).into()).collect() };
-        for name in extra.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let mut tracked = Tracked {
+            names: FIXED.iter().map(|name| (*name).into()).collect(),
+        };
+        for name in extra
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+        {
             if tracked.find(name.as_bytes()).is_none() && !name.eq_ignore_ascii_case("options") {
                 tracked.names.push(name.into());
             }
@@ -35,7 +46,9 @@ impl Tracked {
 
     /// The place of a parameter, whatever its letters' case.
     pub fn find(&self, name: &[u8]) -> Option<usize> {
-        self.names.iter().position(|known| known.as_bytes().eq_ignore_ascii_case(name))
+        self.names
+            .iter()
+            .position(|known| known.as_bytes().eq_ignore_ascii_case(name))
     }
 
     /// The names in order.
@@ -106,7 +119,9 @@ impl Vars {
 /// Comparison ignores case, as the reference does.
 pub fn align(sql: &mut Vec<u8>, tracked: &Tracked, client: &Vars, server: &Vars) {
     for (at, name) in tracked.names().enumerate() {
-        let (Some(wanted), Some(has)) = (client.get(at), server.get(at)) else { continue };
+        let (Some(wanted), Some(has)) = (client.get(at), server.get(at)) else {
+            continue;
+        };
         if Rc::ptr_eq(wanted, has) || wanted.eq_ignore_ascii_case(has) {
             continue;
         }
@@ -168,7 +183,12 @@ mod tests {
     fn sql(client: &[(&str, &str)], server: &[(&str, &str)]) -> String {
         let tracked = Tracked::new("IntervalStyle, search_path,datestyle");
         let mut sql = Vec::new();
-        align(&mut sql, &tracked, &vars(&tracked, client), &vars(&tracked, server));
+        align(
+            &mut sql,
+            &tracked,
+            &vars(&tracked, client),
+            &vars(&tracked, server),
+        );
         String::from_utf8(sql).unwrap()
     }
 
@@ -191,10 +211,26 @@ mod tests {
                 vec![("application_name", "a"), ("DateStyle", "ISO")],
                 "SET DateStyle='german';SET application_name='';",
             ),
-            (vec![("TimeZone", "a'b\\c")], vec![("TimeZone", "x")], "SET TimeZone=E'a''b\\\\c';"),
-            (vec![("application_name", &long)], vec![("application_name", "x")], ""),
-            (vec![("search_path", "\"\"")], vec![("search_path", "a")], "SET search_path='';"),
-            (vec![("search_path", "a, b")], vec![("search_path", "a")], "SET search_path=a, b;"),
+            (
+                vec![("TimeZone", "a'b\\c")],
+                vec![("TimeZone", "x")],
+                "SET TimeZone=E'a''b\\\\c';",
+            ),
+            (
+                vec![("application_name", &long)],
+                vec![("application_name", "x")],
+                "",
+            ),
+            (
+                vec![("search_path", "\"\"")],
+                vec![("search_path", "a")],
+                "SET search_path='';",
+            ),
+            (
+                vec![("search_path", "a, b")],
+                vec![("search_path", "a")],
+                "SET search_path=a, b;",
+            ),
         ] {
             assert_eq!(sql(&client, &server), want);
         }

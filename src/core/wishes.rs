@@ -73,7 +73,11 @@ impl Core {
         if in_word_list(ignored, &name) || in_options && in_word_list(ignored, "options") {
             return Ok(());
         }
-        self.client_log(id, Level::Warning, &format!("unsupported {what}: {name}={value}"));
+        self.client_log(
+            id,
+            Level::Warning,
+            &format!("unsupported {what}: {name}={value}"),
+        );
         Err(Fault::formatted(format!("unsupported {what}: {name}")))
     }
 
@@ -87,7 +91,9 @@ impl Core {
 
     fn set_application_name(&mut self, id: ClientId, given: Option<&[u8]>) {
         let add_host = self.settings.application_name_add_host != 0;
-        let Some(client) = self.clients.get(id) else { return };
+        let Some(client) = self.clients.get(id) else {
+            return;
+        };
         let value = match (given, add_host) {
             (None, false) => return,
             (Some(name), false) => name.to_vec(),
@@ -99,7 +105,9 @@ impl Core {
             }
         };
         if let Some(client) = self.clients.get_mut(id) {
-            client.vars.set(&self.tracked, APPLICATION_NAME, value.into());
+            client
+                .vars
+                .set(&self.tracked, APPLICATION_NAME, value.into());
         }
     }
 
@@ -108,7 +116,10 @@ impl Core {
         match addr {
             Addr::Inet(at) => at.to_string(),
             Addr::Unix { pid } => {
-                format!("unix({pid}@{}):{}", self.host_name, self.settings.listen_port)
+                format!(
+                    "unix({pid}@{}):{}",
+                    self.host_name, self.settings.listen_port
+                )
             }
             Addr::Unknown => "(bad-af):0".into(),
         }

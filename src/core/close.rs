@@ -1,0 +1,123 @@
+//! Connections end: the only two functions that close one, and what follows from it.
+
+use super::client::ClientState;
+use super::face::{Action, ClientId, Loss, Peer, ServerId};
+use super::fault::{self, Fault};
+use super::server::ServerState;
+use super::Core;
+use crate::base::Level;
+use crate::wire::write;
+
+impl Core {
+    /// Closes a client. It is told unless the fault is silent; its server is released or closed.
+    pub(super) fn close_client(&mut self, id: ClientId, fault: &Fault) {
+        let Some(client) = self.clients.get(id) else {
+            return;
+        };
+        let (server, pool, state) = (client.server, client.pool, client.state);
+        self.log_closed_client(id, fault);
+        if fault.told {
+            let mut packet = Vec::new();
+            write::error(&mut packet, "FATAL", &fault.sqlstate, fault.text.as_bytes());
+            self.actions
+                .push_back(Action::Send(Peer::Client(id), packet));
+        }
+        self.actions.push_back(Action::Close(Peer::Client(id)));
+        self.unlist_client(id);
+        if let Some(client) = self.clients.get_mut(id) {
+            client.server = None;
+        }
+        if let Some(server) = server.and_then(|server| self.servers.get_mut(server)) {
+            server.client = None;
+        }
+        if let Some(client) = self.clients.remove(id) {
+            self.cancel_keys.remove(&client.cancel_key);
+            if client.console.is_some() {
+                self.forget_console(id);
+            }
+        }
+        if let Some(server) = server {
+            self.client_left(server);
+        }
+        if let (ClientState::Waiting | ClientState::WaitingCancel, Some(pool)) = (state, pool) {
+            self.mark(pool);
+        }
+    }
+
+    fn log_closed_client(&mut self, id: ClientId, fault: &Fault) {
+        let Some(client) = self.clients.get(id) else {
+            return;
+        };
+        let age = self.now.since(client.connect_time).secs();
+        // Leaving during login is nobody's business (pooling 0.1).
+        let leaves = *fault == fault::CLIENT_EOF || *fault == fault::CLIENT_WRITE_FAILED;
+        if client.state == ClientState::Login && leaves {
+            return;
+        }
+        if self.settings.log_disconnections != 0 {
+            let line = format!("closing because: {} (age={age}s)", fault.text);
+            self.client_log(id, Level::Log, &line);
+        }
+        if fault.told && self.settings.log_pooler_errors != 0 {
+            let line = format!("pooler error: {}", fault.text);
+            self.client_log(id, Level::Warning, &line);
+        }
+    }
+
+    /// Closes a server, with a Terminate packet if `term`. The client of its link goes with it.
+    pub(super) fn close_server(&mut self, id: ServerId, fault: &Fault, term: bool) {
+        let Some(server) = self.servers.get(id) else {
+            return;
+        };
+        let (state, pool, carries) = (server.state, server.pool, server.carries);
+        let age = self.now.since(server.connect_time).secs();
+        if state == ServerState::Login {
+            self.note_failed_login(id, fault);
+        }
+        if self.settings.log_disconnections != 0 {
+            let line = format!("closing because: {} (age={age}s)", fault.text);
+            self.server_log(id, Level::Log, &line);
+        }
+        if term {
+            let packet = write::TERMINATE.to_vec();
+            self.actions
+                .push_back(Action::Send(Peer::Server(id), packet));
+        }
+        self.actions.push_back(Action::Close(Peer::Server(id)));
+        let client = self.unlink(id);
+        self.detach_cancels(id);
+        self.unlist_server(id);
+        self.servers.remove(id);
+        if let Some(request) = carries {
+            self.cancel_done(request);
+        }
+        if let Some(client) = client {
+            self.close_client(client, fault);
+        }
+        self.mark(pool);
+    }
+
+    /// A connection ended by itself.
+    pub(super) fn connection_lost(&mut self, peer: Peer, why: Loss) {
+        match peer {
+            Peer::Client(id) => {
+                let fault = match why {
+                    Loss::Send => fault::CLIENT_WRITE_FAILED,
+                    _ => fault::CLIENT_EOF,
+                };
+                self.close_client(id, &fault);
+            }
+            Peer::Server(id) => {
+                let carries = self
+                    .servers
+                    .get(id)
+                    .is_some_and(|server| server.carries.is_some());
+                let fault = match why {
+                    Loss::Receive if carries => fault::CANCEL_SENT,
+                    _ => Core::loss_of_server(why),
+                };
+                self.close_server(id, &fault, false);
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! A new configuration meets the running state (config 5).
+
+use super::database::{DatabaseId, Source};
+use super::fault;
+use super::pool::PoolId;
+use super::server::ServerState;
+use super::Core;
+use crate::auth::Secret;
+use crate::base::Level;
+use crate::config::{self, Config, DatabaseEntry, UserEntry};
+use std::rc::Rc;
+
+impl Core {
+    /// Takes over a configuration. If it could not be read to its end (`complete` is false), what
+    /// was read counts and nothing is removed.
+    pub fn configure(&mut self, config: Config, complete: bool) {
+        self.journal
+            .set_verbose(config.settings.verbose.unwrap_or(0));
+        self.settings = Rc::new(config.settings);
+        let star_changed = config.autodb.is_some() && config.autodb != self.autodb;
+        if config.autodb.is_some() {
+            self.autodb = config.autodb;
+        }
+        let names: Vec<String> = config.databases.keys().cloned().collect();
+        for (name, entry) in config.databases {
+            self.put_database(&name, entry);
+        }
+        for (name, entry) in config.users {
+            let id = self.user(&name);
+            if let Some(user) = self.users.get_mut(id) {
+                user.entry = entry;
+            }
+        }
+        if star_changed {
+            self.renew_auto_databases();
+        }
+        if complete {
+            self.drop_missing(&names);
+        }
+        self.mark_all();
+    }
+
+    /// Changes settings one by one (SET); `apply` returns whether it did.
+    pub fn change_settings(&mut self, apply: impl FnOnce(&mut config::Settings) -> bool) -> bool {
+        let mut next = (*self.settings).clone();
+        let changed = apply(&mut next);
+        if changed {
+            self.journal.set_verbose(next.verbose.unwrap_or(0));
+            self.settings = Rc::new(next);
+            self.mark_all();
+        }
+        changed
+    }
+
+    fn put_database(&mut self, name: &str, entry: DatabaseEntry) {
+        let Some(id) = self.database_names.get(name).copied() else {
+            self.add_database(name, entry, Source::Configured);
+            return;
+        };
+        let Some(database) = self.databases.get_mut(id) else {
+            return;
+        };
+        let recycle = needs_new_servers(&database.entry, &entry);
+        let lost_user = entry.user.is_none() && database.forced_user.is_some();
+        if entry.user.is_some() {
+            database.forced_user = entry.user.as_deref().map(Rc::from);
+        }
+        database.entry = Rc::new(entry);
+        database.source = Source::Configured;
+        if lost_user {
+            let line = "losing forced user not supported, keeping old setting".into();
+            self.journal.line(Level::Warning, line);
+        }
+        if recycle {
+            self.reconnect(Some(id));
+        }
+    }
+
+    fn renew_auto_databases(&mut self) {
+        let Some(string) = self.autodb.clone() else {
+            return;
+        };
+        let auto: Vec<(DatabaseId, Rc<str>)> = self
+            .databases
+            .iter()
+            .filter(|(_, database)| database.source == Source::Auto)
+            .map(|(id, database)| (id, database.name.clone()))
+            .collect();
+        for (id, name) in auto {
+            if let Some(entry) = config::parse_autodb(&name, &string, &mut self.journal) {
+                if let Some(database) = self.databases.get_mut(id) {
+                    database.entry = Rc::new(entry);
+                }
+                self.reconnect(Some(id));
+            }
+        }
+    }
+
+    fn drop_missing(&mut self, names: &[String]) {
+        let missing: Vec<DatabaseId> = self
+            .databases
+            .iter()
+            .filter(|(_, database)| {
+                database.source == Source::Configured
+                    && !names.iter().any(|name| **name == *database.name)
+            })
+            .map(|(id, _)| id)
+            .collect();
+        for id in missing {
+            self.drop_database(id);
+        }
+    }
+
+    /// Removes a database with its pools, clients and servers.
+    pub(super) fn drop_database(&mut self, id: DatabaseId) {
+        let Some(database) = self.databases.get(id) else {
+            return;
+        };
+        let name = database.name.clone();
+        self.journal.line(
+            Level::Warning,
+            format!(
+                "dropping database '{name}' as it does not exist anymore or inactive auto-database"
+            ),
+        );
+        for pool in self.pools_of(Some(id)) {
+            self.empty_pool(pool);
+            self.forget_pool(pool);
+        }
+        let unfinished: Vec<_> = self
+            .login_clients
+            .ids(&self.clients)
+            .into_iter()
+            .filter(|client| {
+                let login = self
+                    .clients
+                    .get(*client)
+                    .and_then(|client| client.login.as_ref());
+                login.is_some_and(|login| login.database == Some(id))
+            })
+            .collect();
+        for client in unfinished {
+            self.close_client(client, &fault::DATABASE_REMOVED);
+        }
+        self.databases.remove(id);
+        self.database_names.remove(&name);
+    }
+
+    fn empty_pool(&mut self, id: PoolId) {
+        let clients: Vec<_> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.pool == Some(id))
+            .map(|(id, _)| id)
+            .collect();
+        for client in clients {
+            self.close_client(client, &fault::DATABASE_REMOVED);
+        }
+        let servers: Vec<_> = self
+            .servers
+            .iter()
+            .filter(|(_, server)| server.pool == id)
+            .map(|(id, _)| id)
+            .collect();
+        for server in servers {
+            self.close_server(server, &fault::DATABASE_REMOVED, true);
+        }
+    }
+
+    /// The pools of a database, or all; never the console's.
+    pub(super) fn pools_of(&self, database: Option<DatabaseId>) -> Vec<PoolId> {
+        self.pools
+            .iter()
+            .filter(|(_, pool)| !pool.is_console())
+            .filter(|(_, pool)| database.is_none_or(|id| pool.database == id))
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// Has every server of a database (or of all) replaced as soon as it is free (admin 4.5).
+    pub fn reconnect(&mut self, database: Option<DatabaseId>) {
+        for id in self.pools_of(database) {
+            let Some(pool) = self.pools.get_mut(id) else {
+                continue;
+            };
+            pool.welcome = None;
+            let logging_in = pool.servers(ServerState::Login).ids(&self.servers);
+            use ServerState as S;
+            for state in [S::Active, S::Idle, S::Used, S::Tested] {
+                for server in pool.servers(state).ids(&self.servers) {
+                    if let Some(server) = self.servers.get_mut(server) {
+                        server.close_needed = true;
+                    }
+                }
+            }
+            for server in logging_in {
+                self.close_server(server, &fault::CONNECT_STRING_CHANGED, true);
+            }
+            self.mark(id);
+        }
+    }
+
+    /// Takes over the user list. Users that it does not name any more can't log in, and whatever
+    /// came from their secrets is forgotten (auth 10.3-B).
+    pub fn set_users(&mut self, entries: Vec<(String, Vec<u8>)>) {
+        let mut gone: Vec<_> = self
+            .users
+            .iter()
+            .filter(|(_, user)| user.listed)
+            .map(|(id, _)| id)
+            .collect();
+        for (name, secret) in entries {
+            let id = self.user(&name);
+            if let Some(user) = self.users.get_mut(id) {
+                user.listed = true;
+                user.set_secret(Secret::classify(&secret));
+            }
+            gone.retain(|old| *old != id);
+        }
+        for id in gone {
+            if let Some(user) = self.users.get_mut(id) {
+                user.listed = false;
+                user.set_secret(Secret::Empty);
+            }
+        }
+    }
+
+    /// What `[users]` says about a user.
+    pub fn user_entry(&self, name: &str) -> Option<&UserEntry> {
+        self.users
+            .get(*self.user_names.get(name)?)
+            .map(|user| &user.entry)
+    }
+}
+
+/// True for changes that only new server connections can follow (config 5.3).
+fn needs_new_servers(old: &DatabaseEntry, new: &DatabaseEntry) -> bool {
+    old.dbname != new.dbname
+        || old.host != new.host
+        || old.port != new.port
+        || old.user != new.user
+        || old.connect_query != new.connect_query
+        || old.auth_dbname != new.auth_dbname
+        || old.auth_query != new.auth_query
+        || old.load_balance_hosts != new.load_balance_hosts
+}
