@@ -1,0 +1,337 @@
+//! The table of the `[pgbouncer]` parameters, in the order of `SHOW CONFIG` (config 3.2).
+//! Everything that is said about a parameter is said in its row here.
+
+use super::value::{AuthType, Flag, PoolMode, SslMode, Value};
+use crate::base::Micros;
+
+/// When a new value of a parameter counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// At once, by RELOAD or `SET`.
+    Reload,
+    /// At the next start only; until then assignments are accepted and ignored.
+    Restart,
+}
+
+/// One row of the table.
+pub struct Param {
+    /// Name in the file.
+    pub name: &'static str,
+    /// Text of the `default` column of SHOW CONFIG; `None` is NULL: never reset by a reload.
+    pub default: Option<&'static str>,
+    /// When a new value counts.
+    pub when: When,
+    /// Parsed, but without any effect in this version.
+    pub later: bool,
+    /// Name of its type, for the manual.
+    pub kind: &'static str,
+    /// One or two sentences for the manual.
+    pub help: &'static str,
+    /// Parses and stores; false if the text is refused.
+    pub set: fn(&mut Settings, &str) -> bool,
+    /// Text of the `value` column of SHOW CONFIG.
+    pub show: fn(&Settings) -> Option<String>,
+    /// True if both have the same value.
+    pub same: fn(&Settings, &Settings) -> bool,
+}
+
+/// Why an assignment failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetError {
+    /// No parameter of that name.
+    Unknown,
+    /// The value is not acceptable; if there is more to say, an ERROR line to log.
+    Refused(Option<&'static str>),
+}
+
+const NOW: bool = false;
+const LATER: bool = true;
+const NULL: Option<&'static str> = None;
+
+const fn text(default: &'static str) -> Option<&'static str> {
+    Some(default)
+}
+
+/// Name: type = default, when, effective now or later.
+macro_rules! settings {
+    ($($(#[doc = $help:literal])+ $name:ident: $type:ty = $default:expr, $when:ident, $later:ident;)+) => {
+        /// All parameters, typed.
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct Settings {
+            $($(#[doc = $help])+ pub $name: $type,)+
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Settings {
+                    $($name: $default.and_then(<$type>::parse).unwrap_or_default(),)+
+                }
+            }
+        }
+
+        /// The table, in the order of SHOW CONFIG.
+        pub static PARAMS: &[Param] = &[$(Param {
+            name: stringify!($name),
+            default: $default,
+            when: When::$when,
+            later: $later,
+            kind: <$type as Value>::KIND,
+            help: concat!($($help),+).trim_ascii_start(),
+            set: |settings, text| match Value::parse(text) {
+                Some(value) => {
+                    settings.$name = value;
+                    true
+                }
+                None => false,
+            },
+            show: |settings| settings.$name.show(),
+            same: |one, other| one.$name == other.$name,
+        },)+];
+    };
+}
+
+settings! {
+    /// Users who may run every command on the console: a list of names separated by commas or
+    /// blanks.
+    admin_users: String = text(""), Reload, NOW;
+    /// Set application_name to "NAME - HOST:PORT" when a client logs in.
+    application_name_add_host: Flag = text("0"), Reload, NOW;
+    /// Database in which auth_query is run; unset means the one that the client asked for.
+    auth_dbname: Option<String> = NULL, Reload, LATER;
+    /// File with user names and passwords; read at start and reload only.
+    auth_file: Option<String> = NULL, Reload, NOW;
+    /// HBA file, read at start and reload if auth_type is hba.
+    auth_hba_file: String = text(""), Reload, LATER;
+    /// File that maps system users to database users, for HBA rules with peer and cert.
+    auth_ident_file: Option<String> = NULL, Reload, LATER;
+    /// Options for auth_type ldap.
+    auth_ldap_options: Option<String> = NULL, Reload, LATER;
+    /// Query that fetches a user's password; must return the name and the password.
+    auth_query: String = text("SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END FROM pg_authid WHERE rolname=$1 AND rolcanlogin"), Reload, LATER;
+    /// How clients prove who they are.
+    auth_type: AuthType = text("md5"), Reload, NOW;
+    /// User who runs auth_query for users that are not in auth_file.
+    auth_user: Option<String> = NULL, Reload, LATER;
+    /// Remove automatic databases that nobody used for longer than this; 0 is never.
+    autodb_idle_timeout: Micros = text("3600"), Reload, LATER;
+    /// Drop cancel requests that wait longer; 0 is never.
+    cancel_wait_timeout: Micros = text("10"), Reload, NOW;
+    /// Drop logged-in clients without a server that sent nothing for longer; 0 is never.
+    client_idle_timeout: Micros = text("0"), Reload, LATER;
+    /// Time that a client has for its login; 0 is without limit.
+    client_login_timeout: Micros = text("60"), Reload, NOW;
+    /// TLS 1.3 cipher suites for clients; unset means the library's default.
+    client_tls13_ciphers: Option<String> = NULL, Reload, LATER;
+    /// Certificates of the authorities that client certificates are checked against.
+    client_tls_ca_file: String = text(""), Reload, LATER;
+    /// Certificate shown to clients.
+    client_tls_cert_file: String = text(""), Reload, LATER;
+    /// Ciphers for clients up to TLS 1.2, in OpenSSL's syntax; "default", "secure", "fast" and
+    /// "normal" mean the library's default.
+    client_tls_ciphers: String = text("default"), Reload, LATER;
+    /// Parameters of the DHE key exchange with clients: none, auto or legacy.
+    client_tls_dheparams: String = text("auto"), Reload, LATER;
+    /// Curve of the ECDHE key exchange with clients: none, auto or the name of a curve.
+    client_tls_ecdhcurve: String = text("auto"), Reload, LATER;
+    /// Private key of client_tls_cert_file.
+    client_tls_key_file: String = text(""), Reload, LATER;
+    /// TLS versions for clients: tlsv1.0 to tlsv1.3, all, secure, separated by commas or colons;
+    /// an exclamation mark excludes one.
+    client_tls_protocols: String = text("secure"), Reload, LATER;
+    /// Whether clients may or must use TLS.
+    client_tls_sslmode: SslMode = text("disable"), Reload, LATER;
+    /// The configuration file that the next reload reads.
+    conffile: Option<String> = NULL, Reload, NOW;
+    /// How many servers a pool (a database and a user) may have; 0 is without limit.
+    default_pool_size: i32 = text("20"), Reload, NOW;
+    /// Drop clients that use the simple query protocol. This includes every console client.
+    disable_pqexec: Flag = text("0"), Restart, NOW;
+    /// How long an address found in the DNS is used.
+    dns_max_ttl: Micros = text("15"), Reload, NOW;
+    /// How long a failed DNS look-up is remembered.
+    dns_nxdomain_ttl: Micros = text("15"), Reload, NOW;
+    /// How often to look for changes of DNS zones; 0 is never.
+    dns_zone_check_period: Micros = text("0"), Reload, LATER;
+    /// Drop server and client that are idle in a transaction for longer; 0 is never.
+    idle_transaction_timeout: Micros = text("0"), Reload, LATER;
+    /// Start-up parameters to accept and drop: a list of names separated by commas or blanks.
+    ignore_startup_parameters: String = text(""), Reload, NOW;
+    /// Accepted for compatibility; has no effect.
+    job_name: String = text("pgbouncer"), Restart, NOW;
+    /// Addresses to listen on, separated by commas; * is all, nothing means no TCP.
+    listen_addr: String = text(""), Restart, NOW;
+    /// How many connections the system may queue for each listening socket.
+    listen_backlog: i32 = text("128"), Restart, NOW;
+    /// The port to listen on, for TCP and in the name of the Unix socket.
+    listen_port: i32 = text("6432"), Restart, NOW;
+    /// Log connects and logins.
+    log_connections: Flag = text("1"), Reload, NOW;
+    /// Log disconnects with their reason.
+    log_disconnections: Flag = text("1"), Reload, NOW;
+    /// Log the errors that the pooler sends to clients.
+    log_pooler_errors: Flag = text("1"), Reload, NOW;
+    /// Log a line of statistics each stats_period.
+    log_stats: Flag = text("1"), Reload, NOW;
+    /// File to append log lines to; nothing means no file.
+    logfile: String = text(""), Reload, NOW;
+    /// Text of a notice that every client gets during its login; nothing means none.
+    login_notify_message: String = text(""), Reload, LATER;
+    /// How many clients may be connected.
+    max_client_conn: i32 = text("100"), Reload, NOW;
+    /// How many clients a database may have; 0 is without limit.
+    max_db_client_connections: i32 = text("0"), Reload, LATER;
+    /// How many servers a database may have, all users together; 0 is without limit.
+    max_db_connections: i32 = text("0"), Reload, LATER;
+    /// The longest protocol packet that is accepted, in bytes.
+    max_packet_size: u32 = text("2147483647"), Reload, NOW;
+    /// How many prepared statements of the extended protocol are kept per server in transaction
+    /// and statement mode; 0 is no support for them.
+    max_prepared_statements: i32 = text("200"), Reload, LATER;
+    /// How many clients a user may have; 0 is without limit.
+    max_user_client_connections: i32 = text("0"), Reload, LATER;
+    /// How many servers a user may have, all databases together; 0 is without limit.
+    max_user_connections: i32 = text("0"), Reload, LATER;
+    /// Keep at least this many servers in pools that are in use; 0 is off.
+    min_pool_size: i32 = text("0"), Reload, LATER;
+    /// Number of this process among peers that share an address; 0 is no peering.
+    peer_id: i32 = text("0"), Reload, LATER;
+    /// File to write the process id to; nothing means none.
+    pidfile: String = text(""), Restart, NOW;
+    /// How many bytes may wait for a connection before its source is no longer read.
+    pkt_buf: i32 = text("4096"), Restart, NOW;
+    /// When a server goes back to its pool.
+    pool_mode: PoolMode = text("session"), Reload, NOW;
+    /// Remove pools without clients and servers after this time; 0 is never.
+    pool_idle_timeout: Micros = text("0"), Reload, LATER;
+    /// Drop server and client if a query runs longer; 0 is never.
+    query_timeout: Micros = text("0"), Reload, LATER;
+    /// Whole seconds that a client waits for a server before it gets a notice; 0 is none.
+    query_wait_notify: i32 = text("5"), Reload, LATER;
+    /// Drop clients that wait longer for a server; 0 is never.
+    query_wait_timeout: Micros = text("120"), Reload, NOW;
+    /// How many servers a pool may have on top when clients wait too long; 0 is none.
+    reserve_pool_size: i32 = text("0"), Reload, LATER;
+    /// How long a client must wait before the reserve is used; 0 is no use of it.
+    reserve_pool_timeout: Micros = text("5"), Reload, LATER;
+    /// Configuration of the DNS resolver; nothing means the system's.
+    resolv_conf: String = text(""), Restart, LATER;
+    /// How many buffers are read from one connection before others have their turn; 0 is without
+    /// limit.
+    sbuf_loopcnt: i32 = text("5"), Reload, NOW;
+    /// Iterations for SCRAM secrets that are made from passwords in clear text.
+    scram_iterations: i32 = text("4096"), Reload, NOW;
+    /// Check servers that were idle for longer before they are used again; 0 is always.
+    server_check_delay: Micros = text("30"), Reload, NOW;
+    /// Query of this check; nothing means no check, "<empty>" an empty query.
+    server_check_query: String = text("<empty>"), Reload, NOW;
+    /// Time that connecting and logging in to a server may take.
+    server_connect_timeout: Micros = text("15"), Reload, NOW;
+    /// In session mode, close servers that are due to be closed as soon as no transaction is open.
+    server_fast_close: Flag = text("0"), Reload, NOW;
+    /// Close servers that are idle for longer; 0 is never.
+    server_idle_timeout: Micros = text("600"), Reload, NOW;
+    /// Close unused servers that are older; 0 is after one use.
+    server_lifetime: Micros = text("3600"), Reload, NOW;
+    /// Pause after a failed connect or login before the next attempt.
+    server_login_retry: Micros = text("15"), Reload, NOW;
+    /// Query sent to a server that is released in session mode; nothing means none.
+    server_reset_query: String = text("DISCARD ALL"), Reload, NOW;
+    /// Send server_reset_query in the other pool modes too.
+    server_reset_query_always: Flag = text("0"), Reload, NOW;
+    /// Use the server that is idle for the longest time, not the shortest.
+    server_round_robin: Flag = text("0"), Reload, NOW;
+    /// TLS 1.3 cipher suites for servers; unset means the library's default.
+    server_tls13_ciphers: Option<String> = NULL, Reload, LATER;
+    /// Certificates of the authorities that server certificates are checked against.
+    server_tls_ca_file: String = text(""), Reload, LATER;
+    /// Certificate shown to servers.
+    server_tls_cert_file: String = text(""), Reload, LATER;
+    /// Ciphers for servers up to TLS 1.2, as in client_tls_ciphers.
+    server_tls_ciphers: String = text("default"), Reload, LATER;
+    /// Private key of server_tls_cert_file.
+    server_tls_key_file: String = text(""), Reload, LATER;
+    /// TLS versions for servers, as in client_tls_protocols.
+    server_tls_protocols: String = text("secure"), Reload, LATER;
+    /// Whether connections to servers may or must use TLS.
+    server_tls_sslmode: SslMode = text("prefer"), Reload, LATER;
+    /// Share the TCP port with other processes that set this too.
+    so_reuseport: Flag = text("0"), Restart, LATER;
+    /// Whole seconds between lines of statistics; averages count from one to the next.
+    stats_period: i32 = text("60"), Reload, NOW;
+    /// Users who may run SHOW on the console: a list of names separated by commas or blanks.
+    stats_users: String = text(""), Reload, NOW;
+    /// Close connections that could not be flushed within this time by SUSPEND; 0 is to wait.
+    suspend_timeout: Micros = text("10"), Reload, LATER;
+    /// Send log lines to syslog.
+    syslog: Flag = text("0"), Reload, LATER;
+    /// Facility of these lines: auth, authpriv, daemon, user, local0 to local7.
+    syslog_facility: String = text("daemon"), Reload, LATER;
+    /// Name in front of these lines.
+    syslog_ident: String = text("pgbouncer"), Reload, LATER;
+    /// Accept TCP connections only when their first bytes are there.
+    tcp_defer_accept: Flag = text("1"), Reload, NOW;
+    /// Use TCP keep-alive.
+    tcp_keepalive: Flag = text("1"), Reload, NOW;
+    /// How many keep-alive probes may stay without answer; 0 is the system's default.
+    tcp_keepcnt: i32 = text("0"), Reload, NOW;
+    /// Whole seconds of silence before the first keep-alive probe; 0 is the system's default.
+    tcp_keepidle: i32 = text("0"), Reload, NOW;
+    /// Whole seconds between keep-alive probes; 0 is the system's default.
+    tcp_keepintvl: i32 = text("0"), Reload, NOW;
+    /// Size of the system's buffers of each TCP socket in bytes; 0 is the system's default.
+    tcp_socket_buffer: i32 = text("0"), Reload, NOW;
+    /// Milliseconds that sent bytes may stay without acknowledgement; 0 is the system's default.
+    tcp_user_timeout: i32 = text("0"), Reload, NOW;
+    /// Parameters to keep per client besides client_encoding, DateStyle, TimeZone,
+    /// standard_conforming_strings and application_name: a list separated by commas.
+    track_extra_parameters: String = text("IntervalStyle"), Restart, NOW;
+    /// Drop server and client if a transaction is open for longer; 0 is never.
+    transaction_timeout: Micros = text("0"), Reload, LATER;
+    /// Directory of the Unix socket, also of the servers' if a database has no host; @ in front
+    /// means the abstract namespace, nothing means no Unix socket.
+    unix_socket_dir: String = text("/tmp"), Restart, NOW;
+    /// Group of the Unix socket, a name or a number; nothing means the process's.
+    unix_socket_group: String = text(""), Restart, LATER;
+    /// Permissions of the Unix socket; write them with a leading 0.
+    unix_socket_mode: i32 = text("0777"), Restart, NOW;
+    /// System user to run as; the command line wins.
+    user: Option<String> = NULL, Restart, NOW;
+    /// How much to log: 1 adds DEBUG lines, 2 NOISE lines.
+    verbose: i32 = NULL, Reload, NOW;
+}
+
+/// The row of a parameter. Names are case-sensitive.
+pub fn param(name: &str) -> Option<&'static Param> {
+    PARAMS.iter().find(|param| param.name == name)
+}
+
+impl Settings {
+    /// Sets one parameter from text. Unless the process is starting, parameters that need a
+    /// restart are accepted and left alone, whatever the text (config 3.1).
+    pub fn assign(&mut self, name: &str, text: &str, starting: bool) -> Result<(), SetError> {
+        let param = param(name).ok_or(SetError::Unknown)?;
+        if param.when == When::Restart && !starting {
+            return Ok(());
+        }
+        if name == "auth_dbname" && text == "pgbouncer" {
+            return Err(SetError::Refused(Some(RESERVED_AUTH_DBNAME)));
+        }
+        match (param.set)(self, text) {
+            true => Ok(()),
+            false => Err(SetError::Refused(None)),
+        }
+    }
+
+    /// What a `[pgbouncer]` header does: parameters that have a default go back to it; unless the
+    /// process is starting, only those that a reload may change (config 2.4).
+    pub fn reset(&mut self, starting: bool) {
+        for param in PARAMS {
+            if let (Some(default), true) = (param.default, starting || param.when == When::Reload) {
+                (param.set)(self, default);
+            }
+        }
+    }
+}
+
+const RESERVED_AUTH_DBNAME: &str =
+    "cannot use the reserved \"pgbouncer\" database as an auth_dbname";
