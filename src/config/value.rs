@@ -328,6 +328,16 @@ choice! {
     }
 }
 
+impl SslMode {
+    /// True for the modes in which nothing may go over TCP in plain text.
+    pub fn forbids_plain(self) -> bool {
+        matches!(
+            self,
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull
+        )
+    }
+}
+
 choice! {
     /// Which host of a comma-separated list is connected next.
     LoadBalance {

@@ -7,7 +7,7 @@ use super::pool::PoolId;
 use super::server::ServerState;
 use super::Core;
 use crate::base::Level;
-use crate::wire::{write, Reader};
+use crate::wire::write;
 
 impl Core {
     /// Gives a client a cancel key that no other client has. The top bit is clear, so that the

@@ -54,11 +54,11 @@ impl Core {
         if client.state == ClientState::Login && leaves {
             return;
         }
-        if self.settings.log_disconnections != 0 {
+        if self.settings.log_disconnections.on() {
             let line = format!("closing because: {} (age={age}s)", fault.text);
             self.client_log(id, Level::Log, &line);
         }
-        if fault.told && self.settings.log_pooler_errors != 0 {
+        if fault.told && self.settings.log_pooler_errors.on() {
             let line = format!("pooler error: {}", fault.text);
             self.client_log(id, Level::Warning, &line);
         }
@@ -74,7 +74,7 @@ impl Core {
         if state == ServerState::Login {
             self.note_failed_login(id, fault);
         }
-        if self.settings.log_disconnections != 0 {
+        if self.settings.log_disconnections.on() {
             let line = format!("closing because: {} (age={age}s)", fault.text);
             self.server_log(id, Level::Log, &line);
         }

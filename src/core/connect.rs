@@ -12,7 +12,7 @@ use super::Core;
 use crate::auth::{ClientExchange, Credential, ScramError, Secret, MECHANISM};
 use crate::base::list::Links;
 use crate::base::Level;
-use crate::config::{LoadBalance, SslMode};
+use crate::config::LoadBalance;
 use crate::wire::read::{self, lossy, ErrorFields};
 use crate::wire::{write, FromServer, Reader};
 use std::rc::Rc;
@@ -31,7 +31,7 @@ enum Stage {
 }
 
 /// What exists of a server only until it is ready.
-pub struct ServerLogin {
+pub(super) struct ServerLogin {
     stage: Stage,
     scram: Option<ClientExchange>,
     /// ParameterStatus packets of parameters that are not tracked.
@@ -118,7 +118,7 @@ impl Core {
         (server.local, server.remote) = (local, remote);
         server.last_packet = self.now;
         let pool = server.pool;
-        if self.settings.log_connections != 0 {
+        if self.settings.log_connections.on() {
             let from = match local {
                 Addr::Inet(at) => format!(" (from {at})"),
                 _ => String::new(),
@@ -129,7 +129,7 @@ impl Core {
             return;
         }
         // Without TLS in this version, a mode that forbids plain text allows no TCP connection.
-        if matches!(remote, Addr::Inet(_)) && self.settings.server_tls_sslmode >= SslMode::Require {
+        if matches!(remote, Addr::Inet(_)) && self.settings.server_tls_sslmode.forbids_plain() {
             self.login_failed(id, fault::SERVER_REFUSED_SSL, None, false);
             return;
         }

@@ -130,7 +130,7 @@ impl Core {
 
     /// server_fast_close: servers marked for closing don't wait for their client to leave.
     fn close_marked(&mut self, pool: PoolId) {
-        if self.settings.server_fast_close == 0 {
+        if !self.settings.server_fast_close.on() {
             return;
         }
         let Some(pool) = self.pools.get(pool) else {
@@ -256,7 +256,7 @@ impl Core {
         if !period.is_set() || elapsed < period {
             return;
         }
-        if self.settings.log_stats != 0 {
+        if self.settings.log_stats.on() {
             let mut sum = PoolStats::default();
             for (_, pool) in self.pools.iter() {
                 sum.merge(&pool.stats);

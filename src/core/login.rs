@@ -10,12 +10,10 @@ use super::Core;
 use crate::auth::{self, Accepted, ScramError, ScramSecret, Secret, ServerExchange, Verifier};
 use crate::base::text::in_word_list;
 use crate::base::{Level, Micros};
-use crate::config::{AuthType, SslMode};
-use crate::wire::read::lossy;
+use crate::config::AuthType;
 use crate::wire::startup::Opening;
 use crate::wire::{write, FromClient, Reader};
 use std::collections::VecDeque;
-use std::rc::Rc;
 
 /// Longest user name in bytes.
 const USER_NAME_MAX: usize = 127;
@@ -23,7 +21,7 @@ const USER_NAME_MAX: usize = 127;
 const DATABASE_NAME_SHOWN: usize = 63;
 
 /// What exists of a client only until it is logged in.
-pub struct Login {
+pub(super) struct Login {
     pub(super) stage: Stage,
     pub(super) database: Option<DatabaseId>,
     /// The user whose secret counts; `None` for unknown users, whose login always fails.
@@ -112,7 +110,7 @@ impl Core {
     ) -> Result<(), Fault> {
         let client = self.clients.get(id).ok_or(fault::BAD_PACKET)?;
         let is_tcp = matches!(client.remote, Addr::Inet(_));
-        if is_tcp && self.settings.client_tls_sslmode >= SslMode::Require {
+        if is_tcp && self.settings.client_tls_sslmode.forbids_plain() {
             return Err(fault::SSL_REQUIRED);
         }
         if !matches!(
@@ -168,7 +166,7 @@ impl Core {
             .and_then(|id| self.databases.get(id))
             .is_some_and(|database| database.source == Source::Console);
         if is_console && user == CONSOLE && self.is_own_process_owner(id) {
-            if self.settings.log_connections != 0 {
+            if self.settings.log_connections.on() {
                 self.client_log(id, Level::Log, "pgbouncer access from unix socket");
             }
             self.set_admin(id, Access::Admin);
@@ -528,7 +526,7 @@ impl Core {
         let Some(client) = self
             .clients
             .get(id)
-            .filter(|_| self.settings.log_connections != 0)
+            .filter(|_| self.settings.log_connections.on())
         else {
             return;
         };
@@ -542,7 +540,7 @@ impl Core {
         let Some(client) = self
             .clients
             .get(id)
-            .filter(|_| self.settings.log_connections != 0)
+            .filter(|_| self.settings.log_connections.on())
         else {
             return;
         };

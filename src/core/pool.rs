@@ -237,7 +237,7 @@ impl Core {
         pool.servers[from as usize].remove(&mut self.servers, id);
         let list = &mut pool.servers[to as usize];
         let newest_first = match to {
-            ServerState::Idle => !old && self.settings.server_round_robin == 0,
+            ServerState::Idle => !old && !self.settings.server_round_robin.on(),
             ServerState::Used => true,
             _ => false,
         };

@@ -38,7 +38,7 @@ impl Core {
             FromClient::Unknown | FromClient::Password => {
                 return self.unknown_packet(id, packet.tag);
             }
-            FromClient::Query if self.settings.disable_pqexec != 0 => {
+            FromClient::Query if self.settings.disable_pqexec.on() => {
                 self.client_log(id, Level::Error, "client used \"Query\" packet type");
                 self.close_client(id, &fault::PQEXEC_DISALLOWED);
                 return Verdict::Stop;
@@ -323,7 +323,7 @@ impl Core {
             }
             FromClient::CopyData | FromClient::CopyDone | FromClient::CopyFail => Verdict::Drop,
             FromClient::Unknown | FromClient::Password => self.unknown_packet(id, packet.tag),
-            FromClient::Query if self.settings.disable_pqexec != 0 => {
+            FromClient::Query if self.settings.disable_pqexec.on() => {
                 self.client_log(id, Level::Error, "client used \"Query\" packet type");
                 self.close_client(id, &fault::PQEXEC_DISALLOWED);
                 Verdict::Stop

@@ -82,6 +82,7 @@ impl Core {
     pub(super) fn release(&mut self, id: ServerId) {
         self.unlink(id);
         self.detach_cancels(id);
+        let is_old = self.lifetime_is_over(id);
         let Some(server) = self.servers.get(id) else {
             return;
         };
@@ -89,10 +90,10 @@ impl Core {
         let leaving = Leaving {
             mode: self.pool_mode(pool),
             has_reset: !self.settings.server_reset_query.is_empty(),
-            reset_always: self.settings.server_reset_query_always != 0,
+            reset_always: self.settings.server_reset_query_always.on(),
             check_always: !self.settings.server_check_delay.is_set()
                 && !self.settings.server_check_query.is_empty(),
-            is_old: self.lifetime_is_over(id),
+            is_old,
             owes: !server.replies.is_empty(),
             close_needed: server.close_needed,
             being_canceled: server.cancels_in_flight > 0,

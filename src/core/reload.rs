@@ -14,8 +14,7 @@ impl Core {
     /// Takes over a configuration. If it could not be read to its end (`complete` is false), what
     /// was read counts and nothing is removed.
     pub fn configure(&mut self, config: Config, complete: bool) {
-        self.journal
-            .set_verbose(config.settings.verbose.unwrap_or(0));
+        self.journal.set_verbose(config.settings.verbose);
         self.settings = Rc::new(config.settings);
         let star_changed = config.autodb.is_some() && config.autodb != self.autodb;
         if config.autodb.is_some() {
@@ -45,7 +44,7 @@ impl Core {
         let mut next = (*self.settings).clone();
         let changed = apply(&mut next);
         if changed {
-            self.journal.set_verbose(next.verbose.unwrap_or(0));
+            self.journal.set_verbose(next.verbose);
             self.settings = Rc::new(next);
             self.mark_all();
         }

@@ -90,7 +90,7 @@ impl Core {
     }
 
     fn set_application_name(&mut self, id: ClientId, given: Option<&[u8]>) {
-        let add_host = self.settings.application_name_add_host != 0;
+        let add_host = self.settings.application_name_add_host.on();
         let Some(client) = self.clients.get(id) else {
             return;
         };
