@@ -8,6 +8,7 @@
 //! * `wire`: PostgreSQL's messages: framing, reading, writing
 //! * `base`: arena, list, time
 
+pub mod app;
 pub mod auth;
 pub mod base;
 pub mod config;

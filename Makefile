@@ -1,0 +1,63 @@
+# What a developer or packager runs. `make help` lists the targets.
+
+prefix  ?= /usr/local
+bindir  ?= $(prefix)/bin
+datadir ?= $(prefix)/share
+mandir  ?= $(datadir)/man
+unitdir ?= $(prefix)/lib/systemd/system
+CARGO   ?= $(or $(shell command -v cargo),$(HOME)/.cargo/bin/cargo)
+BUILT    = target/release/pgturnstile
+MANUALS  = $(wildcard doc/*.1 doc/*.5)
+SAMPLES  = $(wildcard etc/*.ini) etc/userlist.txt
+
+export CARGO
+.DEFAULT_GOAL := build
+.PHONY: build check test sim live compat demo doc install deps build-deps demo-deps help
+
+build: build-deps ## release binary: target/release/pgturnstile (default)
+	$(CARGO) build --release --locked
+
+check: deps ## everything a change must pass; installs what is missing
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) test --locked
+
+test: build-deps ## unit tests
+	$(CARGO) test --locked --lib --bins
+
+sim: build-deps ## simulation of the core; SEEDS=5000 sweeps, SEED=17 replays one with a trace
+	$(CARGO) test --locked --test sim -- --nocapture
+
+live: deps ## against a real PostgreSQL
+	$(CARGO) test --locked --test live
+
+compat: deps ## same sessions through PgBouncer and through us, results compared
+	$(CARGO) test --locked --test compat
+
+demo: demo-deps $(if $(BINARY),,build) ## PostgreSQL, pgturnstile, psql and pgbench in a temporary folder
+	test/bin/demo.sh
+
+doc: build-deps ## rewrite the sample ini and the manual pages from the settings table
+	$(CARGO) run --quiet --locked --example manual
+
+install: ## copy to $(DESTDIR)$(prefix) what `make` has built; changes no running service
+	@test -x $(BUILT) || { echo "run 'make' first"; exit 1; }
+	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(datadir)/pgturnstile $(DESTDIR)$(unitdir)
+	install -m 755 $(BUILT) $(DESTDIR)$(bindir)/pgturnstile
+	install -m 644 $(SAMPLES) $(DESTDIR)$(datadir)/pgturnstile
+	sed 's|/usr/local/bin|$(bindir)|' etc/pgturnstile.service \
+		> $(DESTDIR)$(unitdir)/pgturnstile.service
+	$(foreach page,$(MANUALS),install -D -m 644 $(page) \
+		$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page));)
+
+deps: ## install what build and tests need: compiler, PostgreSQL, PgBouncer to compare with
+	@test/bin/deps.sh build checks postgresql pgbouncer
+
+build-deps:
+	@test/bin/deps.sh build
+
+demo-deps:
+	@test/bin/deps.sh build postgresql
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10

@@ -1,0 +1,318 @@
+//! The process and its surroundings: whose rights it has, whether another instance runs, the
+//! pidfile, the limit on descriptors (config 7.1 to 7.5). An error is the text of a FATAL line.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use nix::errno::Errno;
+use nix::sys::resource::{getrlimit, Resource};
+use nix::sys::signal::kill;
+use nix::unistd::{self, Pid, User};
+
+use super::args::Run;
+use super::log::os_text;
+
+/// Switches that this version doesn't have: the text of the FATAL line if one was given.
+pub fn refuse_missing(run: &Run) -> Result<(), String> {
+    let (switch, instead) = match (run.daemon, run.reboot) {
+        (false, false) => return Ok(()),
+        (true, _) => ("-d", "start it without, under a service manager"),
+        (false, true) => ("-R", "stop the running process, then start the new one"),
+    };
+    Err(format!(
+        "switch {switch} is not available in this version; {instead}"
+    ))
+}
+
+/// Takes the identity of an operating-system user for good; also when not root, where it succeeds
+/// only for the user one already is. An empty name changes nothing.
+pub fn become_user(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Ok(());
+    }
+    let unknown = || format!("could not find user '{name}' to switch to");
+    let user = User::from_name(name).ok().flatten().ok_or_else(unknown)?;
+    if unistd::geteuid().is_root() {
+        unistd::setgroups(&[user.gid])
+            .map_err(|errno| format!("failed to reset groups: {}", errno_text(errno)))?;
+    }
+    unistd::setgid(user.gid)
+        .and_then(|()| unistd::setuid(user.uid))
+        .map_err(|errno| {
+            format!(
+                "failed to assume identity of user '{name}': {}",
+                errno_text(errno)
+            )
+        })?;
+    if unistd::getuid() != user.uid || unistd::geteuid() != user.uid {
+        return Err("setuid() failed to work".to_string());
+    }
+    Ok(())
+}
+
+/// Refuses to run with root's rights.
+pub fn refuse_root() -> Result<(), String> {
+    if unistd::getuid().is_root() || unistd::geteuid().is_root() {
+        return Err("PgBouncer should not run as root".to_string());
+    }
+    Ok(())
+}
+
+/// Refuses to start while a process accepts connections at the Unix socket that this one would
+/// open. `dir` is the setting; empty and abstract (`@…`) ones are not probed (config 7.3).
+pub fn refuse_second_instance(dir: &str, port: i64) -> Result<(), String> {
+    if dir.is_empty() || dir.starts_with('@') {
+        return Ok(());
+    }
+    match UnixStream::connect(Path::new(dir).join(format!(".s.PGSQL.{port}"))) {
+        Ok(_) => Err("unix socket is in use, cannot continue".to_string()),
+        Err(_) => Ok(()),
+    }
+}
+
+/// What a look at the pidfile before the start found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pidfile {
+    /// No file.
+    Absent,
+    /// The file of a dead process. It is to be logged as `STALE`, then removed.
+    Stale,
+}
+
+/// The LOG line before a stale pidfile is removed.
+pub const STALE: &str = "stale pidfile, removing";
+
+/// Looks whether the pidfile names a running process. Whatever can't be understood counts as one.
+pub fn check_pidfile(path: &Path) -> Result<Pidfile, String> {
+    let name = path.display();
+    let mut file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Pidfile::Absent),
+        Err(error) => {
+            return Err(format!(
+                "could not open pidfile '{name}': {}",
+                os_text(&error)
+            ))
+        }
+    };
+    let mut content = [0; 64];
+    let length = file
+        .read(&mut content)
+        .map_err(|error| format!("could not read pidfile '{name}': {}", os_text(&error)))?;
+    let stale = leading_pid(content.get(..length).unwrap_or_default())
+        .is_some_and(|pid| kill(pid, None) == Err(Errno::ESRCH));
+    if stale {
+        return Ok(Pidfile::Stale);
+    }
+    Err(format!(
+        "pidfile '{name}' exists, another instance running?"
+    ))
+}
+
+/// Removes the pidfile of a dead process.
+pub fn remove_stale_pidfile(path: &Path) -> Result<(), String> {
+    fs::remove_file(path)
+        .map_err(|error| format!("could not remove stale pidfile: {}", os_text(&error)))
+}
+
+/// The positive number at the start of a pidfile; what follows it doesn't matter.
+fn leading_pid(content: &[u8]) -> Option<Pid> {
+    let digits = content
+        .trim_ascii_start()
+        .split(|byte| !byte.is_ascii_digit())
+        .next()?;
+    let number: i32 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    (number > 0).then(|| Pid::from_raw(number))
+}
+
+/// This process's pidfile; dropping it removes the file.
+#[derive(Debug)]
+pub struct OwnPidfile {
+    path: PathBuf,
+}
+
+impl OwnPidfile {
+    /// Creates the file, which must not exist, with mode 0644 less the umask.
+    pub fn create(path: &Path) -> Result<OwnPidfile, String> {
+        let name = path.display();
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o644);
+        let mut file = options
+            .open(path)
+            .map_err(|error| format!("could not open pidfile '{name}': {}", os_text(&error)))?;
+        let own = OwnPidfile {
+            path: path.to_path_buf(),
+        };
+        file.write_all(format!("{}\n", process::id()).as_bytes())
+            .map_err(|error| format!("could not write pidfile '{name}': {}", os_text(&error)))?;
+        Ok(own)
+    }
+}
+
+impl Drop for OwnPidfile {
+    fn drop(&mut self) {
+        // Somebody may have removed it already; at the exit there is nobody to tell.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The first line of a start: limits on descriptors as signed 32-bit numbers, so that "unlimited"
+/// is -1, and how many this configuration may need (config 6.7).
+pub fn limit_line(max_client_conn: i64, expected: i64) -> String {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+    limit_text(soft, hard, max_client_conn, expected)
+}
+
+fn limit_text(soft: u64, hard: u64, max_client_conn: i64, expected: i64) -> String {
+    let [soft, hard] = [soft, hard].map(|limit| limit as u32 as i32);
+    format!(
+        "kernel file descriptor limit: {soft} (hard: {hard}); \
+         max_client_conn: {max_client_conn}, max expected fd use: {expected}"
+    )
+}
+
+fn errno_text(errno: Errno) -> String {
+    os_text(&io::Error::from(errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+
+    /// A new directory below the system's temporary one, removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("pgt-daemon-{name}-{}", process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Folder(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// The id of a process that has ended.
+    fn dead_pid() -> u32 {
+        let mut child = process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        child.id()
+    }
+
+    #[test]
+    fn pidfile_of_a_live_or_unknown_process_stops_the_start() {
+        let folder = Folder::new("check");
+        let path = folder.0.join("p.pid");
+        assert_eq!(check_pidfile(&path), Ok(Pidfile::Absent));
+        let (own, dead) = (process::id(), dead_pid());
+        let used = Err(format!(
+            "pidfile '{}' exists, another instance running?",
+            path.display()
+        ));
+        for (content, want) in [
+            (String::new(), used.clone()),
+            ("junk\n".to_string(), used.clone()),
+            ("0\n".to_string(), used.clone()),
+            ("-5\n".to_string(), used.clone()),
+            ("99999999999999999999\n".to_string(), used.clone()),
+            (format!("{own}\n"), used.clone()),
+            (format!("{dead}\n"), Ok(Pidfile::Stale)),
+            (format!(" {dead} and more"), Ok(Pidfile::Stale)),
+        ] {
+            fs::write(&path, &content).unwrap();
+            assert_eq!(check_pidfile(&path), want, "{content:?}");
+        }
+        remove_stale_pidfile(&path).unwrap();
+        assert_eq!(
+            remove_stale_pidfile(&path),
+            Err("could not remove stale pidfile: No such file or directory".to_string())
+        );
+        let folder = folder.0.display();
+        assert_eq!(
+            check_pidfile(Path::new(&folder.to_string())),
+            Err(format!("could not read pidfile '{folder}': Is a directory"))
+        );
+    }
+
+    #[test]
+    fn own_pidfile_is_new_and_goes_with_its_owner() {
+        let folder = Folder::new("own");
+        let path = folder.0.join("p.pid");
+        let name = path.display();
+        let own = OwnPidfile::create(&path).unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            format!("{}\n", process::id())
+        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o133, 0);
+        assert_eq!(
+            OwnPidfile::create(&path).unwrap_err(),
+            format!("could not open pidfile '{name}': File exists")
+        );
+        assert!(path.exists());
+        drop(own);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn listening_unix_socket_means_another_instance() {
+        let folder = Folder::new("probe");
+        let dir = folder.0.to_str().unwrap();
+        assert_eq!(refuse_second_instance(dir, 6432), Ok(()));
+        let listener = UnixListener::bind(folder.0.join(".s.PGSQL.6432")).unwrap();
+        let used = Err("unix socket is in use, cannot continue".to_string());
+        assert_eq!(refuse_second_instance(dir, 6432), used);
+        assert_eq!(refuse_second_instance(dir, 6433), Ok(()));
+        drop(listener);
+        assert_eq!(refuse_second_instance(dir, 6432), Ok(()));
+        assert_eq!(refuse_second_instance("", 6432), Ok(()));
+        assert_eq!(refuse_second_instance("@x", 6432), Ok(()));
+    }
+
+    #[test]
+    fn unknown_users_are_refused_and_no_name_changes_nothing() {
+        assert_eq!(become_user(""), Ok(()));
+        assert_eq!(
+            become_user("no such user"),
+            Err("could not find user 'no such user' to switch to".to_string())
+        );
+    }
+
+    #[test]
+    fn limits_are_shown_as_signed_numbers() {
+        assert_eq!(
+            limit_text(1024, u64::MAX, 100, 212),
+            "kernel file descriptor limit: 1024 (hard: -1); \
+             max_client_conn: 100, max expected fd use: 212"
+        );
+    }
+
+    #[test]
+    fn switches_of_later_versions_are_refused() {
+        for (daemon, reboot, want) in [
+            (false, false, None),
+            (true, true, Some("-d")),
+            (false, true, Some("-R")),
+        ] {
+            let got = refuse_missing(&Run {
+                daemon,
+                reboot,
+                ..Run::default()
+            });
+            match want {
+                None => assert_eq!(got, Ok(())),
+                Some(name) => assert!(got.unwrap_err().starts_with(&format!("switch {name} is"))),
+            }
+        }
+    }
+}

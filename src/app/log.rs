@@ -1,0 +1,277 @@
+//! Log lines out of the process: to standard error and to a file, in PgBouncer's format
+//! (config 6.2), and times as the console shows them.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::process;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jiff::tz::TimeZone;
+use jiff::Timestamp;
+
+use crate::base::journal::Level;
+use crate::base::text::cut;
+
+/// Longest text of a line in bytes, socket prefix included (config 6.2).
+const LONGEST: usize = 2047;
+
+/// The log file can't be opened. The complaint has been written to standard error; the process
+/// has to end with exit code 1 (config 1.4).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Broken;
+
+/// Where log lines go.
+pub struct Log {
+    zone: LocalZone,
+    quiet: bool,
+    path: String,
+    file: Option<File>,
+}
+
+impl Log {
+    /// A log to standard error, or to nowhere yet if `quiet` (`-q`).
+    pub fn new(quiet: bool) -> Log {
+        Log {
+            zone: LocalZone::load(),
+            quiet,
+            path: String::new(),
+            file: None,
+        }
+    }
+
+    /// Sets the log file, empty for none. It is opened by the next line, so a new path or a
+    /// rotated file takes effect there (config 6.4).
+    pub fn set_file(&mut self, path: &str) {
+        if self.path != path {
+            self.path = path.to_string();
+            self.file = None;
+        }
+    }
+
+    /// Closes the log file; the next line opens, and if need be creates, it anew.
+    pub fn reopen(&mut self) {
+        self.file = None;
+    }
+
+    /// Writes one line to each place.
+    pub fn line(&mut self, level: Level, text: &str) -> Result<(), Broken> {
+        let stamp = self.zone.stamp(now_ms());
+        let pid = process::id();
+        if let Err(error) = self.open() {
+            let (path, reason) = (&self.path, os_text(&error));
+            write_stderr(&format!(
+                "{stamp} {pid} FATAL Cannot open logfile: '{path}': {reason}\n"
+            ));
+            return Err(Broken);
+        }
+        let line = format!("{stamp} [{pid}] {} {}\n", tag(level), one_line(text));
+        if !self.quiet {
+            write_stderr(&line);
+        }
+        if let Some(file) = &mut self.file {
+            // A full disk must not stop the pooler, and there is nowhere to complain.
+            let _ = file.write_all(line.as_bytes());
+        }
+        Ok(())
+    }
+
+    /// The zone in which lines are stamped.
+    pub fn zone(&self) -> &LocalZone {
+        &self.zone
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        if self.file.is_none() && !self.path.is_empty() {
+            self.file = Some(
+                OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .open(&self.path)?,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The local time zone, from TZ or the system, as it was when it was loaded.
+pub struct LocalZone(TimeZone);
+
+impl LocalZone {
+    /// Reads the zone; UTC if there is none or it can't be read.
+    pub fn load() -> LocalZone {
+        LocalZone(TimeZone::try_system().unwrap_or(TimeZone::UTC))
+    }
+
+    /// Seconds since 1970 as the columns of type `time` in SHOW tables: `YYYY-MM-DD HH:MM:SS ZONE`.
+    pub fn seconds(&self, unix_secs: i64) -> String {
+        self.render(Timestamp::from_second(unix_secs), "%Y-%m-%d %H:%M:%S %Z")
+    }
+
+    /// Milliseconds since 1970 as log lines begin: `YYYY-MM-DD HH:MM:SS.mmm ZONE`.
+    fn stamp(&self, unix_ms: i64) -> String {
+        self.render(
+            Timestamp::from_millisecond(unix_ms),
+            "%Y-%m-%d %H:%M:%S.%3f %Z",
+        )
+    }
+
+    fn render(&self, time: Result<Timestamp, jiff::Error>, format: &str) -> String {
+        let zoned = time
+            .unwrap_or(Timestamp::UNIX_EPOCH)
+            .to_zoned(self.0.clone());
+        zoned.strftime(format).to_string()
+    }
+}
+
+/// An error's text as `strerror` gives it: without the number that Rust adds.
+pub fn os_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ") {
+        Some(end) if error.raw_os_error().is_some() => text[..end].to_string(),
+        _ => text,
+    }
+}
+
+fn now_ms() -> i64 {
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn tag(level: Level) -> &'static str {
+    match level {
+        Level::Fatal => "FATAL",
+        Level::Error => "ERROR",
+        Level::Warning => "WARNING",
+        Level::Log => "LOG",
+        Level::Debug => "DEBUG",
+        Level::Noise => "NOISE",
+    }
+}
+
+/// The text in its shortest allowed form. Further lines of a text begin with a tab, so that only
+/// real log lines begin with a time (config 6.2).
+fn one_line(text: &str) -> String {
+    let text = cut(text, LONGEST);
+    if !text.contains('\n') {
+        return text.to_string();
+    }
+    let indented = text.replace('\n', "\n\t");
+    cut(&indented, LONGEST).trim_end().to_string()
+}
+
+fn write_stderr(line: &str) {
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::PathBuf;
+
+    fn zone(name: &str) -> LocalZone {
+        LocalZone(TimeZone::posix(name).unwrap())
+    }
+
+    /// A new directory below the system's temporary one, removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("pgt-log-{name}-{}", process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Folder(path)
+        }
+
+        fn file(&self, name: &str) -> String {
+            self.0.join(name).to_str().unwrap().to_string()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn times_carry_the_zone_in_force_at_that_time() {
+        let berlin = zone("CET-1CEST,M3.5.0,M10.5.0/3");
+        assert_eq!(
+            zone("UTC0").stamp(1_795_225_282_566),
+            "2026-11-21 01:41:22.566 UTC"
+        );
+        assert_eq!(
+            berlin.stamp(1_795_225_282_006),
+            "2026-11-21 02:41:22.006 CET"
+        );
+        assert_eq!(berlin.seconds(1_783_000_000), "2026-07-02 15:46:40 CEST");
+        assert_eq!(zone("UTC0").seconds(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(zone("UTC0").seconds(i64::MAX), "1970-01-01 00:00:00 UTC");
+    }
+
+    #[test]
+    fn text_is_cut_and_kept_apart_from_real_lines() {
+        let long = "x".repeat(3000);
+        for (text, want) in [
+            ("plain ", "plain "),
+            ("two\nlines", "two\n\tlines"),
+            ("ends\n", "ends"),
+            ("ends \n\n", "ends"),
+            (long.as_str(), &long[..2047]),
+        ] {
+            assert_eq!(one_line(text), want);
+        }
+    }
+
+    #[test]
+    fn file_is_opened_by_the_next_line_and_followed_after_rotation() {
+        let folder = Folder::new("rotation");
+        let (path, old) = (folder.file("a.log"), folder.file("a.log.1"));
+        let mut log = Log::new(true);
+        log.set_file(&path);
+        assert!(!fs::exists(&path).unwrap());
+        log.line(Level::Log, "one").unwrap();
+        fs::rename(&path, &old).unwrap();
+        log.line(Level::Warning, "two").unwrap();
+        log.reopen();
+        assert!(!fs::exists(&path).unwrap());
+        log.line(Level::Fatal, "three").unwrap();
+        log.set_file("");
+        log.line(Level::Log, "four").unwrap();
+
+        let pid = process::id();
+        let texts = |path: &str| -> Vec<String> {
+            let whole = fs::read_to_string(path).unwrap();
+            whole
+                .lines()
+                .map(|line| line.splitn(4, ' ').last().unwrap().to_string())
+                .collect()
+        };
+        assert_eq!(
+            texts(&old),
+            [format!("[{pid}] LOG one"), format!("[{pid}] WARNING two")]
+        );
+        assert_eq!(texts(&path), [format!("[{pid}] FATAL three")]);
+    }
+
+    #[test]
+    fn log_file_that_cannot_be_opened_ends_the_process() {
+        let folder = Folder::new("broken");
+        let mut log = Log::new(true);
+        log.set_file(&folder.file("missing/a.log"));
+        assert_eq!(log.line(Level::Log, "x"), Err(Broken));
+    }
+
+    #[test]
+    fn os_errors_read_as_strerror_has_them() {
+        for (error, want) in [
+            (io::Error::from_raw_os_error(2), "No such file or directory"),
+            (io::Error::other("odd (os error 9)"), "odd (os error 9)"),
+        ] {
+            assert_eq!(os_text(&error), want);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Signals as events of the loop: a handler sets a mark and writes to a socket that the loop
+//! watches (config 8.1). SIGPIPE needs nothing: Rust's runtime ignores it from the start.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use mio::event::Source;
+use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+
+/// The signals that the program reacts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Read the configuration again.
+    Hup,
+    /// Shut down, wait until no server is needed.
+    Int,
+    /// Exit at once.
+    Quit,
+    /// Shut down, wait for all clients to leave.
+    Term,
+    /// Pause all activity.
+    Usr1,
+    /// Go on after a pause.
+    Usr2,
+}
+
+/// Handlers are installed as long as this exists; a second one would receive the same signals.
+pub struct Signals {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+}
+
+impl Signals {
+    /// Installs the handlers.
+    pub fn install() -> io::Result<Signals> {
+        let (read, write) = StdUnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        write.set_nonblocking(true)?;
+        let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+        let read = UnixStream::from_std(read);
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, watched)?;
+        Ok(Signals { delivery })
+    }
+
+    /// Lets a poll report signals under `token`.
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        self.delivery
+            .get_read_mut()
+            .register(registry, token, Interest::READABLE)
+    }
+
+    /// The signals that have arrived since the last call; each at most once, in order of their
+    /// numbers. To be called whenever the token is reported.
+    pub fn take(&mut self) -> Vec<Signal> {
+        self.delivery.pending().filter_map(known).collect()
+    }
+}
+
+fn known(number: i32) -> Option<Signal> {
+    match number {
+        SIGHUP => Some(Signal::Hup),
+        SIGINT => Some(Signal::Int),
+        SIGQUIT => Some(Signal::Quit),
+        SIGTERM => Some(Signal::Term),
+        SIGUSR1 => Some(Signal::Usr1),
+        SIGUSR2 => Some(Signal::Usr2),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mio::{Events, Poll};
+    use nix::sys::signal::{raise, Signal as Number};
+    use std::time::Duration;
+
+    #[test]
+    fn signals_wake_the_poll_and_come_once_each() {
+        let mut signals = Signals::install().unwrap();
+        let mut poll = Poll::new().unwrap();
+        signals.register(poll.registry(), Token(7)).unwrap();
+        assert_eq!(signals.take(), []);
+        for _ in 0..2 {
+            for number in [
+                Number::SIGUSR2,
+                Number::SIGTERM,
+                Number::SIGHUP,
+                Number::SIGHUP,
+            ] {
+                raise(number).unwrap();
+            }
+            let mut events = Events::with_capacity(4);
+            poll.poll(&mut events, Some(Duration::from_secs(10)))
+                .unwrap();
+            assert!(events.iter().any(|event| event.token() == Token(7)));
+            assert_eq!(signals.take(), [Signal::Hup, Signal::Usr2, Signal::Term]);
+            assert_eq!(signals.take(), []);
+        }
+    }
+}

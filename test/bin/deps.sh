@@ -1,0 +1,79 @@
+#!/bin/bash
+# Makes sure that what is named on the command line is there; on Debian and its relatives missing
+# packages are installed. Names: build, checks, postgresql, pgbouncer. Silent if nothing is missing.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+packages=()
+
+have() { command -v "$1" >/dev/null; }
+
+fail() {
+    echo "deps: $*" >&2
+    exit 1
+}
+
+# The directory with PostgreSQL's server programs, as the tests and the demo look for it.
+have_postgresql() {
+    if [ -n "${PG_BINDIR:-}" ]; then
+        [ -x "$PG_BINDIR/initdb" ]
+    else
+        compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || have initdb
+    fi
+}
+
+want() {
+    case $1 in
+    build)
+        have cc || packages+=(build-essential)
+        have pkg-config || packages+=(pkg-config)
+        ;;
+    checks) ;;
+    postgresql) have_postgresql && have psql || packages+=(postgresql) ;;
+    pgbouncer) have pgbouncer || [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer) ;;
+    *) fail "unknown name $1" ;;
+    esac
+}
+
+install_packages() {
+    have apt-get || fail "please install the equivalent of: ${packages[*]}"
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        have sudo || fail "please install as root: apt-get install ${packages[*]}"
+        as_root=(sudo)
+    fi
+    echo "deps: installing ${packages[*]} (Debian also starts a service of a server it installs)"
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${packages[@]}"
+}
+
+# Distributions' compilers are often too old, so the compiler is not installed unasked.
+check_rust() {
+    local cargo=${CARGO:-cargo} least found
+    local hint="get it with: curl --proto '=https' -sSf https://sh.rustup.rs | sh"
+    least=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    have "$cargo" || fail "Rust $least or later is needed (rustup, or apt's cargo if new enough); $hint"
+    found=$("$cargo" --version | cut -d' ' -f2)
+    [ "$(printf '%s\n' "$least" "$found" | sort -V | head -n 1)" = "$least" ] ||
+        fail "Rust $least or later is needed, found $found; $hint"
+}
+
+# rustfmt and clippy, which rustup's smallest profile lacks.
+check_components() {
+    local cargo=${CARGO:-cargo}
+    "$cargo" fmt --version >/dev/null 2>&1 && "$cargo" clippy --version >/dev/null 2>&1 && return
+    have rustup || fail "rustfmt and clippy are needed: rustup component add rustfmt clippy"
+    rustup component add rustfmt clippy
+}
+
+for name in "$@"; do
+    want "$name"
+done
+[ ${#packages[@]} -eq 0 ] || install_packages
+for name in "$@"; do
+    case $name in
+    build) check_rust ;;
+    checks) check_components ;;
+    esac
+done
