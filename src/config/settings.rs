@@ -44,8 +44,8 @@ pub enum SetError {
     Refused(Option<&'static str>),
 }
 
-const NOW: bool = false;
-const LATER: bool = true;
+pub(super) const NOW: bool = false;
+pub(super) const LATER: bool = true;
 const NULL: Option<&'static str> = None;
 
 const fn text(default: &'static str) -> Option<&'static str> {

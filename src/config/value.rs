@@ -235,6 +235,16 @@ impl fmt::Debug for Secret {
     }
 }
 
+impl Value for Secret {
+    const KIND: &'static str = "text";
+    fn parse(text: &str) -> Option<Secret> {
+        Some(Secret(text.as_bytes().to_vec()))
+    }
+    fn show(&self) -> Option<String> {
+        None
+    }
+}
+
 /// Declares an enumeration whose values are written as words, in any case; the first is `Default`.
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $word:literal,)+ }) => {

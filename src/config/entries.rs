@@ -1,0 +1,328 @@
+//! The tables of keys in `[databases]`, `[users]` and `[peers]`, and how an entry is read
+//! (config 2.6 and 4).
+
+use super::connstr;
+use super::settings::{LATER, NOW};
+use super::value::{atoi, LoadBalance, PoolMode, Secret, Value};
+use crate::base::{text::cut, Journal, Level, Micros};
+
+/// One key of an entry of type `E`.
+pub struct Key<E: 'static> {
+    /// Name in the string.
+    pub name: &'static str,
+    /// What counts without it, for the manual.
+    pub default: &'static str,
+    /// Parsed, but without any effect in this version.
+    pub later: bool,
+    /// Name of its type, for the manual.
+    pub kind: &'static str,
+    /// One or two sentences for the manual.
+    pub help: &'static str,
+    /// Parses and stores; false if the value is refused, which has been logged.
+    pub set: fn(&mut E, &str, &mut Journal) -> bool,
+    /// True if the entry has this key.
+    pub given: fn(&E) -> bool,
+}
+
+/// Key: type, its reader = default, effective now or later.
+macro_rules! entry {
+    ($(#[doc = $doc:literal])+ $entry:ident, $keys:ident; $(
+        $(#[doc = $help:literal])+ $name:ident: $type:ty, $read:ident = $default:literal, $later:ident;
+    )+) => {
+        $(#[doc = $doc])+
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct $entry {
+            $($(#[doc = $help])+ pub $name: Option<$type>,)+
+        }
+
+        #[doc = concat!("The keys of a [`", stringify!($entry), "`].")]
+        pub static $keys: &[Key<$entry>] = &[$(Key {
+            name: stringify!($name),
+            default: $default,
+            later: $later,
+            kind: <$type as Value>::KIND,
+            help: concat!($($help),+).trim_ascii_start(),
+            set: |entry, text, journal| {
+                let value = $read(text, journal);
+                let good = value.is_some();
+                if good {
+                    entry.$name = value;
+                }
+                good
+            },
+            given: |entry| entry.$name.is_some(),
+        },)+];
+    };
+}
+
+entry! {
+    /// What an entry of `[databases]` says; `None` where it says nothing.
+    DatabaseEntry, DATABASE_KEYS;
+    /// Name of the database at the server. Always there after reading.
+    dbname: String, text = "the name of the entry", NOW;
+    /// Host name, address, or directory of a Unix socket (with @ in front: abstract); several may
+    /// be separated by commas.
+    host: String, text = "the Unix socket in unix_socket_dir", NOW;
+    /// Port of the server, one for all hosts.
+    port: i32, port = "5432", NOW;
+    /// Log in to servers as this user, whoever the client is: one pool for all.
+    user: String, user_name = "the client's user", NOW;
+    /// Password of this user.
+    password: Secret, password = "the one in auth_file", NOW;
+    /// User who runs auth_query.
+    auth_user: String, text = "auth_user", LATER;
+    /// Query that fetches a user's password.
+    auth_query: String, text = "auth_query", LATER;
+    /// Database in which auth_query is run.
+    auth_dbname: String, text = "auth_dbname", LATER;
+    /// Sent to the server at its start as client_encoding.
+    client_encoding: String, text = "not sent", NOW;
+    /// Sent to the server at its start as datestyle.
+    datestyle: String, text = "not sent", NOW;
+    /// Sent to the server at its start as timezone.
+    timezone: String, text = "not sent", NOW;
+    /// Sent to the server at its start as application_name.
+    application_name: String, text = "not sent", NOW;
+    /// How many servers each pool may have; 0 is without limit, negative is not set.
+    pool_size: i32, count = "default_pool_size", NOW;
+    /// Keep at least this many servers in pools that are in use; negative is not set.
+    min_pool_size: i32, count = "min_pool_size", LATER;
+    /// How many servers a pool may have on top when clients wait too long; negative is not set.
+    /// The old name reserve_pool means the same.
+    reserve_pool_size: i32, count = "reserve_pool_size", LATER;
+    /// How many servers the database may have; 0 and negative are not set.
+    max_db_connections: i32, count = "max_db_connections", LATER;
+    /// How many clients the database may have; 0 and negative are not set.
+    max_db_client_connections: i32, count = "max_db_client_connections", LATER;
+    /// Close unused servers that are older, in whole seconds; 0 is not set.
+    server_lifetime: Micros, seconds = "server_lifetime", NOW;
+    /// Drop clients that wait longer for a server, in whole seconds; 0 is never.
+    query_wait_timeout: Micros, seconds = "query_wait_timeout", LATER;
+    /// When a server goes back to its pool.
+    pool_mode: PoolMode, pool_mode = "pool_mode", NOW;
+    /// Which host of a list is connected next.
+    load_balance_hosts: LoadBalance, load_balance = "round-robin", NOW;
+    /// Query to run after each login to a server.
+    connect_query: String, text = "none", NOW;
+}
+
+entry! {
+    /// What an entry of `[users]` says; `None` where it says nothing.
+    UserEntry, USER_KEYS;
+    /// When a server goes back to its pool; wins over the database's.
+    pool_mode: PoolMode, pool_mode = "the database's, pool_mode", NOW;
+    /// How many servers each pool may have; wins over the database's; negative is not set.
+    pool_size: i32, count = "the database's, default_pool_size", NOW;
+    /// How many servers a pool may have on top when clients wait too long; negative is not set.
+    reserve_pool_size: i32, count = "the database's, reserve_pool_size", LATER;
+    /// How many servers the user may have; 0 and negative are not set.
+    max_user_connections: i32, count = "max_user_connections", LATER;
+    /// How many clients the user may have; 0 and negative are not set.
+    max_user_client_connections: i32, count = "max_user_client_connections", LATER;
+    /// Drop server and client if a query runs longer, in whole seconds; 0 is not set.
+    query_timeout: Micros, seconds = "query_timeout", LATER;
+    /// Drop clients that wait longer for a server, in whole seconds; 0 is never.
+    query_wait_timeout: Micros, seconds = "the database's, query_wait_timeout", LATER;
+    /// Drop server and client that are idle in a transaction for longer, in whole seconds; 0 is
+    /// not set.
+    idle_transaction_timeout: Micros, seconds = "idle_transaction_timeout", LATER;
+    /// Drop server and client if a transaction is open for longer, in whole seconds; 0 is not set.
+    transaction_timeout: Micros, seconds = "transaction_timeout", LATER;
+    /// Drop clients that sent nothing for longer, in whole seconds; 0 is not set.
+    client_idle_timeout: Micros, seconds = "client_idle_timeout", LATER;
+}
+
+entry! {
+    /// What an entry of `[peers]` says.
+    PeerEntry, PEER_KEYS;
+    /// Host name, address, or directory of a Unix socket. Always there after reading.
+    host: String, text = "required", LATER;
+    /// Port of the peer.
+    port: i32, port = "6432", LATER;
+    /// How many cancel requests may be forwarded at a time; negative is not set, 0 is none.
+    pool_size: i32, count = "default_pool_size", LATER;
+}
+
+/// The port of a server if its entry has none.
+pub const SERVER_PORT: i32 = 5432;
+/// The port of a peer if its entry has none.
+pub const PEER_PORT: i32 = 6432;
+/// The longest name of a database, in bytes.
+pub const DATABASE_NAME_MAX: usize = 63;
+/// The longest name of a user, in bytes.
+pub const USER_NAME_MAX: usize = 127;
+/// The longest password, in bytes.
+pub const PASSWORD_MAX: usize = 65_530;
+
+impl DatabaseEntry {
+    /// False if a reload from `self` to `other` must replace the servers (config 5.3).
+    pub fn connects_like(&self, other: &DatabaseEntry) -> bool {
+        self.dbname == other.dbname
+            && self.host == other.host
+            && self.port.unwrap_or(SERVER_PORT) == other.port.unwrap_or(SERVER_PORT)
+            && self.user == other.user
+            && self.connect_query == other.connect_query
+            && self.auth_dbname == other.auth_dbname
+            && self.auth_query == other.auth_query
+            && self.load_balance_hosts.unwrap_or_default()
+                == other.load_balance_hosts.unwrap_or_default()
+    }
+}
+
+fn text(value: &str, _: &mut Journal) -> Option<String> {
+    Some(value.to_owned())
+}
+
+fn count(value: &str, _: &mut Journal) -> Option<i32> {
+    Some(atoi(value))
+}
+
+/// Whole seconds; a negative number means "as good as never" (config 3.4).
+fn seconds(value: &str, _: &mut Journal) -> Option<Micros> {
+    Some(u64::try_from(atoi(value)).map_or(Micros(u64::MAX), Micros::from_secs))
+}
+
+fn port(value: &str, journal: &mut Journal) -> Option<i32> {
+    refuse(atoi(value), |port| *port != 0, "port", value, journal)
+}
+
+fn pool_mode(value: &str, journal: &mut Journal) -> Option<PoolMode> {
+    let mode = PoolMode::parse(value);
+    refuse(mode, Option::is_some, "pool mode", value, journal)?
+}
+
+fn load_balance(value: &str, journal: &mut Journal) -> Option<LoadBalance> {
+    let choice = LoadBalance::parse(value);
+    refuse(
+        choice,
+        Option::is_some,
+        "load_balance_hosts",
+        value,
+        journal,
+    )?
+}
+
+fn refuse<T>(
+    value: T,
+    good: impl Fn(&T) -> bool,
+    what: &str,
+    text: &str,
+    journal: &mut Journal,
+) -> Option<T> {
+    if !good(&value) {
+        journal.line(Level::Error, format!("invalid {what}: {text}"));
+        return None;
+    }
+    Some(value)
+}
+
+fn user_name(value: &str, journal: &mut Journal) -> Option<String> {
+    Some(shorten(value, USER_NAME_MAX, journal).to_owned())
+}
+
+fn password(value: &str, journal: &mut Journal) -> Option<Secret> {
+    Secret::parse(shorten(value, PASSWORD_MAX, journal))
+}
+
+/// Cuts what is too long, with the reference's WARNING, which names a line of source code.
+fn shorten<'a>(value: &'a str, max: usize, journal: &mut Journal) -> &'a str {
+    let short = cut(value, max);
+    if short.len() < value.len() {
+        let place = format!("{}:{}", file!(), line!());
+        let text = format!("bug in {place} - string truncated");
+        journal.line(Level::Warning, text);
+    }
+    short
+}
+
+/// What errors call a string and its keys; which keys have an older name.
+struct Words {
+    string: &'static str,
+    key: &'static str,
+    old_names: &'static [(&'static str, &'static str)],
+}
+
+const DATABASE_WORDS: Words = Words {
+    string: "connection string",
+    key: "connection",
+    old_names: &[("reserve_pool", "reserve_pool_size")],
+};
+const USER_WORDS: Words = Words {
+    string: "user settings",
+    key: "user",
+    old_names: &[],
+};
+const PEER_WORDS: Words = Words {
+    old_names: &[],
+    ..DATABASE_WORDS
+};
+
+/// Reads a string into an entry.
+fn fill<E: Default>(
+    keys: &'static [Key<E>],
+    string: &str,
+    words: &Words,
+    journal: &mut Journal,
+) -> Option<E> {
+    let mut entry = E::default();
+    for pair in connstr::pairs(string) {
+        let Ok((name, value)) = pair else {
+            journal.line(Level::Error, format!("syntax error in {}", words.string));
+            return None;
+        };
+        let renamed = words.old_names.iter().find(|(old, _)| *old == name);
+        let new_name = renamed.map_or(name, |(_, new)| new);
+        let Some(key) = keys.iter().find(|key| key.name == new_name) else {
+            let text = format!("unrecognized {} parameter: {name}", words.key);
+            journal.line(Level::Error, text);
+            return None;
+        };
+        if !(key.set)(&mut entry, &value, journal) {
+            return None;
+        }
+    }
+    Some(entry)
+}
+
+/// Reads an entry of `[databases]`, or the string of `*` for a database that a client asked for.
+/// `None` if it is wrong, which has been logged.
+pub fn parse_database(name: &str, string: &str, journal: &mut Journal) -> Option<DatabaseEntry> {
+    if name == "pgbouncer" {
+        let text = "database name \"pgbouncer\" is reserved";
+        journal.line(Level::Error, text.to_owned());
+        return None;
+    }
+    let mut entry = fill(DATABASE_KEYS, string, &DATABASE_WORDS, journal)?;
+    if name.len() > DATABASE_NAME_MAX {
+        journal.line(Level::Warning, format!("too long db name: {name}"));
+        let text = "cannot create database, no memory?";
+        journal.line(Level::Error, text.to_owned());
+        return None;
+    }
+    entry.dbname.get_or_insert_with(|| name.to_owned());
+    Some(entry)
+}
+
+/// Reads an entry of `[users]`; the name may come back shortened.
+pub fn parse_user(name: &str, string: &str, journal: &mut Journal) -> Option<(String, UserEntry)> {
+    let entry = fill(USER_KEYS, string, &USER_WORDS, journal)?;
+    Some((user_name(name, journal)?, entry))
+}
+
+/// Reads an entry of `[peers]`; the name is a number from 1 to 65535.
+pub fn parse_peer(name: &str, string: &str, journal: &mut Journal) -> Option<(u32, PeerEntry)> {
+    let digits = name.bytes().all(|byte| byte.is_ascii_digit());
+    let id = name.parse::<u32>().ok().filter(|_| digits);
+    let Some(id) = id.filter(|id| (1..=65_535).contains(id)) else {
+        let text = "ids of peers must be a number larger than 0 and at most 65536";
+        journal.line(Level::Error, text.to_owned());
+        return None;
+    };
+    let entry = fill(PEER_KEYS, string, &PEER_WORDS, journal)?;
+    if entry.host.is_none() {
+        let text = format!("host was not provided for peer {id}");
+        journal.line(Level::Error, text);
+        return None;
+    }
+    Some((id, entry))
+}
