@@ -106,7 +106,7 @@ impl Core {
         };
         Some(Target {
             host,
-            port: database.entry.port,
+            port: u16::try_from(database.port()).unwrap_or(0),
         })
     }
 
@@ -154,7 +154,7 @@ impl Core {
             return packet;
         };
         let entry = &database.entry;
-        let mut pairs: Vec<(&[u8], &[u8])> = vec![(b"database", entry.dbname.as_bytes())];
+        let mut pairs: Vec<(&[u8], &[u8])> = vec![(b"database", database.server_name().as_bytes())];
         for (name, value) in [
             ("client_encoding", &entry.client_encoding),
             ("datestyle", &entry.datestyle),
@@ -383,7 +383,7 @@ impl Core {
             .get(pool.database)
             .filter(|database| database.forced_user.is_some())
             .and_then(|database| database.entry.password.as_ref())
-            .map(|password| Secret::classify(password.as_bytes()));
+            .map(|password| Secret::classify(&password.0));
         let secret = own.or_else(|| self.users.get(pool.user).map(|user| user.secret.clone()));
         (secret.unwrap_or_default(), name)
     }

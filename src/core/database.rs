@@ -4,6 +4,7 @@ use super::pool::{Pool, PoolId};
 use super::Core;
 use crate::auth::{PassKeys, SaltedKeys, ScramSecret, Secret};
 use crate::base::{Id, Level, Micros};
+use crate::config::entries::SERVER_PORT;
 use crate::config::{self, DatabaseEntry, UserEntry};
 use std::rc::Rc;
 
@@ -66,6 +67,14 @@ impl Database {
     /// The user that all its servers log in as.
     pub fn forced_user(&self) -> Option<&Rc<str>> {
         self.forced_user.as_ref()
+    }
+    /// Name of the database at the server.
+    pub fn server_name(&self) -> &str {
+        self.entry.dbname.as_deref().unwrap_or(&self.name)
+    }
+    /// Port of its servers.
+    pub fn port(&self) -> i32 {
+        self.entry.port.unwrap_or(SERVER_PORT)
     }
     /// The elements of the list of hosts; one empty text if none is configured.
     pub fn hosts(&self) -> Vec<&str> {

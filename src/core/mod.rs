@@ -124,8 +124,8 @@ impl Core {
             settings: Rc::new(settings),
         };
         let entry = DatabaseEntry {
-            dbname: CONSOLE.into(),
-            port: u16::try_from(core.settings.listen_port).unwrap_or(0),
+            dbname: Some(CONSOLE.into()),
+            port: Some(core.settings.listen_port),
             user: Some(CONSOLE.into()),
             pool_size: Some(2),
             min_pool_size: Some(0),
@@ -260,10 +260,7 @@ impl Core {
         let at = match server.remote {
             Addr::Inet(at) => at.to_string(),
             Addr::Unix { .. } => {
-                let port = self
-                    .databases
-                    .get(pool.database)
-                    .map_or(0, |d| d.entry.port);
+                let port = self.databases.get(pool.database).map_or(0, |d| d.port());
                 format!("unix:{port}")
             }
             Addr::Unknown => "(bad-af):0".into(),

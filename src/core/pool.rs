@@ -135,8 +135,7 @@ impl Effective<'_> {
     pub fn server_lifetime(&self) -> Micros {
         self.database
             .and_then(|database| database.entry.server_lifetime)
-            .filter(|secs| *secs != 0)
-            .map(|secs| Micros::from_secs(u64::try_from(secs).unwrap_or(u64::MAX)))
+            .filter(|time| time.is_set())
             .unwrap_or(self.settings.server_lifetime)
     }
 

@@ -59,7 +59,7 @@ impl Core {
         let Some(database) = self.databases.get_mut(id) else {
             return;
         };
-        let recycle = needs_new_servers(&database.entry, &entry);
+        let recycle = !database.entry.connects_like(&entry);
         let lost_user = entry.user.is_none() && database.forced_user.is_some();
         if entry.user.is_some() {
             database.forced_user = entry.user.as_deref().map(Rc::from);
@@ -230,16 +230,4 @@ impl Core {
             .get(*self.user_names.get(name)?)
             .map(|user| &user.entry)
     }
-}
-
-/// True for changes that only new server connections can follow (config 5.3).
-fn needs_new_servers(old: &DatabaseEntry, new: &DatabaseEntry) -> bool {
-    old.dbname != new.dbname
-        || old.host != new.host
-        || old.port != new.port
-        || old.user != new.user
-        || old.connect_query != new.connect_query
-        || old.auth_dbname != new.auth_dbname
-        || old.auth_query != new.auth_query
-        || old.load_balance_hosts != new.load_balance_hosts
 }
