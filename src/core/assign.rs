@@ -249,17 +249,22 @@ impl Core {
     /// Looks after a pool's queues: gives servers to waiting clients, tests servers that were idle
     /// for long, opens a connection (pooling 2.3, loop pass).
     pub(super) fn serve(&mut self, id: PoolId) {
+        let cancels = self
+            .pools
+            .get(id)
+            .is_some_and(|pool| !pool.clients(ClientState::WaitingCancel).is_empty());
         if self.is_paused(id) {
-            self.close_paused(id);
+            self.close_paused(id, cancels);
+        }
+        if cancels {
+            self.launch(id);
+        }
+        if cancels || self.is_paused(id) {
             return;
         }
         let Some(pool) = self.pools.get(id) else {
             return;
         };
-        if !pool.clients(ClientState::WaitingCancel).is_empty() {
-            self.launch(id);
-            return;
-        }
         let mut idle = pool.servers(ServerState::Idle).len();
         let mut tested = pool.servers(ServerState::Tested).len();
         let mut used = pool

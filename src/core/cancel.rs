@@ -135,15 +135,8 @@ impl Core {
         }
     }
 
-    /// The connection that carried a cancel request is closed: so is the request, and its target
-    /// may be free now.
-    pub(super) fn cancel_done(&mut self, request: ClientId) {
-        let target = self
-            .clients
-            .get_mut(request)
-            .and_then(|client| client.cancels.take());
-        self.close_client(request, &fault::CANCEL_SENT);
-        let Some(target) = target else { return };
+    /// A cancel request that was sent is over: its target may be free now.
+    pub(super) fn cancel_over(&mut self, target: ServerId) {
         let Some(server) = self.servers.get_mut(target) else {
             return;
         };

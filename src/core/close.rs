@@ -15,6 +15,9 @@ impl Core {
             return;
         };
         let (server, pool, state) = (client.server, client.pool, client.state);
+        let canceled = client
+            .cancels
+            .filter(|_| state == ClientState::ActiveCancel);
         self.log_closed_client(id, fault);
         if fault.told {
             let mut packet = Vec::new();
@@ -39,7 +42,11 @@ impl Core {
         if let Some(server) = server {
             self.client_left(server);
         }
-        if let (ClientState::Waiting | ClientState::WaitingCancel, Some(pool)) = (state, pool) {
+        if let Some(target) = canceled {
+            self.cancel_over(target);
+        }
+        // It may have been about to take a server that others wait for.
+        if let Some(pool) = pool {
             self.mark(pool);
         }
     }
@@ -89,7 +96,7 @@ impl Core {
         self.unlist_server(id);
         self.servers.remove(id);
         if let Some(request) = carries {
-            self.cancel_done(request);
+            self.close_client(request, &fault::CANCEL_SENT);
         }
         if let Some(client) = client {
             self.close_client(client, fault);

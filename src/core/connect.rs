@@ -495,6 +495,10 @@ impl Core {
         let Some(pool) = self.pools.get_mut(pool_id) else {
             return;
         };
+        // What we ended ourselves says nothing about the server.
+        if *reason == fault::PAUSE_MODE || *reason == fault::CONNECT_STRING_CHANGED {
+            return;
+        }
         pool.connect_failed = true;
         pool.login_failed = Some(crate::base::text::cut(&reason.text, 99).to_owned());
         let refused = login

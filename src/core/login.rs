@@ -74,6 +74,15 @@ impl Core {
             Err(fault::BAD_PACKET)
         };
         match done {
+            // A cancel request is not read any more: its client may hang up long before it is sent.
+            Ok(())
+                if self
+                    .clients
+                    .get(id)
+                    .is_some_and(|client| client.cancels.is_some()) =>
+            {
+                Verdict::Stop
+            }
             Ok(()) => Verdict::Drop,
             Err(fault) => {
                 self.close_client(id, &fault);

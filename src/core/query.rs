@@ -116,7 +116,7 @@ impl Core {
             FromServer::ReadyForQuery => true,
             _ => false,
         };
-        if inspected && !packet.is_whole() {
+        if inspected && !packet.is_whole() && packet.len <= WHOLE_MAX {
             return Verdict::Whole;
         }
         server.last_packet = self.now;
@@ -124,6 +124,10 @@ impl Core {
         let (pool, client) = (server.pool, server.client);
         if let Some(pool) = self.pools.get_mut(pool) {
             pool.stats.total.add(Counter::Sent, u64::from(packet.len));
+        }
+        if inspected && !packet.is_whole() {
+            self.close_server(id, &fault::SERVER_BAD_HEADER, true);
+            return Verdict::Stop;
         }
         if kind == FromServer::Unknown {
             let text = format!("unknown pkt: '{}'", packet.tag as char);

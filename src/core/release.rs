@@ -3,6 +3,7 @@
 use super::client::ClientState;
 use super::face::{Action, Peer, ServerId};
 use super::fault::{self, Fault};
+use super::pool::PoolId;
 use super::replies::{Asker, Request};
 use super::server::{ServerState, Status};
 use super::Core;
@@ -212,9 +213,14 @@ impl Core {
         }
     }
 
-    /// Closes what a paused pool does not need (pooling 3.7).
-    pub(super) fn close_paused(&mut self, id: super::pool::PoolId) {
-        for state in [ServerState::Idle, ServerState::Used, ServerState::Login] {
+    /// Closes what a paused pool does not need (pooling 3.7); `cancels` are about to need the
+    /// connection that is being made.
+    pub(super) fn close_paused(&mut self, id: PoolId, cancels: bool) {
+        let login = (!cancels).then_some(ServerState::Login);
+        for state in [ServerState::Idle, ServerState::Used]
+            .into_iter()
+            .chain(login)
+        {
             let Some(pool) = self.pools.get(id) else {
                 return;
             };
@@ -225,7 +231,7 @@ impl Core {
     }
 
     /// Clients in the wait queue of a pool.
-    pub fn waiting(&self, id: super::pool::PoolId) -> usize {
+    pub fn waiting(&self, id: PoolId) -> usize {
         self.pools
             .get(id)
             .map_or(0, |pool| pool.clients(ClientState::Waiting).len())
@@ -249,10 +255,7 @@ mod tests {
             being_canceled: false,
             was_tested: false,
         };
-        let session = Leaving {
-            mode: PoolMode::Session,
-            ..fine
-        };
+        let session = Leaving { mode: PoolMode::Session, ..fine };
         for (leaving, want) in [
             (fine, AfterRelease::Idle),
             (session, AfterRelease::Reset),

@@ -82,7 +82,7 @@ impl Core {
     }
 
     fn read_options(&mut self, id: ClientId, value: &[u8]) -> Result<(), Fault> {
-        let pairs = startup::options(value).map_err(|()| fault::BAD_OPTIONS)?;
+        let pairs = startup::options(value).ok_or(fault::BAD_OPTIONS)?;
         for (name, value) in pairs {
             self.read_parameter(id, &name, &value, "startup parameter in options")?;
         }

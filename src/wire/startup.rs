@@ -51,9 +51,15 @@ impl<'a> Opening<'a> {
     }
 }
 
+/// Names and values as they stand in a packet.
+pub type Pairs<'a> = Vec<(&'a [u8], &'a [u8])>;
+
+/// Names and values out of the start-up parameter `options`.
+pub type OptionPairs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// The parameters of a StartupMessage in their order; `Err` if they don't end exactly with the
 /// terminator (auth 1.4 step 5), with those that could be read before.
-pub fn parameters(body: &[u8]) -> Result<Vec<(&[u8], &[u8])>, Vec<(&[u8], &[u8])>> {
+pub fn parameters(body: &[u8]) -> Result<Pairs<'_>, Pairs<'_>> {
     let mut pairs = Vec::new();
     let mut reader = Reader::new(body);
     loop {
@@ -67,9 +73,9 @@ pub fn parameters(body: &[u8]) -> Result<Vec<(&[u8], &[u8])>, Vec<(&[u8], &[u8])
     }
 }
 
-/// Splits the start-up parameter `options` into names and values (auth 1.6). `Err` for anything
+/// Splits the start-up parameter `options` into names and values (auth 1.6). `None` for anything
 /// but a row of `-c name=value` and `--name=value`.
-pub fn options(text: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ()> {
+pub fn options(text: &[u8]) -> Option<OptionPairs> {
     let mut pairs = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
@@ -79,14 +85,14 @@ pub fn options(text: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ()> {
         } else if let Some(after) = rest.strip_prefix(b"--") {
             after
         } else {
-            return Err(());
+            return None;
         };
         let token = take_token(&mut rest);
-        let at = token.iter().position(|byte| *byte == b'=').ok_or(())?;
+        let at = token.iter().position(|byte| *byte == b'=')?;
         let (name, value) = token.split_at(at);
         pairs.push((name.to_vec(), value.iter().skip(1).copied().collect()));
     }
-    Ok(pairs)
+    Some(pairs)
 }
 
 /// Takes bytes up to the next blank that no backslash protects.
@@ -158,15 +164,15 @@ mod tests {
     #[test]
     fn options_follow_their_grammar() {
         let pair = |name: &[u8], value: &[u8]| (name.to_vec(), value.to_vec());
-        assert_eq!(options(b""), Ok(vec![]));
+        assert_eq!(options(b""), Some(vec![]));
         assert_eq!(
             options(b"-c a=b --c=d"),
-            Ok(vec![pair(b"a", b"b"), pair(b"c", b"d")])
+            Some(vec![pair(b"a", b"b"), pair(b"c", b"d")])
         );
-        assert_eq!(options(b"-ca=b\\ c"), Ok(vec![pair(b"a", b"b c")]));
-        assert_eq!(options(b"  -c  a=b=c\\"), Ok(vec![pair(b"a", b"b=c")]));
+        assert_eq!(options(b"-ca=b\\ c"), Some(vec![pair(b"a", b"b c")]));
+        assert_eq!(options(b"  -c  a=b=c\\"), Some(vec![pair(b"a", b"b=c")]));
         for broken in [&b"-c a=b "[..], b" ", b"-c a", b"-x a=b", b"a=b", b"-- a=b"] {
-            assert_eq!(options(broken), Err(()), "{broken:?}");
+            assert_eq!(options(broken), None, "{broken:?}");
         }
     }
 }
