@@ -255,7 +255,10 @@ mod tests {
             being_canceled: false,
             was_tested: false,
         };
-        let session = Leaving { mode: PoolMode::Session, ..fine };
+        let session = Leaving {
+            mode: PoolMode::Session,
+            ..fine
+        };
         for (leaving, want) in [
             (fine, AfterRelease::Idle),
             (session, AfterRelease::Reset),

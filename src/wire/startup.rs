@@ -82,10 +82,8 @@ pub fn options(text: &[u8]) -> Option<OptionPairs> {
         rest = rest.trim_ascii_start();
         rest = if let Some(after) = rest.strip_prefix(b"-c") {
             after.trim_ascii_start()
-        } else if let Some(after) = rest.strip_prefix(b"--") {
-            after
         } else {
-            return None;
+            rest.strip_prefix(b"--")?
         };
         let token = take_token(&mut rest);
         let at = token.iter().position(|byte| *byte == b'=')?;
