@@ -88,11 +88,12 @@ pub fn manual() -> String {
             Some("") => "empty".to_owned(),
             Some(default) => default.to_owned(),
         };
-        facts(&mut text, param.kind, &default);
-        if let Some(note) = note(param) {
-            text.add(".br\n");
-            body(&mut text, note);
-        }
+        let when = match param.when {
+            When::Reload => "at reload",
+            When::Restart => "at start only",
+        };
+        let kind = format!("{}. Read: {when}", param.kind);
+        facts(&mut text, &kind, &default, param.later);
     }
     text.add(".SH DATABASES\n");
     paragraphs(&mut text, DATABASES);
@@ -123,7 +124,8 @@ const DIALECT: &[&str] = &[
 const PARAMETERS: &[&str] = &[
     "Integers may be decimal, hexadecimal with 0x, or octal with a leading 0; there is no check of \
      ranges. A boolean is an integer, of which 0 is off. Times are seconds and may have a fraction.",
-    "A parameter takes effect at once when changed with RELOAD or SET, unless it says otherwise.",
+    "Parameters that are read at start only need a restart; until then new values are ignored \
+     without a message. All others can also be changed with RELOAD and SET.",
 ];
 
 const DATABASES: &[&str] = &[
@@ -141,9 +143,12 @@ const PEERS: &[&str] = &[
      peer_id of another process.",
 ];
 
+const WITHOUT_EFFECT: &str = "Accepted, but without effect in this version.";
+
+/// What the sample says about a parameter besides its help.
 fn note(param: &Param) -> Option<&'static str> {
     match (param.later, param.when) {
-        (true, _) => Some("Read, but without effect in this version."),
+        (true, _) => Some(WITHOUT_EFFECT),
         (false, When::Restart) => Some("A change needs a restart."),
         (false, When::Reload) => None,
     }
@@ -183,11 +188,7 @@ fn manual_keys<E>(text: &mut Out, keys: &[Key<E>]) {
     for key in keys {
         heading(text, key.name);
         body(text, key.help);
-        facts(text, key.kind, key.default);
-        if key.later {
-            text.add(".br\n");
-            body(text, "Read, but without effect in this version.");
-        }
+        facts(text, key.kind, key.default, key.later);
     }
 }
 
@@ -195,9 +196,13 @@ fn heading(text: &mut Out, name: &str) {
     text.add(format_args!(".TP\n.B {}\n", escape(name)));
 }
 
-fn facts(text: &mut Out, kind: &str, default: &str) {
+fn facts(text: &mut Out, kind: &str, default: &str, later: bool) {
     text.add(".br\n");
     body(text, &format!("Type: {kind}. Default: {default}"));
+    if later {
+        text.add(".br\n");
+        body(text, WITHOUT_EFFECT);
+    }
 }
 
 fn paragraphs(text: &mut Out, paragraphs: &[&str]) {
