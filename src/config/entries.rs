@@ -326,3 +326,205 @@ pub fn parse_peer(name: &str, string: &str, journal: &mut Journal) -> Option<(u3
     }
     Some((id, entry))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(journal: &mut Journal) -> Vec<String> {
+        let lines = std::iter::from_fn(|| journal.pop());
+        lines
+            .map(|(level, text)| format!("{level:?} {text}"))
+            .collect()
+    }
+
+    fn database(name: &str, string: &str) -> (Option<DatabaseEntry>, Vec<String>) {
+        let mut journal = Journal::default();
+        let entry = parse_database(name, string, &mut journal);
+        (entry, lines(&mut journal))
+    }
+
+    #[test]
+    fn databases_take_what_is_given_and_nothing_else() {
+        let empty = DatabaseEntry {
+            dbname: Some("foo".into()),
+            ..DatabaseEntry::default()
+        };
+        assert_eq!(database("foo", ""), (Some(empty.clone()), vec![]));
+        let string = "dbname=d host=a,b port=5432x user=u password='a''b' pool_size=abc \
+                      server_lifetime=1.5 pool_mode=Transaction load_balance_hosts=DISABLE \
+                      query_wait_timeout=-1 reserve_pool_size=4 reserve_pool=5";
+        let want = DatabaseEntry {
+            dbname: Some("d".into()),
+            host: Some("a,b".into()),
+            port: Some(5432),
+            user: Some("u".into()),
+            password: Some(Secret(b"a'b".to_vec())),
+            pool_size: Some(0),
+            server_lifetime: Some(Micros::from_secs(1)),
+            pool_mode: Some(PoolMode::Transaction),
+            load_balance_hosts: Some(LoadBalance::Disable),
+            query_wait_timeout: Some(Micros(u64::MAX)),
+            reserve_pool_size: Some(5),
+            ..DatabaseEntry::default()
+        };
+        assert_eq!(database("foo", string), (Some(want), vec![]));
+        let last = database("foo", "reserve_pool=5 reserve_pool_size=4 port=1 port=-2").0;
+        let last = last.map(|entry| (entry.reserve_pool_size, entry.port));
+        assert_eq!(last, Some((Some(4), Some(-2))));
+    }
+
+    #[test]
+    fn wrong_databases_are_refused_with_the_reference_s_words() {
+        let long = "n".repeat(64);
+        let too_long = format!("Warning too long db name: {long}");
+        for (name, string, want) in [
+            ("a", "host=", "Error syntax error in connection string"),
+            ("a", "host=x ; y", "Error syntax error in connection string"),
+            (
+                "a",
+                "host='x'port=5",
+                "Error unrecognized connection parameter: ort",
+            ),
+            (
+                "a",
+                "Host=x",
+                "Error unrecognized connection parameter: Host",
+            ),
+            (
+                "a",
+                "query_timeout=1",
+                "Error unrecognized connection parameter: query_timeout",
+            ),
+            ("a", "port=0", "Error invalid port: 0"),
+            ("a", "port=x", "Error invalid port: x"),
+            ("a", "pool_mode=x", "Error invalid pool mode: x"),
+            (
+                "a",
+                "load_balance_hosts=x",
+                "Error invalid load_balance_hosts: x",
+            ),
+            (
+                "pgbouncer",
+                "",
+                "Error database name \"pgbouncer\" is reserved",
+            ),
+            (&long, "", &too_long),
+        ] {
+            let (entry, lines) = database(name, string);
+            assert_eq!(
+                (entry, lines.first().map(String::as_str)),
+                (None, Some(want)),
+                "{string}"
+            );
+        }
+        let (_, lines) = database(&long, "");
+        assert_eq!(lines[1], "Error cannot create database, no memory?");
+        assert!(database(&"n".repeat(63), "").0.is_some());
+        assert!(database("", "").0.is_some());
+    }
+
+    #[test]
+    fn long_names_and_passwords_are_cut_with_a_warning() {
+        let (user, password) = ("u".repeat(128), "p".repeat(65_531));
+        let (entry, lines) = database("a", &format!("user={user} password={password}"));
+        let entry = entry.unwrap_or_default();
+        assert_eq!(entry.user.map(|user| user.len()), Some(127));
+        assert_eq!(
+            entry.password.map(|password| password.0.len()),
+            Some(65_530)
+        );
+        assert_eq!(lines.len(), 2);
+        for line in lines {
+            assert!(line.starts_with("Warning bug in ") && line.ends_with(" - string truncated"));
+        }
+    }
+
+    #[test]
+    fn users_have_their_own_keys() {
+        let mut journal = Journal::default();
+        let (name, entry) =
+            parse_user("*", "pool_size=3 query_timeout=2x", &mut journal).unwrap_or_default();
+        assert_eq!((name.as_str(), entry.pool_size), ("*", Some(3)));
+        assert_eq!(entry.query_timeout, Some(Micros::from_secs(2)));
+        for (string, want) in [
+            ("pool_size", "Error syntax error in user settings"),
+            (
+                "reserve_pool=1",
+                "Error unrecognized user parameter: reserve_pool",
+            ),
+            ("pool_mode=x", "Error invalid pool mode: x"),
+        ] {
+            assert_eq!(parse_user("a", string, &mut journal), None);
+            assert_eq!(lines(&mut journal), [want]);
+        }
+        let long = parse_user(&"u".repeat(200), "", &mut journal).unwrap_or_default();
+        assert_eq!((long.0.len(), lines(&mut journal).len()), (127, 1));
+        assert!(parse_user("pgbouncer", "", &mut journal).is_some());
+    }
+
+    #[test]
+    fn peers_need_an_id_and_a_host() {
+        let mut journal = Journal::default();
+        let ids = "Error ids of peers must be a number larger than 0 and at most 65536";
+        for (id, string, want) in [
+            ("0", "host=x", Err(ids)),
+            ("65536", "host=x", Err(ids)),
+            ("-1", "host=x", Err(ids)),
+            ("+1", "host=x", Err(ids)),
+            ("1x", "host=x", Err(ids)),
+            ("", "host=x", Err(ids)),
+            ("99999999999", "host=x", Err(ids)),
+            ("7", "port=1", Err("Error host was not provided for peer 7")),
+            ("7", "", Err("Error host was not provided for peer 7")),
+            ("7", "host=x port=0", Err("Error invalid port: 0")),
+            (
+                "7",
+                "host=x dbname=y",
+                Err("Error unrecognized connection parameter: dbname"),
+            ),
+            (
+                "7",
+                "host=x reserve_pool=1",
+                Err("Error unrecognized connection parameter: reserve_pool"),
+            ),
+            ("1", "host=x port=1 pool_size=2", Ok(1)),
+            ("0065535", "host=x", Ok(65_535)),
+        ] {
+            let read = parse_peer(id, string, &mut journal).map(|(id, _)| id);
+            let lines = lines(&mut journal);
+            let got = read.ok_or(lines.first().map_or("", String::as_str));
+            assert_eq!(got, want, "{id} {string}");
+        }
+    }
+
+    #[test]
+    fn only_what_a_connection_is_made_of_replaces_servers() {
+        let base = database("a", "host=h").0.unwrap_or_default();
+        for (string, alike) in [
+            (
+                "host=h port=5432 load_balance_hosts=round-robin dbname=a",
+                true,
+            ),
+            (
+                "host=h password=x pool_size=3 pool_mode=statement application_name=y",
+                true,
+            ),
+            (
+                "host=h auth_user=x timezone=y server_lifetime=1 query_wait_timeout=1",
+                true,
+            ),
+            ("host=i", false),
+            ("host=h port=1", false),
+            ("host=h dbname=b", false),
+            ("host=h user=u", false),
+            ("host=h connect_query=x", false),
+            ("host=h auth_dbname=x", false),
+            ("host=h auth_query=x", false),
+            ("host=h load_balance_hosts=disable", false),
+        ] {
+            let other = database("a", string).0.unwrap_or_default();
+            assert_eq!(base.connects_like(&other), alike, "{string}");
+        }
+    }
+}

@@ -335,3 +335,224 @@ impl Settings {
 
 const RESERVED_AUTH_DBNAME: &str =
     "cannot use the reserved \"pgbouncer\" database as an auth_dbname";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The listing of admin 3.12: key, default, changeable.
+    const SHOW_CONFIG: &str = "
+        admin_users | \"\" | yes
+        application_name_add_host | 0 | yes
+        auth_dbname | NULL | yes
+        auth_file | NULL | yes
+        auth_hba_file | \"\" | yes
+        auth_ident_file | NULL | yes
+        auth_ldap_options | NULL | yes
+        auth_query | (see below) | yes
+        auth_type | md5 | yes
+        auth_user | NULL | yes
+        autodb_idle_timeout | 3600 | yes
+        cancel_wait_timeout | 10 | yes
+        client_idle_timeout | 0 | yes
+        client_login_timeout | 60 | yes
+        client_tls13_ciphers | NULL | yes
+        client_tls_ca_file | \"\" | yes
+        client_tls_cert_file | \"\" | yes
+        client_tls_ciphers | default | yes
+        client_tls_dheparams | auto | yes
+        client_tls_ecdhcurve | auto | yes
+        client_tls_key_file | \"\" | yes
+        client_tls_protocols | secure | yes
+        client_tls_sslmode | disable | yes
+        conffile | NULL | yes
+        default_pool_size | 20 | yes
+        disable_pqexec | 0 | no
+        dns_max_ttl | 15 | yes
+        dns_nxdomain_ttl | 15 | yes
+        dns_zone_check_period | 0 | yes
+        idle_transaction_timeout | 0 | yes
+        ignore_startup_parameters | \"\" | yes
+        job_name | pgbouncer | no
+        listen_addr | \"\" | no
+        listen_backlog | 128 | no
+        listen_port | 6432 | no
+        log_connections | 1 | yes
+        log_disconnections | 1 | yes
+        log_pooler_errors | 1 | yes
+        log_stats | 1 | yes
+        logfile | \"\" | yes
+        login_notify_message | \"\" | yes
+        max_client_conn | 100 | yes
+        max_db_client_connections | 0 | yes
+        max_db_connections | 0 | yes
+        max_packet_size | 2147483647 | yes
+        max_prepared_statements | 200 | yes
+        max_user_client_connections | 0 | yes
+        max_user_connections | 0 | yes
+        min_pool_size | 0 | yes
+        peer_id | 0 | yes
+        pidfile | \"\" | no
+        pkt_buf | 4096 | no
+        pool_mode | session | yes
+        pool_idle_timeout | 0 | yes
+        query_timeout | 0 | yes
+        query_wait_notify | 5 | yes
+        query_wait_timeout | 120 | yes
+        reserve_pool_size | 0 | yes
+        reserve_pool_timeout | 5 | yes
+        resolv_conf | \"\" | no
+        sbuf_loopcnt | 5 | yes
+        scram_iterations | 4096 | yes
+        server_check_delay | 30 | yes
+        server_check_query | <empty> | yes
+        server_connect_timeout | 15 | yes
+        server_fast_close | 0 | yes
+        server_idle_timeout | 600 | yes
+        server_lifetime | 3600 | yes
+        server_login_retry | 15 | yes
+        server_reset_query | DISCARD ALL | yes
+        server_reset_query_always | 0 | yes
+        server_round_robin | 0 | yes
+        server_tls13_ciphers | NULL | yes
+        server_tls_ca_file | \"\" | yes
+        server_tls_cert_file | \"\" | yes
+        server_tls_ciphers | default | yes
+        server_tls_key_file | \"\" | yes
+        server_tls_protocols | secure | yes
+        server_tls_sslmode | prefer | yes
+        so_reuseport | 0 | no
+        stats_period | 60 | yes
+        stats_users | \"\" | yes
+        suspend_timeout | 10 | yes
+        syslog | 0 | yes
+        syslog_facility | daemon | yes
+        syslog_ident | pgbouncer | yes
+        tcp_defer_accept | 1 | yes
+        tcp_keepalive | 1 | yes
+        tcp_keepcnt | 0 | yes
+        tcp_keepidle | 0 | yes
+        tcp_keepintvl | 0 | yes
+        tcp_socket_buffer | 0 | yes
+        tcp_user_timeout | 0 | yes
+        track_extra_parameters | IntervalStyle | no
+        transaction_timeout | 0 | yes
+        unix_socket_dir | /tmp | no
+        unix_socket_group | \"\" | no
+        unix_socket_mode | 0777 | no
+        user | NULL | no
+        verbose | NULL | yes
+    ";
+
+    #[test]
+    fn rows_are_those_of_show_config() {
+        let rows: Vec<&str> = SHOW_CONFIG.trim().lines().map(str::trim).collect();
+        assert_eq!((rows.len(), PARAMS.len()), (100, 100));
+        for (row, param) in rows.iter().zip(PARAMS) {
+            let default = match param.default {
+                None => "NULL",
+                Some("") => "\"\"",
+                Some(_) if param.name == "auth_query" => "(see below)",
+                Some(text) => text,
+            };
+            let changeable = match param.when {
+                When::Reload => "yes",
+                When::Restart => "no",
+            };
+            assert_eq!(*row, format!("{} | {default} | {changeable}", param.name));
+        }
+    }
+
+    #[test]
+    fn values_start_at_the_defaults() {
+        let settings = Settings::default();
+        for param in PARAMS {
+            let want = match param.name {
+                "verbose" => Some("0"),
+                "unix_socket_mode" => Some("511"),
+                _ => param.default,
+            };
+            assert_eq!((param.show)(&settings).as_deref(), want, "{}", param.name);
+            assert!((param.same)(&settings, &Settings::default()));
+            assert!(
+                !param.help.is_empty() && param.help.ends_with('.'),
+                "{}",
+                param.name
+            );
+        }
+    }
+
+    #[test]
+    fn assignments_follow_type_and_time() {
+        use SetError::{Refused, Unknown};
+        let reserved = Err(Refused(Some(RESERVED_AUTH_DBNAME)));
+        for (name, text, starting, result, shown) in [
+            ("listen_port", "7000", true, Ok(()), Some("7000")),
+            ("listen_port", "7000", false, Ok(()), Some("6432")),
+            ("listen_port", "abc", false, Ok(()), Some("6432")),
+            ("listen_port", "abc", true, Err(Refused(None)), Some("6432")),
+            ("user", "", true, Ok(()), Some("")),
+            (
+                "default_pool_size",
+                "",
+                false,
+                Err(Refused(None)),
+                Some("20"),
+            ),
+            ("log_stats", "yes", false, Err(Refused(None)), Some("1")),
+            ("log_stats", "-3", false, Ok(()), Some("-3")),
+            (
+                "query_wait_timeout",
+                "5s",
+                false,
+                Err(Refused(None)),
+                Some("120"),
+            ),
+            ("query_wait_timeout", "0.5", false, Ok(()), Some("0.5")),
+            ("max_packet_size", "-1", false, Ok(()), Some("4294967295")),
+            ("pool_mode", "STATEMENT", false, Ok(()), Some("statement")),
+            ("unix_socket_mode", "0770", true, Ok(()), Some("504")),
+            ("conffile", "x.ini", false, Ok(()), Some("x.ini")),
+            ("auth_dbname", "pgbouncer", false, reserved, None),
+            ("auth_dbname", "postgres", false, Ok(()), Some("postgres")),
+        ] {
+            let mut settings = Settings::default();
+            assert_eq!(
+                settings.assign(name, text, starting),
+                result,
+                "{name} {text}"
+            );
+            let show = param(name).and_then(|param| (param.show)(&settings));
+            assert_eq!(show.as_deref(), shown, "{name} {text}");
+        }
+        for name in ["Listen_Port", "service_name", "", "listen_port "] {
+            assert_eq!(
+                Settings::default().assign(name, "1", true),
+                Err(Unknown),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_header_resets_what_has_a_default() {
+        for (starting, port) in [(true, 6432), (false, 7000)] {
+            let mut settings = Settings {
+                listen_port: 7000,
+                default_pool_size: 3,
+                auth_file: Some("x".into()),
+                verbose: 2,
+                ..Settings::default()
+            };
+            settings.reset(starting);
+            assert_eq!(
+                (settings.listen_port, settings.default_pool_size),
+                (port, 20)
+            );
+            assert_eq!(
+                (settings.auth_file.as_deref(), settings.verbose),
+                (Some("x"), 2)
+            );
+        }
+    }
+}
