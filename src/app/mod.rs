@@ -1,6 +1,220 @@
-//! A process: arguments, privileges, signals, log files.
+//! A process: arguments, privileges, signals, log files, the loop.
 
 pub mod args;
+pub mod clock;
 pub mod daemon;
+mod files;
 pub mod log;
+mod options;
 pub mod signal;
+mod turn;
+
+use crate::base::{Journal, Level};
+use crate::config::{self, AuthType, Config, Settings};
+use crate::core::{Core, Surroundings};
+use crate::net::Net;
+use args::{Args, Run};
+use clock::Clock;
+use log::Log;
+use signal::Signals;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use turn::{Process, SIGNALS};
+
+/// What resolves host names, as `--version` shows it.
+const RESOLVER: &str = "getaddrinfo";
+
+/// Runs the program with these arguments; its exit code.
+pub fn run(argv: &[OsString]) -> u8 {
+    let posix = std::env::var_os("POSIXLY_CORRECT").is_some();
+    match args::parse(argv, posix, RESOLVER) {
+        Args::Print(text) => {
+            // Nobody is left to be told when standard output is closed.
+            let _ = io::stdout().write_all(text.as_bytes());
+            0
+        }
+        Args::Usage(text) => {
+            let _ = io::stderr().write_all(text.as_bytes());
+            1
+        }
+        Args::Run(run) => start(&run).unwrap_or(1),
+    }
+}
+
+/// Something ended the start; a FATAL line has been written.
+struct Fatal;
+
+/// A log with the lines that wait for it.
+struct Starting {
+    log: Log,
+    journal: Journal,
+}
+
+impl Starting {
+    /// Writes what the journal holds.
+    fn print(&mut self) -> Result<(), Fatal> {
+        while let Some((level, text)) = self.journal.pop() {
+            self.log.line(level, &text).map_err(|log::Broken| Fatal)?;
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, level: Level, text: String) -> Result<(), Fatal> {
+        self.journal.line(level, text);
+        self.print()
+    }
+
+    /// Turns the text of a FATAL line into the end of the start.
+    fn check<T>(&mut self, result: Result<T, String>) -> Result<T, Fatal> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(text) => {
+                self.say(Level::Fatal, text)?;
+                Err(Fatal)
+            }
+        }
+    }
+}
+
+/// The start in the order of config 7.1, then the loop until its end.
+fn start(run: &Run) -> Result<u8, Fatal> {
+    let mut starting = Starting { log: Log::new(run.quiet), journal: Journal::default() };
+    starting.check(daemon::refuse_missing(run))?;
+    let config = load(run, &mut starting)?;
+    let users = files::load_users(&config.settings, &mut starting.journal);
+    starting.print()?;
+    warn_without_effect(&config, &mut starting)?;
+    let settings = config.settings.clone();
+    let user = run.user.as_deref().or(settings.user.as_deref());
+    starting.check(daemon::become_user(user.unwrap_or("")))?;
+    starting.check(daemon::refuse_root())?;
+    let port = i64::from(settings.listen_port);
+    starting.check(daemon::refuse_second_instance(&settings.unix_socket_dir, port))?;
+    check_pidfile(&settings, &mut starting)?;
+    let clock = Clock::start();
+    let around = starting.check(surroundings(&clock))?;
+    let mut core = Core::new(settings.clone(), around);
+    core.configure(config, true);
+    core.set_users(users.unwrap_or_default());
+    let expected = expected_descriptors(&core, &settings);
+    let limit = daemon::limit_line(i64::from(settings.max_client_conn), expected);
+    starting.say(Level::Log, limit)?;
+    let net = starting.check(Net::new(options::net(&settings)).map_err(setup_failed))?;
+    let signals = starting.check(Signals::install().map_err(setup_failed))?;
+    let mut process =
+        Process { core, net, log: starting.log, signals, next_tick: clock.now(), clock, exit: None };
+    let _pidfile = listen(&mut process, &settings)?;
+    let code = process.run();
+    process.net.listeners().remove_socket_file();
+    Ok(code)
+}
+
+/// Opens the listening sockets, then writes the pidfile; the last line of the start.
+fn listen(process: &mut Process, settings: &Settings) -> Result<Option<daemon::OwnPidfile>, Fatal> {
+    let opened = process.net.listen(&options::listen(settings));
+    process.print();
+    if opened.is_err() || process.exit.is_some() {
+        return Err(Fatal);
+    }
+    let pidfile = match settings.pidfile.as_str() {
+        "" => None,
+        name => match daemon::OwnPidfile::create(Path::new(name)) {
+            Ok(pidfile) => Some(pidfile),
+            Err(text) => return Err(fail(process, text)),
+        },
+    };
+    if let Err(error) = process.net.watch(process.signals.source(), SIGNALS) {
+        return Err(fail(process, setup_failed(error)));
+    }
+    process.core.journal.line(Level::Log, args::process_up(RESOLVER));
+    Ok(pidfile)
+}
+
+fn fail(process: &mut Process, text: String) -> Fatal {
+    process.core.journal.line(Level::Fatal, text);
+    process.print();
+    process.net.listeners().remove_socket_file();
+    Fatal
+}
+
+fn setup_failed(error: io::Error) -> String {
+    format!("could not set up the event loop: {}", log::os_text(&error))
+}
+
+fn load(run: &Run, starting: &mut Starting) -> Result<Config, Fatal> {
+    let file = run.config.to_string_lossy().into_owned();
+    starting.journal.set_verbose(run.verbose);
+    let given =
+        Settings { conffile: Some(file.clone()), verbose: run.verbose, ..Settings::default() };
+    let (config, complete) = files::load(&given, &file, true, &mut starting.journal);
+    starting.log.set_file(&config.settings.logfile);
+    starting.print()?;
+    if complete {
+        return Ok(config);
+    }
+    starting.say(Level::Fatal, "cannot load config file".into())?;
+    Err(Fatal)
+}
+
+/// Names what is configured and does nothing in this version; nobody shall find out by surprise.
+fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), Fatal> {
+    for name in config::without_effect(config) {
+        let text = format!("{name} has no effect in this version of pgturnstile");
+        starting.say(Level::Warning, text)?;
+    }
+    let auth_type = config.settings.auth_type;
+    if matches!(auth_type, AuthType::Hba | AuthType::Cert | AuthType::Pam | AuthType::Ldap) {
+        let text = format!(
+            "auth_type={} is not available in this version of pgturnstile: all logins are refused",
+            auth_type.word()
+        );
+        starting.say(Level::Warning, text)?;
+    }
+    Ok(())
+}
+
+fn check_pidfile(settings: &Settings, starting: &mut Starting) -> Result<(), Fatal> {
+    if settings.pidfile.is_empty() {
+        return Ok(());
+    }
+    let path = Path::new(&settings.pidfile);
+    let found = daemon::check_pidfile(path);
+    if starting.check(found)? == daemon::Pidfile::Stale {
+        starting.say(Level::Log, daemon::STALE.into())?;
+        starting.check(daemon::remove_stale_pidfile(path))?;
+    }
+    Ok(())
+}
+
+fn surroundings(clock: &Clock) -> Result<Surroundings, String> {
+    let mut seed = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut seed))
+        .map_err(|error| format!("could not read /dev/urandom: {}", log::os_text(&error)))?;
+    let host_name = nix::unistd::gethostname().unwrap_or_default();
+    Ok(Surroundings {
+        now: clock.now(),
+        seed,
+        own_uid: nix::unistd::getuid().as_raw(),
+        host_name: host_name.to_string_lossy().into_owned(),
+    })
+}
+
+/// How many descriptors this configuration may come to need (config 6.7).
+fn expected_descriptors(core: &Core, settings: &Settings) -> i64 {
+    let users = i64::try_from(core.users().count()).unwrap_or(i64::MAX);
+    let servers: i64 = core
+        .databases()
+        .map(|(_, database)| {
+            let entry = database.entry();
+            let size = entry.pool_size.filter(|size| *size >= 0);
+            let size = i64::from(size.unwrap_or(settings.default_pool_size));
+            match database.forced_user() {
+                Some(_) => size,
+                None => size.saturating_mul(users),
+            }
+        })
+        .fold(0, i64::saturating_add);
+    i64::from(settings.max_client_conn).saturating_add(10).saturating_add(servers)
+}

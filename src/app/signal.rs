@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 
 use mio::event::Source;
 use mio::net::UnixStream;
-use mio::{Interest, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -45,11 +44,9 @@ impl Signals {
         Ok(Signals { delivery })
     }
 
-    /// Lets a poll report signals under `token`.
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        self.delivery
-            .get_read_mut()
-            .register(registry, token, Interest::READABLE)
+    /// What a poll has to watch.
+    pub fn source(&mut self) -> &mut dyn Source {
+        self.delivery.get_read_mut()
     }
 
     /// The signals that have arrived since the last call; each at most once, in order of their
@@ -82,7 +79,7 @@ mod tests {
     fn signals_wake_the_poll_and_come_once_each() {
         let mut signals = Signals::install().unwrap();
         let mut poll = Poll::new().unwrap();
-        signals.register(poll.registry(), Token(7)).unwrap();
+        poll.registry().register(signals.source(), Token(7)).unwrap();
         assert_eq!(signals.take(), []);
         for _ in 0..2 {
             for number in [

@@ -1,0 +1,161 @@
+//! One turn of the loop, and the only place where actions are performed.
+
+use super::clock::Clock;
+use super::log::{Broken, Log};
+use super::signal::{Signal, Signals};
+use super::{files, options};
+use crate::base::{Level, Micros};
+use crate::core::pause;
+use crate::core::{Action, ClientId, Core};
+use crate::net::{Event, Net};
+use std::time::Duration;
+
+/// The number under which the loop watches for signals.
+pub(super) const SIGNALS: u32 = 0;
+
+/// The janitor comes three times a second.
+const TICK: Micros = Micros(333_333);
+
+/// A running process.
+pub(super) struct Process {
+    pub(super) core: Core,
+    pub(super) net: Net,
+    pub(super) log: Log,
+    pub(super) signals: Signals,
+    pub(super) clock: Clock,
+    pub(super) next_tick: Micros,
+    /// Set when the loop is to end.
+    pub(super) exit: Option<u8>,
+}
+
+impl Process {
+    /// Turns until something ends the process; its exit code.
+    pub(super) fn run(&mut self) -> u8 {
+        self.print();
+        while self.exit.is_none() {
+            self.turn();
+        }
+        self.exit.unwrap_or(0)
+    }
+
+    fn turn(&mut self) {
+        let until_tick = self.next_tick.since(self.clock.now());
+        if let Err(error) = self.net.wait(Duration::from_micros(until_tick.0)) {
+            let text = format!("waiting for events failed: {error}");
+            self.core.journal.line(Level::Fatal, text);
+            self.exit = Some(1);
+        }
+        self.core.now = self.clock.now();
+        self.net.set_time(self.core.now);
+        while let Some(event) = self.net.next_event() {
+            match event {
+                Event::Accept(listener) => self.accept(listener),
+                Event::Internal(SIGNALS) => self.signals(),
+                event => self.net.handle(event, &mut self.core),
+            }
+            self.perform();
+        }
+        if self.core.now >= self.next_tick {
+            self.next_tick = self.core.now + TICK;
+            self.core.tick();
+            self.net.tick();
+            self.perform();
+        }
+        self.core.turn_end();
+        self.perform();
+        self.print();
+    }
+
+    fn accept(&mut self, listener: usize) {
+        while let Some((stream, origin)) = self.net.accept(listener) {
+            let id = self.core.accepted(origin);
+            self.net.add_client(id, stream, &mut self.core);
+        }
+    }
+
+    fn signals(&mut self) {
+        for signal in self.signals.take() {
+            let signal = match signal {
+                Signal::Hup => {
+                    let line = "got SIGHUP, re-reading config".to_owned();
+                    self.core.journal.line(Level::Log, line);
+                    self.reload(None);
+                    continue;
+                }
+                Signal::Int => pause::Signal::Interrupt,
+                Signal::Quit => pause::Signal::Quit,
+                Signal::Term => pause::Signal::Terminate,
+                Signal::Usr1 => pause::Signal::Pause,
+                Signal::Usr2 => pause::Signal::Resume,
+            };
+            self.core.signalled(signal);
+        }
+    }
+
+    fn perform(&mut self) {
+        while let Some(action) = self.core.next_action() {
+            match action {
+                Action::Connect(id) => self.net.connect(id, &mut self.core),
+                Action::Resume(id) => self.net.resume(id, &mut self.core),
+                Action::Send(peer, bytes) => self.net.send(peer, &bytes, &mut self.core),
+                Action::Close(peer) => self.net.close(peer),
+                Action::Console(id) => self.console(id),
+                Action::Reload(console) => self.reload(console),
+                Action::CloseTcpListeners => self.net.close_tcp_listeners(),
+                Action::Exit(code) => self.exit = Some(code),
+            }
+        }
+    }
+
+    fn console(&mut self, id: ClientId) {
+        let _ = id;
+    }
+
+    /// Reads all files again (config 5.1).
+    fn reload(&mut self, console: Option<ClientId>) {
+        let settings = self.core.settings().clone();
+        let file = settings.conffile.clone().unwrap_or_default();
+        let (config, complete) =
+            files::load(&settings, &file, false, &mut self.core.journal);
+        self.core.configure(config, complete);
+        if complete {
+            let settings = self.core.settings().clone();
+            if let Some(users) = files::load_users(&settings, &mut self.core.journal) {
+                self.core.set_users(users);
+            }
+        } else {
+            let line = "config file loading failed".to_owned();
+            self.core.journal.line(Level::Warning, line);
+        }
+        self.settings_changed();
+        self.print();
+        self.log.reopen();
+        if let Some(id) = console {
+            self.reloaded(id, complete);
+        }
+    }
+
+    fn reloaded(&mut self, id: ClientId, complete: bool) {
+        let _ = (id, complete);
+    }
+
+    /// Hands changed settings on to the net floor and the log.
+    pub(super) fn settings_changed(&mut self) {
+        let settings = self.core.settings();
+        self.net.set_options(options::net(settings));
+        self.net.set_defer_accept(settings.tcp_defer_accept.on());
+        self.log.set_file(&settings.logfile);
+    }
+
+    /// Prints what the floors below have to say: sockets first, then decisions.
+    pub(super) fn print(&mut self) {
+        loop {
+            let line = self.net.journal().pop().or_else(|| self.core.journal.pop());
+            let Some((level, text)) = line else { return };
+            if self.log.line(level, &text) == Err(Broken) {
+                self.exit = Some(1);
+                return;
+            }
+        }
+    }
+}
