@@ -1,1 +1,4 @@
-//! placeholder
+//! Sockets: connections, relay, listening, dialling, look-ups.
+
+pub mod conn;
+pub mod relay;

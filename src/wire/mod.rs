@@ -1,1 +1,3 @@
-//! placeholder
+//! PostgreSQL's messages: framing, reading, writing.
+
+pub mod frame;
