@@ -15,8 +15,6 @@ use std::collections::VecDeque;
 use std::mem;
 
 #[cfg(test)]
-mod script;
-#[cfg(test)]
 mod tests;
 mod walk;
 

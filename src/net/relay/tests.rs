@@ -1,7 +1,7 @@
 //! What the relay does, byte by byte.
 
-use super::script::{packet, World};
 use crate::core::{Peer, Sink, Verdict};
+use crate::net::script::{packet, TestWire, World};
 
 fn pass_all(scratch: usize) -> World {
     World::new(scratch, |_, _, _| Verdict::Pass)
@@ -305,7 +305,7 @@ fn rest_of_a_packet_never_goes_to_somebody_else() {
     world.send(world.server, &row[..10]);
     assert_eq!(world.got(world.client), row[..10]);
     let other = crate::core::ClientId::from_parts(9, 9);
-    let wire = super::script::TestWire::new();
+    let wire = TestWire::new();
     world.relay.insert_client(other, wire.clone());
     let server = world.core.links[0].1;
     world.core.links = vec![(other, server)];

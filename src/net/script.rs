@@ -1,8 +1,8 @@
 //! A wire and decisions that follow a script.
 
-use super::{Limits, Relay};
 use crate::core::{Addr, ClientId, Decisions, Loss, Packet, Peer, ServerId, Sink, Target, Verdict};
 use crate::net::conn::Wire;
+use crate::net::relay::{Limits, Relay};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -92,6 +92,7 @@ pub(super) struct Script {
     pub(super) startup: bool,
     pub(super) max: u32,
     pub(super) log: Vec<String>,
+    pub(super) target: Option<Target>,
 }
 
 impl Script {
@@ -142,9 +143,13 @@ impl Decisions for Script {
     fn max_packet(&self, _: Peer) -> u32 {
         self.max
     }
-    fn connected(&mut self, _: ServerId, _: Addr, _: Addr) {}
+    fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
+        let server = name(Peer::Server(id));
+        self.log
+            .push(format!("connected {server} {local:?} {remote:?}"));
+    }
     fn target(&self, _: ServerId) -> Option<Target> {
-        None
+        self.target.clone()
     }
 }
 
@@ -181,6 +186,7 @@ impl World {
                 startup: false,
                 max: u32::MAX,
                 log: Vec::new(),
+                target: None,
             },
             client_id,
             client: Peer::Client(client_id),
