@@ -138,6 +138,11 @@ impl<W: Wire> Relay<W> {
         let max = walk.max;
         let (tag, len) = match (Framer { startup, max }).first(rest) {
             Frame::NeedMore => return Step::Leave,
+            // The limit may have risen with a packet before this one: login is over.
+            Frame::Bad(_) if core.max_packet(from) != max => {
+                walk.max = core.max_packet(from);
+                return Step::Go;
+            }
             Frame::Bad(raw) => {
                 self.let_out(walk, core);
                 core.bad_header(from, raw);
