@@ -214,6 +214,7 @@ impl<W: Wire> Relay<W> {
             Peer::Server(_) => (to_server, to_client),
         };
         if !back.is_empty() {
+            self.spoke_to(walk.from);
             self.deliver(walk.from, &back, core);
         }
         if let (false, Some(to)) = (across.is_empty(), link(walk.from, core)) {
@@ -221,6 +222,7 @@ impl<W: Wire> Relay<W> {
                 self.let_out(walk, core);
                 walk.to = Some(to);
             }
+            self.spoke_to(to);
             self.join(walk, core);
             walk.joined.extend_from_slice(&across);
         }
