@@ -196,11 +196,7 @@ fn unknown_database_is_told_only_after_the_password() {
         "no such database: nowhere"
     );
     pooler.wait_log("login failed: db=nowhere user=plain");
-    pooler.wait_log(
-        "login attempt: db=shop user=plain tls=no replication=no"
-            .replace("shop", "nowhere")
-            .as_str(),
-    );
+    pooler.wait_log("login attempt: db=nowhere user=plain tls=no replication=no");
 }
 
 #[test]
@@ -269,7 +265,7 @@ fn hba_rules_choose_the_method() {
     setup.users = "\"one\" \"one-pw\"\n\"two\" \"two-pw\"\n".to_owned();
     let rules = "local all all trust # local\nhost pgbouncer all 127.0.0.1/32 md5\n\
                  host a,b one 127.0.0.1/32 password\nhost all one 127.0.0.1 255.255.255.255 reject\n\
-                 host sameuser all all scram-sha-256\nnonsense\n";
+                 host sameuser all 127.0.0.0/8 scram-sha-256\nnonsense\n";
     let hba = crate::rig::scratch::scratch().folder().join("hba");
     crate::rig::scratch::write(&hba, rules);
     setup
@@ -317,7 +313,7 @@ fn auth_query_finds_users_that_the_file_lacks() {
 }
 
 #[test]
-fn client_limits_are_enforced() {
+fn client_limit_is_enforced() {
     let mut setup = Setup::trust("max_client_conn = 3\n");
     setup.databases = format!(
         "shop = host=127.0.0.1 port={} dbname=template1\n",
@@ -327,25 +323,32 @@ fn client_limits_are_enforced() {
     let kept: Vec<_> = (0..3).map(|_| pooler.client("shop")).collect();
     let text = "no more connections allowed (max_client_conn)";
     assert_eq!(pooler.refusal("trusty", "shop", ""), text);
-    assert_eq!(
-        pooler.console().value("show version"),
-        "PgBouncer 1.25.2",
-        "the console is exempt"
-    );
+    let version = pooler.console().value("show version");
+    assert!(version.starts_with("PgBouncer 1."), "the console is exempt");
     drop(kept);
     wait_until("there is room again", || {
         pooler.login("trusty", "shop", "").is_ok()
     });
+}
 
-    setup.settings = "max_db_client_connections = 1\n".to_owned();
-    let pooler = Pooler::start(&setup);
-    let _kept = pooler.client("shop");
-    let text = "client connections exceeded (max_db_client_connections)";
-    assert_eq!(pooler.refusal("trusty", "shop", ""), text);
-
-    setup.settings = "max_user_client_connections = 1\n".to_owned();
-    let pooler = Pooler::start(&setup);
-    let _kept = pooler.client("shop");
-    let text = "client connections exceeded (max_user_client_connections)";
-    assert_eq!(pooler.refusal("trusty", "shop", ""), text);
+#[test]
+fn client_limits_of_database_and_user_are_enforced() {
+    for (setting, text) in [
+        (
+            "max_db_client_connections",
+            "client connections exceeded (max_db_client_connections)",
+        ),
+        (
+            "max_user_client_connections",
+            "client connections exceeded (max_user_client_connections)",
+        ),
+    ] {
+        let pooler = Pooler::start(&Setup::trust(&format!("{setting} = 1\n")));
+        let kept = pooler.client("template1");
+        assert_eq!(pooler.refusal("trusty", "template1", ""), text);
+        kept.bye();
+        wait_until("there is room", || {
+            pooler.login("trusty", "template1", "").is_ok()
+        });
+    }
 }

@@ -298,22 +298,31 @@ fn server_s_messages_in_any_pieces_arrive_whole() {
 
 #[test]
 fn data_from_an_idle_server_is_dropped_and_the_server_replaced() {
-    let fake = Fake::start(|mut peer| {
+    let (go, wait) = std::sync::mpsc::channel();
+    let wait = std::sync::Mutex::new(wait);
+    let fake = Fake::start(move |mut peer| {
         peer.welcome();
-        while peer.raw.recv().is_some_and(|m| m.tag == b'Q') {
+        if peer.raw.recv().is_some_and(|m| m.tag == b'Q') {
             peer.answer("clean");
-            peer.raw.try_send(&reply("stale")[..30]);
+            wait.lock().unwrap().recv().unwrap();
+            peer.raw.send(&reply("stale")[..27]);
+            peer.raw.rest();
         }
     });
     let pooler = start(Some(&fake), "pool_mode = transaction\n");
     let mut client = pooler.client("fake");
-    for _ in 0..5 {
-        let answer = client.query("select 1");
-        assert_eq!(answer[1].cells()[0].as_deref(), Some("clean"));
+    for n in 1..5 {
+        assert_eq!(client.value("select 1"), "clean", "round {n}");
         wait_until("no server is linked", || {
             pooler.pool("fake", "sv_active") == 0
         });
+        go.send(()).unwrap();
+        let dropped = "got packet 'T' from server when not linked";
+        wait_until("it is dropped", || {
+            pooler.log().matches(dropped).count() == n
+        });
     }
+    pooler.wait_log("server got dirty");
 }
 
 #[test]

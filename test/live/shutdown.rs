@@ -35,22 +35,28 @@ fn pid_file_has_the_pid_while_it_runs() {
 }
 
 #[test]
-fn shutdown_and_sigquit_end_at_once() {
-    for by_signal in [false, true] {
-        let (mut pooler, database) = start();
-        let mut one = pooler.client(&database);
-        one.query("begin");
-        if by_signal {
-            pooler.signal(Signal::SIGQUIT);
-        } else {
-            let mut console = pooler.console();
-            console.send(&query("SHUTDOWN"));
-            assert_eq!(console.rest(), [], "no reply");
-        }
-        assert_eq!(one.rest(), [], "clients see nothing but the end");
-        assert_eq!(pooler.wait_exit().code(), Some(0));
-        assert_left_nothing(&pooler);
-    }
+fn shutdown_ends_at_once() {
+    let (mut pooler, database) = start();
+    let mut one = pooler.client(&database);
+    one.query("begin");
+    let mut console = pooler.console();
+    console.send(&query("SHUTDOWN"));
+    assert_eq!(console.rest(), [], "no reply");
+    assert_eq!(one.rest(), [], "clients see nothing but the end");
+    assert_eq!(pooler.wait_exit().code(), Some(0));
+    assert_left_nothing(&pooler);
+}
+
+#[test]
+fn sigquit_ends_at_once() {
+    let (mut pooler, database) = start();
+    let mut one = pooler.client(&database);
+    one.query("begin");
+    pooler.signal(Signal::SIGQUIT);
+    assert_eq!(one.rest(), []);
+    assert_eq!(pooler.wait_exit().code(), Some(0));
+    pooler.wait_log("got SIGQUIT, fast exit");
+    assert_left_nothing(&pooler);
 }
 
 #[test]

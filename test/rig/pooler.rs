@@ -114,7 +114,7 @@ impl Pooler {
         write(&folder.join("ini"), text(&folder));
         write(
             &folder.join("users"),
-            format!("{}\"admin\" \"admin-pw\"\n", setup.users),
+            format!("\"admin\" \"admin-pw\"\n{}", setup.users),
         );
         let errors = std::fs::File::create(folder.join("stderr")).unwrap();
         let child = command(program)
@@ -140,7 +140,7 @@ impl Pooler {
         );
         write(
             &self.folder.join("users"),
-            format!("{}\"admin\" \"admin-pw\"\n", setup.users),
+            format!("\"admin\" \"admin-pw\"\n{}", setup.users),
         );
     }
 
