@@ -235,7 +235,7 @@ fn copies() {
             let mut raw = seen
                 .login("in", pooler.login("trusty", "shop", ""))
                 .unwrap();
-            seen.query(&mut raw, "drop table if exists c; create table c (n int)");
+            raw.query("drop table if exists c; create table c (n int)");
             let ends = [
                 [msg(b'd', b"1\n2\n"), msg(b'd', b"3\n"), msg(b'c', b"")].concat(),
                 [msg(b'd', b"1\n"), msg(b'f', b"no more\0")].concat(),
