@@ -115,8 +115,7 @@ impl Process {
     fn reload(&mut self, console: Option<ClientId>) {
         let settings = self.core.settings().clone();
         let file = settings.conffile.clone().unwrap_or_default();
-        let (config, complete) =
-            files::load(&settings, &file, false, &mut self.core.journal);
+        let (config, complete) = files::load(&settings, &file, false, &mut self.core.journal);
         self.core.configure(config, complete);
         if complete {
             let settings = self.core.settings().clone();

@@ -22,6 +22,7 @@ pub mod replies;
 pub mod server;
 pub mod stats;
 pub mod vars;
+mod welcome;
 mod wishes;
 
 pub use face::{
