@@ -217,3 +217,23 @@ pub(super) fn set(call: &mut Call<'_>, key: &str, value: &str) -> Outcome {
     }
     Err("SET failed".into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_numbers_are_read_as_in_c() {
+        for (text, want) in [
+            ("12", Some(12)),
+            (" \t+12abc", Some(12)),
+            ("-1", Some(u64::MAX)),
+            ("99999999999999999999", Some(u64::MAX)),
+            ("", None),
+            ("-", None),
+            ("x1", None),
+        ] {
+            assert_eq!(leading_number(text), want, "{text}");
+        }
+    }
+}

@@ -149,7 +149,10 @@ fn some_blanks(text: &[u8]) -> Option<&[u8]> {
 
 fn is_end(rest: &[u8]) -> bool {
     let rest = blanks(rest);
-    rest.is_empty() || rest.strip_prefix(b";").is_some_and(|r| blanks(r).is_empty())
+    rest.is_empty()
+        || rest
+            .strip_prefix(b";")
+            .is_some_and(|r| blanks(r).is_empty())
 }
 
 #[cfg(test)]
@@ -235,13 +238,8 @@ mod tests {
             "SET SESSION x TO y",
             "SET search_path = \"$user\",public",
             "SET \"x\"y=1",
-        ]
-        {
-            assert_eq!(
-                parse(text.as_bytes()),
-                Err(Malformed::Invalid),
-                "{text:?}"
-            );
+        ] {
+            assert_eq!(parse(text.as_bytes()), Err(Malformed::Invalid), "{text:?}");
         }
     }
 

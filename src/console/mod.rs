@@ -3,10 +3,14 @@
 
 mod control;
 #[cfg(test)]
+mod control_tests;
+#[cfg(test)]
 mod fixture;
 mod grammar;
 mod rows;
 mod show;
+#[cfg(test)]
+mod show_tests;
 mod statistics;
 mod table;
 
@@ -17,6 +21,7 @@ use crate::wire::read::lossy;
 use crate::wire::write;
 use grammar::{Malformed, Statement};
 use std::borrow::Cow;
+use std::rc::Rc;
 
 /// What the console has to ask the process for.
 pub trait Around {
@@ -150,16 +155,19 @@ fn later_version(what: &str) -> Outcome {
     Err(format!("{what} is not supported by this version of pgturnstile").into())
 }
 
-/// Runs the commands of a console that are waiting; for `Action::Console`.
-pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) {
+/// Runs the commands of a console that are waiting; for `Action::Console`. True if one of them has
+/// changed the settings.
+pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
+    let settings = core.settings().clone();
     while let Some(text) = core.next_command(id) {
         let mut call = Call { core, around, id };
         match call.statement(&text) {
-            Ok(Answer::Now(reply)) => core.reply(id, reply),
+            Ok(Answer::Now(reply)) => core.answer_console(id, reply),
             Ok(Answer::Later) => {}
             Err(refusal) => refuse(core, id, &text, &refusal),
         }
     }
+    !Rc::ptr_eq(&settings, core.settings())
 }
 
 /// Answers the console that asked for a RELOAD.
@@ -167,7 +175,7 @@ pub fn reload_done(core: &mut Core, id: ClientId, succeeded: bool) {
     if succeeded {
         let mut reply = Vec::new();
         table::done(&mut reply, "RELOAD");
-        core.reply(id, reply);
+        core.answer_console(id, reply);
         return;
     }
     let line = "RELOAD Failed, see logs for more details".to_owned();
@@ -203,7 +211,7 @@ fn send_error(core: &mut Core, id: ClientId, sqlstate: &[u8], text: &[u8]) {
     let mut reply = Vec::new();
     write::error(&mut reply, "ERROR", sqlstate, text);
     write::ready(&mut reply, b'I');
-    core.reply(id, reply);
+    core.answer_console(id, reply);
 }
 
 impl Call<'_> {
@@ -224,7 +232,7 @@ impl Call<'_> {
             Argument::None => argument.is_empty(),
             Argument::OneOf(words) => {
                 let is_argument = |word: &&str| word.eq_ignore_ascii_case(argument);
-                argument.is_empty() || words.iter().any(|word| is_argument(&word))
+                argument.is_empty() || words.iter().any(is_argument)
             }
             Argument::Any | Argument::Database => true,
         };
@@ -253,47 +261,69 @@ mod tests {
     use super::fixture::Fixture;
 
     #[test]
-    fn refusals_have_the_documented_texts() {
+    fn what_does_not_exist_is_an_invalid_command() {
         let mut at = Fixture::new();
         let (boss, watcher) = (at.console("boss"), at.console("watcher"));
-        let long = "x".repeat(16);
-        for (console, command, want) in [
-            (boss, "hello", "invalid command 'hello', use SHOW HELP;"),
-            (boss, "", "invalid command '', use SHOW HELP;"),
-            (boss, ";", "invalid command ';', use SHOW HELP;"),
-            (boss, " SHOW ", "invalid command ' SHOW ', use SHOW HELP;"),
-            (boss, "SHOW x", "invalid command 'SHOW x', use SHOW HELP;"),
-            (boss, "set x", "invalid command 'set x', use SHOW HELP;"),
-            (boss, "SELECT 1", "invalid command 'SELECT 1', use SHOW HELP;"),
-            (boss, &long, "bad arguments"),
-            (boss, "set \"\"=1", "bad arguments"),
-            (boss, "reload x", "invalid command 'reload x', use SHOW HELP;"),
-            (watcher, "reload x", "invalid command 'reload x', use SHOW HELP;"),
-            (watcher, "suspend x", "invalid command 'suspend x', use SHOW HELP;"),
-            (watcher, "shutdown x", "invalid command 'shutdown x', use SHOW HELP;"),
-            (watcher, "reload", "admin access needed"),
-            (watcher, "suspend", "admin access needed"),
-            (watcher, "shutdown", "admin access needed"),
-            (watcher, "shutdown wait_for_servers", "admin access needed"),
-            (watcher, "pause", "admin access needed"),
-            (watcher, "pause nowhere", "admin access needed"),
-            (watcher, "resume", "admin access needed"),
-            (watcher, "disable", "admin access needed"),
-            (watcher, "enable", "admin access needed"),
-            (watcher, "reconnect", "admin access needed"),
-            (watcher, "kill", "admin access needed"),
-            (watcher, "kill_client 1", "admin access needed"),
-            (watcher, "wait_close", "admin access needed"),
-            (watcher, "show fds", "admin access needed"),
-            (watcher, "set nothing=1", "admin access needed"),
-            (boss, "disable", "a database is required"),
-            (boss, "enable \"\"", "a database is required"),
-            (boss, "suspend", "SUSPEND is not supported by this version of pgturnstile"),
-            (boss, "wait_close", "WAIT_CLOSE is not supported by this version of pgturnstile"),
-            (boss, "show mem", "SHOW MEM is not supported by this version of pgturnstile"),
-            (boss, "show fds", "SHOW FDS is not supported by this version of pgturnstile"),
+        for command in [
+            "hello",
+            "",
+            ";",
+            " SHOW ",
+            "SHOW x",
+            "set x",
+            "SELECT 1",
+            "BEGIN",
+            "show all",
+            "reload x",
+            "suspend x",
+            "shutdown x",
         ] {
-            assert_eq!(at.refusal(console, command), want, "{command}");
+            let want = format!("invalid command '{command}', use SHOW HELP;");
+            assert_eq!(at.refusal(boss, command), want);
+            assert_eq!(at.refusal(watcher, command), want);
+        }
+        assert_eq!(at.refusal(boss, &"x".repeat(16)), "bad arguments");
+        assert_eq!(at.refusal(boss, "set \"\"=1"), "bad arguments");
+    }
+
+    #[test]
+    fn rights_are_checked_before_arguments() {
+        let mut at = Fixture::new();
+        let watcher = at.console("watcher");
+        for command in [
+            "reload",
+            "suspend",
+            "shutdown",
+            "shutdown wait_for_servers",
+            "pause",
+            "pause nowhere",
+            "resume",
+            "disable",
+            "enable",
+            "reconnect",
+            "kill",
+            "kill_client 1",
+            "wait_close",
+            "show fds",
+            "set nothing=1",
+        ] {
+            assert_eq!(
+                at.refusal(watcher, command),
+                "admin access needed",
+                "{command}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_database_and_missing_commands_are_told() {
+        let mut at = Fixture::new();
+        let boss = at.console("boss");
+        assert_eq!(at.refusal(boss, "disable"), "a database is required");
+        assert_eq!(at.refusal(boss, "enable \"\""), "a database is required");
+        for command in ["SUSPEND", "WAIT_CLOSE"] {
+            let want = format!("{command} is not supported by this version of pgturnstile");
+            assert_eq!(at.refusal(boss, command), want);
         }
     }
 
@@ -322,7 +352,10 @@ mod tests {
         assert_eq!(text.len(), 484);
         at.run(boss, &"-".repeat(451));
         assert!(at.is_closed(boss));
-        assert_eq!(at.taken(boss), [("E".into(), "SFATAL C08P01 Mfailure".into())]);
+        assert_eq!(
+            at.taken(boss),
+            [("E".into(), "SFATAL C08P01 Mfailure".into())]
+        );
     }
 
     #[test]
@@ -353,6 +386,9 @@ mod tests {
         let text = "SERROR CF0000 MRELOAD failed, see logs for additional details";
         assert_eq!(reply[0], ("E".into(), text.into()));
         assert_eq!(reply[1].0, "Z");
-        assert_eq!(at.log()[0], "Error RELOAD Failed, see logs for more details");
+        assert_eq!(
+            at.log()[0],
+            "Error RELOAD Failed, see logs for more details"
+        );
     }
 }

@@ -32,7 +32,8 @@ impl DatabaseRow<'_> {
         global: fn(&Settings) -> i32,
     ) -> i64 {
         let own = own.filter(|value| *value >= least);
-        own.unwrap_or_else(|| global(self.view.core.settings())).into()
+        own.unwrap_or_else(|| global(self.view.core.settings()))
+            .into()
     }
 
     pub(super) fn server_lifetime(&self) -> i64 {
@@ -99,7 +100,9 @@ impl PoolRow<'_> {
 
 /// SHOW POOLS.
 pub(super) fn pools(view: View<'_>) -> impl Iterator<Item = PoolRow<'_>> {
-    view.core.pools().map(move |(_, pool)| PoolRow { view, pool })
+    view.core
+        .pools()
+        .map(move |(_, pool)| PoolRow { view, pool })
 }
 
 /// One end of a connection: who is there, and the port to show.
@@ -260,7 +263,8 @@ impl UserRow<'_> {
     /// The user's own value if it is a limit, else the global one.
     pub(super) fn or_global(&self, own: Option<i32>, global: fn(&Settings) -> i32) -> i64 {
         let own = own.filter(|value| *value > 0);
-        own.unwrap_or_else(|| global(self.view.core.settings())).into()
+        own.unwrap_or_else(|| global(self.view.core.settings()))
+            .into()
     }
 }
 

@@ -60,9 +60,7 @@ static TOPICS: &[Topic] = &[
     later(2, "FDS", Access::Admin),
     later(2, "SOCKETS", Access::Stats),
     later(2, "ACTIVE_SOCKETS", Access::Stats),
-    topic(2, "LISTS", |view| {
-        pairs("list", "items", rows::lists(view))
-    }),
+    topic(2, "LISTS", |view| pairs("list", "items", rows::lists(view))),
     later(2, "MEM", Access::Stats),
     topic(2, "STATE", state),
     later(3, "DNS_HOSTS", Access::Stats),
@@ -91,7 +89,10 @@ pub(super) fn parameter(name: &str) -> Option<(&'static str, &'static str)> {
 /// SHOW and SELECT.
 pub(super) fn run(call: &mut Call<'_>, name: &str) -> Outcome {
     if let Some((name, value)) = parameter(name) {
-        return Ok(Answer::Now(table(&[text(name, |v| (*v).into())], [value])));
+        return Ok(Answer::Now(table(
+            &[text(name, |v: &&str| (*v).into())],
+            [value],
+        )));
     }
     let topic = TOPICS
         .iter()
@@ -187,15 +188,25 @@ fn databases(view: View<'_>) -> Vec<u8> {
         text("host", |r| r.entry().host.as_deref().into()),
         int("port", |r| r.database.port().into()),
         text("database", |r| r.entry().dbname.as_deref().into()),
-        text("force_user", |r| r.database.forced_user().map(|u| &**u).into()),
-        int("pool_size", |r| r.or_global(r.entry().pool_size, 0, |s| s.default_pool_size)),
-        int("min_pool_size", |r| r.or_global(r.entry().min_pool_size, 0, |s| s.min_pool_size)),
+        text("force_user", |r| {
+            r.database.forced_user().map(|u| &**u).into()
+        }),
+        int("pool_size", |r| {
+            r.or_global(r.entry().pool_size, 0, |s| s.default_pool_size)
+        }),
+        int("min_pool_size", |r| {
+            r.or_global(r.entry().min_pool_size, 0, |s| s.min_pool_size)
+        }),
         int("reserve_pool_size", |r| {
             r.or_global(r.entry().reserve_pool_size, 0, |s| s.reserve_pool_size)
         }),
         int("server_lifetime", DatabaseRow::server_lifetime),
-        text("pool_mode", |r| r.entry().pool_mode.map(|mode| mode.word()).into()),
-        text("load_balance_hosts", |r| rows::load_balance(r.database).into()),
+        text("pool_mode", |r| {
+            r.entry().pool_mode.map(|mode| mode.word()).into()
+        }),
+        text("load_balance_hosts", |r| {
+            rows::load_balance(r.database).into()
+        }),
         int("max_connections", |r| {
             r.or_global(r.entry().max_db_connections, 1, |s| s.max_db_connections)
         }),
@@ -219,18 +230,28 @@ fn pools(view: View<'_>) -> Vec<u8> {
         text("user", |r| r.pool.names().1.into()),
         int("cl_active", |r| count(r.pool.clients(C::Active).len())),
         int("cl_waiting", |r| count(r.pool.clients(C::Waiting).len())),
-        int("cl_active_cancel_req", |r| count(r.pool.clients(C::ActiveCancel).len())),
-        int("cl_waiting_cancel_req", |r| count(r.pool.clients(C::WaitingCancel).len())),
+        int("cl_active_cancel_req", |r| {
+            count(r.pool.clients(C::ActiveCancel).len())
+        }),
+        int("cl_waiting_cancel_req", |r| {
+            count(r.pool.clients(C::WaitingCancel).len())
+        }),
         int("sv_active", |r| count(r.pool.servers(S::Active).len())),
-        int("sv_active_cancel", |r| count(r.pool.servers(S::ActiveCancel).len())),
-        int("sv_being_canceled", |r| count(r.pool.servers(S::BeingCanceled).len())),
+        int("sv_active_cancel", |r| {
+            count(r.pool.servers(S::ActiveCancel).len())
+        }),
+        int("sv_being_canceled", |r| {
+            count(r.pool.servers(S::BeingCanceled).len())
+        }),
         int("sv_idle", |r| count(r.pool.servers(S::Idle).len())),
         int("sv_used", |r| count(r.pool.servers(S::Used).len())),
         int("sv_tested", |r| count(r.pool.servers(S::Tested).len())),
         int("sv_login", |r| count(r.pool.servers(S::Login).len())),
         int("maxwait", |r| r.longest_wait().secs() as i64),
         int("maxwait_us", |r| r.longest_wait().subsec_micros() as i64),
-        text("pool_mode", |r| r.view.core.effective(r.pool).pool_mode().word().into()),
+        text("pool_mode", |r| {
+            r.view.core.effective(r.pool).pool_mode().word().into()
+        }),
         text("load_balance_hosts", |r| r.load_balance().into()),
     ];
     table(&columns, rows::pools(view))
@@ -248,13 +269,19 @@ fn sockets<'a>() -> [Column<SocketRow<'a>>; 21] {
         int("port", |r| r.remote.port.into()),
         text("local_addr", |r| r.local.text().into()),
         int("local_port", |r| r.local.port.into()),
-        text("connect_time", |r| r.view.around.time_text(r.connect_time).into()),
-        text("request_time", |r| r.view.around.time_text(r.request_time).into()),
+        text("connect_time", |r| {
+            r.view.around.time_text(r.connect_time).into()
+        }),
+        text("request_time", |r| {
+            r.view.around.time_text(r.request_time).into()
+        }),
         int("wait", |r| r.wait.secs() as i64),
         int("wait_us", |r| r.wait.subsec_micros() as i64),
         int("close_needed", |r| r.close_needed.into()),
         text("ptr", |r| rows::pointer(r.number).into()),
-        text("link", |r| r.link.map_or_else(String::new, rows::pointer).into()),
+        text("link", |r| {
+            r.link.map_or_else(String::new, rows::pointer).into()
+        }),
         int("remote_pid", |r| r.process_id),
         // TLS and statement tracking come with later versions.
         text("tls", |_| "".into()),
@@ -267,11 +294,19 @@ fn sockets<'a>() -> [Column<SocketRow<'a>>; 21] {
 fn users(view: View<'_>) -> Vec<u8> {
     let columns: [Column<UserRow<'_>>; 8] = [
         text("name", |r| (&**r.user.name()).into()),
-        text("pool_size", |r| rows::size_text(r.user.entry().pool_size).into()),
-        text("reserve_pool_size", |r| rows::size_text(r.user.entry().reserve_pool_size).into()),
-        text("pool_mode", |r| r.user.entry().pool_mode.map(|mode| mode.word()).into()),
+        text("pool_size", |r| {
+            rows::size_text(r.user.entry().pool_size).into()
+        }),
+        text("reserve_pool_size", |r| {
+            rows::size_text(r.user.entry().reserve_pool_size).into()
+        }),
+        text("pool_mode", |r| {
+            r.user.entry().pool_mode.map(|mode| mode.word()).into()
+        }),
         int("max_user_connections", |r| {
-            r.or_global(r.user.entry().max_user_connections, |s| s.max_user_connections)
+            r.or_global(r.user.entry().max_user_connections, |s| {
+                s.max_user_connections
+            })
         }),
         int("current_connections", |r| count(r.servers)),
         int("max_user_client_connections", |r| {

@@ -141,7 +141,7 @@ mod tests {
             int("i", |row| *row),
         ];
         let reply = table(&columns, [1, -1, (1 << 32) + 5]);
-        let mut want = b"T\0\0\0\x32\0\x02".to_vec();
+        let mut want = b"T\0\0\0\x2e\0\x02".to_vec();
         want.extend(b"t\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
         want.extend(b"i\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0");
         want.extend(b"D\0\0\0\x10\0\x02\0\0\0\x01x\0\0\0\x011");

@@ -9,7 +9,7 @@ use crate::base::Level;
 
 impl Core {
     /// Sends bytes to a console behind everything that is on its way to it.
-    pub fn reply(&mut self, console: ClientId, bytes: Vec<u8>) {
+    pub fn answer_console(&mut self, console: ClientId, bytes: Vec<u8>) {
         self.actions
             .push_back(Action::Send(Peer::Client(console), bytes));
     }

@@ -145,7 +145,7 @@ impl Core {
         let mut reply = Vec::new();
         write::command_complete(&mut reply, "PAUSE");
         write::ready(&mut reply, b'I');
-        self.reply(console, reply);
+        self.answer_console(console, reply);
     }
 
     /// True if this console waits for an answer.
