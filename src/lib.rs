@@ -12,6 +12,7 @@ pub mod app;
 pub mod auth;
 pub mod base;
 pub mod config;
+pub mod console;
 pub mod core;
 pub mod net;
 pub mod wire;

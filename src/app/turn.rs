@@ -1,10 +1,11 @@
 //! One turn of the loop, and the only place where actions are performed.
 
 use super::clock::Clock;
-use super::log::{Broken, Log};
+use super::log::{Broken, LocalZone, Log};
 use super::signal::{Signal, Signals};
 use super::{files, options};
 use crate::base::{Level, Micros};
+use crate::console::{self, Around, DnsCounts};
 use crate::core::pause;
 use crate::core::{Action, ClientId, Core};
 use crate::net::{Event, Net};
@@ -26,6 +27,22 @@ pub(super) struct Process {
     pub(super) next_tick: Micros,
     /// Set when the loop is to end.
     pub(super) exit: Option<u8>,
+}
+
+/// What the console asks the process for.
+struct Surrounding<'a> {
+    zone: &'a LocalZone,
+    dns: DnsCounts,
+}
+
+impl Around for Surrounding<'_> {
+    fn time_text(&self, at: Micros) -> String {
+        self.zone
+            .seconds(i64::try_from(at.secs()).unwrap_or(i64::MAX))
+    }
+    fn dns(&self) -> DnsCounts {
+        self.dns
+    }
 }
 
 impl Process {
@@ -108,7 +125,23 @@ impl Process {
     }
 
     fn console(&mut self, id: ClientId) {
-        let _ = id;
+        let names = self.net.resolver().names();
+        let (mut count, mut queries) = (0, 0);
+        for (_, entry) in names {
+            count += 1;
+            queries += usize::from(entry.is_pending());
+        }
+        let around = Surrounding {
+            zone: self.log.zone(),
+            dns: DnsCounts {
+                names: count,
+                zones: 0,
+                queries,
+            },
+        };
+        if console::run(&mut self.core, &around, id) {
+            self.settings_changed();
+        }
     }
 
     /// Reads all files again (config 5.1).
@@ -130,12 +163,8 @@ impl Process {
         self.print();
         self.log.reopen();
         if let Some(id) = console {
-            self.reloaded(id, complete);
+            console::reload_done(&mut self.core, id, complete);
         }
-    }
-
-    fn reloaded(&mut self, id: ClientId, complete: bool) {
-        let _ = (id, complete);
     }
 
     /// Hands changed settings on to the net floor and the log.

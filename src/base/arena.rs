@@ -135,6 +135,11 @@ impl<T> Arena<T> {
         self.slots.len()
     }
 
+    /// For how many more objects there is room already.
+    pub fn spare(&self) -> usize {
+        self.slots.capacity().saturating_sub(self.slots.len())
+    }
+
     /// True if no object exists.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()

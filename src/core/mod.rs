@@ -2,6 +2,7 @@
 //! told through [`Decisions`] and the methods below, and everything that has to be done comes out
 //! of [`Core::next_action`].
 
+mod admin;
 pub mod assign;
 mod cancel;
 pub mod client;

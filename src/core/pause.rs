@@ -2,7 +2,7 @@
 
 use super::client::ClientState;
 use super::database::DatabaseId;
-use super::face::{Action, ClientId, Peer};
+use super::face::{Action, ClientId};
 use super::pool::PoolId;
 use super::server::ServerState;
 use super::Core;
@@ -87,13 +87,21 @@ impl Core {
         self.await_pause(console, None);
     }
 
-    /// PAUSE db.
+    /// PAUSE db. Without servers there is nothing to wait for.
     pub fn pause_database(&mut self, id: DatabaseId, console: ClientId) {
         if let Some(database) = self.databases.get_mut(id) {
             database.paused = true;
         }
         self.mark_all();
-        self.await_pause(Some(console), Some(id));
+        let has_servers = self
+            .pools
+            .iter()
+            .any(|(_, pool)| pool.database == id && pool.server_count() > 0);
+        if has_servers {
+            self.await_pause(Some(console), Some(id));
+        } else {
+            self.answer_pause(console);
+        }
     }
 
     fn await_pause(&mut self, console: Option<ClientId>, database: Option<DatabaseId>) {
@@ -129,12 +137,15 @@ impl Core {
         self.pause_waiters = still;
         let over: Vec<PauseWaiter> = over;
         for waiter in over {
-            let mut reply = Vec::new();
-            write::command_complete(&mut reply, "PAUSE");
-            write::ready(&mut reply, b'I');
-            self.actions
-                .push_back(Action::Send(Peer::Client(waiter.console), reply));
+            self.answer_pause(waiter.console);
         }
+    }
+
+    fn answer_pause(&mut self, console: ClientId) {
+        let mut reply = Vec::new();
+        write::command_complete(&mut reply, "PAUSE");
+        write::ready(&mut reply, b'I');
+        self.answer_console(console, reply);
     }
 
     /// True if this console waits for an answer.
@@ -147,18 +158,21 @@ impl Core {
         if self.pause_waiters.is_empty() {
             return;
         }
-        let busy: Vec<DatabaseId> = self
-            .pools
-            .iter()
-            .filter(|(_, pool)| {
-                !pool.servers(ServerState::Active).is_empty()
-                    || !pool.servers(ServerState::Tested).is_empty()
-            })
-            .map(|(_, pool)| pool.database)
-            .collect();
+        let mut all_quiet = true;
+        let mut paused_quiet = true;
+        for (_, pool) in self.pools.iter() {
+            if !pool.servers(ServerState::Active).is_empty()
+                || !pool.servers(ServerState::Tested).is_empty()
+            {
+                all_quiet = false;
+                let database = self.databases.get(pool.database);
+                paused_quiet &= !database.is_some_and(|database| database.paused);
+            }
+        }
+        // PAUSE db waits for all databases that are paused this way (admin 4).
         self.answer_pauses(|waiter| match waiter.database {
-            Some(database) => !busy.contains(&database),
-            None => busy.is_empty(),
+            Some(_) => paused_quiet,
+            None => all_quiet,
         });
     }
 

@@ -145,7 +145,8 @@ impl Core {
         self.database_names.remove(&name);
     }
 
-    fn empty_pool(&mut self, id: PoolId) {
+    /// Closes all clients and servers of a pool.
+    pub(super) fn empty_pool(&mut self, id: PoolId) {
         let clients: Vec<_> = self
             .clients
             .iter()

@@ -42,6 +42,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// True while it is being looked up.
+    pub fn is_pending(&self) -> bool {
+        self.pending
+    }
+
     fn turn(&mut self) -> Answer {
         let Some(count) = self.addrs.len().checked_sub(1) else {
             return Answer::Failed;

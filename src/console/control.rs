@@ -1,0 +1,239 @@
+//! Commands that do something (admin 4).
+
+use super::show::parameter;
+use super::table::done;
+use super::{Answer, Call, Outcome, Refusal};
+use crate::base::Level;
+use crate::config::SetError;
+use crate::core::client::Access;
+use crate::core::database::{DatabaseId, Source};
+use crate::core::pause::{Mode, Shutdown};
+use crate::wire::write;
+
+/// What SHUTDOWN may be followed by.
+pub(super) const SHUTDOWN_WORDS: &[&str] = &["WAIT_FOR_SERVERS", "WAIT_FOR_CLIENTS"];
+
+fn complete(tag: &str) -> Outcome {
+    let mut reply = Vec::new();
+    done(&mut reply, tag);
+    Ok(Answer::Now(reply))
+}
+
+impl Call<'_> {
+    /// Logs that a command is about to be carried out.
+    fn log_issued(&mut self, command: &str, argument: &str) {
+        let line = match argument {
+            "" => format!("{command} command issued"),
+            name => format!("{command} '{name}' command issued"),
+        };
+        self.core.journal.line(Level::Log, line);
+    }
+
+    /// Refuses if everything is paused already.
+    fn check_active(&self) -> Result<(), Refusal> {
+        match self.core.mode() {
+            Mode::Active => Ok(()),
+            Mode::Paused => Err("already suspended/paused".into()),
+        }
+    }
+
+    /// The database of this name, made from `*` if need be; the admin database can't be `verb`ed.
+    fn database(&mut self, name: &str, verb: &str) -> Result<DatabaseId, Refusal> {
+        let id = self.core.database_named(name, self.id);
+        self.not_admin(id, name, verb)
+    }
+
+    /// The database of this name if it exists already.
+    fn existing_database(&self, name: &str, verb: &str) -> Result<DatabaseId, Refusal> {
+        self.not_admin(self.core.existing_database(name), name, verb)
+    }
+
+    fn not_admin(
+        &self,
+        id: Option<DatabaseId>,
+        name: &str,
+        verb: &str,
+    ) -> Result<DatabaseId, Refusal> {
+        let id = id.ok_or_else(|| no_such_database(name))?;
+        match self.core.database(id).map(|database| database.source()) {
+            Some(Source::Console) => Err(format!("cannot {verb} admin db: {name}").into()),
+            _ => Ok(id),
+        }
+    }
+}
+
+fn no_such_database(name: &str) -> Refusal {
+    format!("no such database: {name}").into()
+}
+
+/// PAUSE: the core answers when all is quiet.
+pub(super) fn pause(call: &mut Call<'_>, name: &str) -> Outcome {
+    call.check_active()?;
+    call.log_issued("PAUSE", name);
+    if name.is_empty() {
+        call.core.pause_all(Some(call.id));
+    } else {
+        let database = call.database(name, "pause")?;
+        call.core.pause_database(database, call.id);
+    }
+    Ok(Answer::Later)
+}
+
+/// RESUME.
+pub(super) fn resume(call: &mut Call<'_>, name: &str) -> Outcome {
+    call.log_issued("RESUME", name);
+    if name.is_empty() {
+        if call.core.shutdown().is_some() {
+            return Err("pooler is shutting down".into());
+        }
+        if call.core.mode() == Mode::Active {
+            return Err("pooler is not paused/suspended".into());
+        }
+        call.core.resume_all();
+    } else {
+        let database = call.core.existing_database(name);
+        let database = database.ok_or_else(|| no_such_database(name))?;
+        if !call.core.resume_database(database) {
+            return Err(format!("database {name} is not paused").into());
+        }
+    }
+    complete("RESUME")
+}
+
+/// DISABLE db.
+pub(super) fn disable(call: &mut Call<'_>, name: &str) -> Outcome {
+    call.log_issued("DISABLE", name);
+    let database = call.database(name, "disable")?;
+    call.core.set_disabled(database, true);
+    complete("DISABLE")
+}
+
+/// ENABLE db.
+pub(super) fn enable(call: &mut Call<'_>, name: &str) -> Outcome {
+    call.log_issued("ENABLE", name);
+    let database = call.existing_database(name, "enable")?;
+    call.core.set_disabled(database, false);
+    complete("ENABLE")
+}
+
+/// RECONNECT.
+pub(super) fn reconnect(call: &mut Call<'_>, name: &str) -> Outcome {
+    call.log_issued("RECONNECT", name);
+    let database = match name {
+        "" => None,
+        name => Some(call.database(name, "reconnect")?),
+    };
+    call.core.reconnect(database);
+    complete("RECONNECT")
+}
+
+/// KILL.
+pub(super) fn kill(call: &mut Call<'_>, name: &str) -> Outcome {
+    call.check_active()?;
+    call.log_issued("KILL", name);
+    let database = match name {
+        "" => None,
+        name => Some(call.database(name, "kill")?),
+    };
+    call.core.kill(database);
+    complete("KILL")
+}
+
+/// KILL_CLIENT id.
+pub(super) fn kill_client(call: &mut Call<'_>, argument: &str) -> Outcome {
+    let number = leading_number(argument).ok_or("invalid client pointer supplied")?;
+    if !call.core.kill_client(number) {
+        return Err("client not found".into());
+    }
+    complete("KILL_CLIENT")
+}
+
+/// The number at the start of a text, as C's `%llu` reads it: clamped first, negated then.
+fn leading_number(text: &str) -> Option<u64> {
+    let text = text.trim_start_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let len = digits.bytes().take_while(u8::is_ascii_digit).count();
+    let digits = digits.get(..len).filter(|digits| !digits.is_empty())?;
+    match digits.parse::<u64>() {
+        Ok(number) if negative => Some(number.wrapping_neg()),
+        Ok(number) => Some(number),
+        Err(_) => Some(u64::MAX),
+    }
+}
+
+/// RELOAD: `app` does it and answers.
+pub(super) fn reload(call: &mut Call<'_>, _: &str) -> Outcome {
+    call.log_issued("RELOAD", "");
+    call.core.request_reload(call.id);
+    Ok(Answer::Later)
+}
+
+/// SHUTDOWN: at once there is no answer, as nobody is left to give it.
+pub(super) fn shutdown(call: &mut Call<'_>, how: &str) -> Outcome {
+    let how = match how.to_ascii_uppercase().as_str() {
+        "WAIT_FOR_SERVERS" => Shutdown::WaitForServers,
+        "WAIT_FOR_CLIENTS" => Shutdown::WaitForClients,
+        _ => {
+            call.log_issued("SHUTDOWN", "");
+            call.core.exit_now(0);
+            return Ok(Answer::Later);
+        }
+    };
+    call.log_issued(
+        match how {
+            Shutdown::WaitForServers => "SHUTDOWN WAIT_FOR_SERVERS",
+            Shutdown::WaitForClients => "SHUTDOWN WAIT_FOR_CLIENTS",
+        },
+        "",
+    );
+    call.core.begin_shutdown(how);
+    complete("SHUTDOWN")
+}
+
+/// SET key = value (admin 4.8).
+pub(super) fn set(call: &mut Call<'_>, key: &str, value: &str) -> Outcome {
+    if parameter(key).is_some() {
+        let mut reply = Vec::new();
+        write::notice(&mut reply, b"SET ignored");
+        done(&mut reply, "SET");
+        return Ok(Answer::Now(reply));
+    }
+    call.check(Access::Admin)?;
+    let mut result = Ok(());
+    call.core.change_settings(|settings| {
+        result = settings.assign(key, value, false);
+        result.is_ok()
+    });
+    let complaint = match result {
+        Ok(()) => return complete(&format!("SET {key}={value}")),
+        Err(SetError::Unknown) => Some(format!("unknown parameter: pgbouncer/{key}")),
+        Err(SetError::Refused(complaint)) => complaint.map(str::to_owned),
+    };
+    if let Some(line) = complaint {
+        call.core.journal.line(Level::Error, line);
+    }
+    Err("SET failed".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_numbers_are_read_as_in_c() {
+        for (text, want) in [
+            ("12", Some(12)),
+            (" \t+12abc", Some(12)),
+            ("-1", Some(u64::MAX)),
+            ("99999999999999999999", Some(u64::MAX)),
+            ("", None),
+            ("-", None),
+            ("x1", None),
+        ] {
+            assert_eq!(leading_number(text), want, "{text}");
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! A core with clients and servers, fed with packets, for the tests of this floor.
+
+use super::{run, Around, DnsCounts};
+use crate::base::Micros;
+use crate::config::{self, Settings};
+use crate::core::{Action, Addr, ClientId, Core, Decisions, Origin, Packet, Peer, ServerId};
+use crate::core::{Sink, Surroundings, Verdict};
+use crate::wire::{write, Reader};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+/// Files of the test's process.
+const CONFIG: &str = "
+[databases]
+one = host=127.0.0.1 port=5432 dbname=first pool_size=3
+two = host=a.test,b.test user=forced pool_mode=transaction max_db_connections=7
+my-db =
+* = host=/tmp port=5433
+[users]
+alice = pool_size=4 max_user_connections=9 pool_mode=statement
+[pgbouncer]
+auth_type = trust
+admin_users = boss
+stats_users = watcher
+pool_mode = transaction
+";
+
+/// The time at which a fixture starts.
+pub(super) const START: Micros = Micros::from_secs(1_000_000);
+
+struct Process;
+
+impl Around for Process {
+    fn time_text(&self, at: Micros) -> String {
+        format!("second {}", at.secs())
+    }
+    fn dns(&self) -> DnsCounts {
+        DnsCounts {
+            names: 5,
+            zones: 6,
+            queries: 7,
+        }
+    }
+}
+
+/// A packet for a client: its type and its fields joined by blanks.
+pub(super) type Reply = (String, String);
+
+/// A core, and what it said to whom.
+pub(super) struct Fixture {
+    pub(super) core: Core,
+    /// Servers that wait for a connection.
+    pub(super) connects: VecDeque<ServerId>,
+    /// The last RELOAD.
+    pub(super) reloads: Option<ClientId>,
+    /// TCP listeners closed, exit code.
+    pub(super) closed_listeners: bool,
+    pub(super) exit: Option<u8>,
+    closed: Vec<Peer>,
+    said: BTreeMap<ClientId, Vec<u8>>,
+}
+
+impl Fixture {
+    /// The configuration above, nobody connected.
+    pub(super) fn new() -> Fixture {
+        let around = Surroundings {
+            now: START,
+            seed: [7; 32],
+            own_uid: 1000,
+            host_name: "host".into(),
+        };
+        let mut core = Core::new(Settings::default(), around);
+        let mut read = |_: &str| -> io::Result<Vec<u8>> { Ok(CONFIG.as_bytes().to_vec()) };
+        let settings = Settings::default();
+        let journal = &mut core.journal;
+        let (config, complete) = config::load(&settings, "x.ini", true, &mut read, journal);
+        assert!(complete, "{:?}", core.journal.pop());
+        core.configure(config, true);
+        let users = ["boss", "watcher", "alice", "bob"];
+        core.set_users(users.map(|name| (name.into(), b"pw".to_vec())).to_vec());
+        Fixture {
+            core,
+            connects: VecDeque::new(),
+            reloads: None,
+            closed_listeners: false,
+            exit: None,
+            closed: Vec::new(),
+            said: BTreeMap::new(),
+        }
+    }
+
+    /// A client on TCP port 4000 plus its number.
+    pub(super) fn client(&mut self, database: &str, user: &str) -> ClientId {
+        let remote = Addr::Inet("127.0.0.1:4000".parse().unwrap());
+        self.client_from(remote, None, database, user)
+    }
+
+    /// A client with an address; it is logging in or logged in.
+    pub(super) fn client_from(
+        &mut self,
+        remote: Addr,
+        uid: Option<u32>,
+        database: &str,
+        user: &str,
+    ) -> ClientId {
+        let local = match remote {
+            Addr::Unix { .. } => Addr::Unix { pid: 0 },
+            _ => Addr::Inet("127.0.0.2:6432".parse().unwrap()),
+        };
+        let id = self.core.accepted(Origin { remote, local, uid });
+        let mut packet = Vec::new();
+        let parameters = [
+            ("user", user),
+            ("database", database),
+            ("application_name", "app"),
+        ];
+        let parameters = parameters.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        write::startup(&mut packet, parameters.into_iter());
+        let packet = Packet {
+            tag: 0,
+            len: packet.len() as u32,
+            seen: &packet[4..],
+            behind: false,
+        };
+        self.decide(id, packet);
+        self.pump();
+        id
+    }
+
+    /// A client of the admin database.
+    pub(super) fn console(&mut self, user: &str) -> ClientId {
+        let id = self.client("pgbouncer", user);
+        assert!(self.core.clients().get(id).unwrap().is_console());
+        self.taken(id);
+        id
+    }
+
+    fn decide(&mut self, id: ClientId, packet: Packet<'_>) -> Verdict {
+        let mut sink = Sink::default();
+        let verdict = self.core.client_packet(id, packet, &mut sink);
+        self.said.entry(id).or_default().extend(sink.to_client);
+        verdict
+    }
+
+    /// A Query packet; what follows from it is done by `pump`.
+    pub(super) fn feed(&mut self, id: ClientId, sql: &str) -> Verdict {
+        let body = [sql.as_bytes(), b"\0"].concat();
+        let packet = Packet {
+            tag: b'Q',
+            len: body.len() as u32 + 5,
+            seen: &body,
+            behind: false,
+        };
+        self.decide(id, packet)
+    }
+
+    /// A Query packet, and the end of the turn.
+    pub(super) fn run(&mut self, id: ClientId, sql: &str) {
+        self.feed(id, sql);
+        self.pump();
+    }
+
+    /// Connects the oldest server that waits for it, and logs it in.
+    pub(super) fn serve(&mut self) -> ServerId {
+        let id = self.connects.pop_front().expect("a server to connect");
+        let local = Addr::Inet("127.0.0.1:5000".parse().unwrap());
+        let remote = Addr::Inet("127.0.0.1:5432".parse().unwrap());
+        self.core.connected(id, local, remote);
+        self.say(id, b'R', &[0; 4]);
+        self.say(id, b'S', b"server_version\x0017\0");
+        self.say(id, b'K', &[0, 0, 16, 1, 1, 2, 3, 4]);
+        self.ready(id, b'I');
+        id
+    }
+
+    /// A packet of a server.
+    pub(super) fn say(&mut self, id: ServerId, tag: u8, body: &[u8]) {
+        let packet = Packet {
+            tag,
+            len: body.len() as u32 + 5,
+            seen: body,
+            behind: false,
+        };
+        self.core.server_packet(id, packet, &mut Sink::default());
+    }
+
+    /// ReadyForQuery, with which all of the server's packets are delivered.
+    pub(super) fn ready(&mut self, id: ServerId, status: u8) {
+        self.say(id, b'Z', &[status]);
+        self.core.server_drained(id);
+        self.pump();
+    }
+
+    /// Does what the core asks for, to the end of the turn.
+    pub(super) fn pump(&mut self) {
+        self.perform();
+        self.core.turn_end();
+        self.perform();
+    }
+
+    fn perform(&mut self) {
+        while let Some(action) = self.core.next_action() {
+            match action {
+                Action::Connect(id) => self.connects.push_back(id),
+                Action::Send(Peer::Client(id), bytes) => {
+                    if !self.is_closed(id) {
+                        self.said.entry(id).or_default().extend(bytes);
+                    }
+                }
+                Action::Close(peer) => self.closed.push(peer),
+                Action::Console(id) => {
+                    run(&mut self.core, &Process, id);
+                }
+                Action::Reload(id) => self.reloads = id,
+                Action::CloseTcpListeners => self.closed_listeners = true,
+                Action::Exit(code) => self.exit = Some(code),
+                Action::Resume(_) | Action::Send(Peer::Server(_), _) => {}
+            }
+        }
+    }
+
+    /// True if the client has been closed.
+    pub(super) fn is_closed(&self, id: ClientId) -> bool {
+        self.closed.contains(&Peer::Client(id))
+    }
+
+    /// Packets sent to a client since the last look.
+    pub(super) fn taken(&mut self, id: ClientId) -> Vec<Reply> {
+        self.raw(id)
+            .into_iter()
+            .map(|(kind, body)| {
+                let text = String::from_utf8_lossy(&body).replace('\0', " ");
+                (char::from(kind).to_string(), text.trim().to_owned())
+            })
+            .collect()
+    }
+
+    fn raw(&mut self, id: ClientId) -> Vec<(u8, Vec<u8>)> {
+        let bytes = self.said.remove(&id).unwrap_or_default();
+        let mut reader = Reader::new(&bytes);
+        let mut packets = Vec::new();
+        while let Some(kind) = reader.u8() {
+            let len = reader.u32().unwrap() as usize;
+            packets.push((kind, reader.bytes(len - 4).unwrap().to_vec()));
+        }
+        packets
+    }
+
+    /// The complete answer that a console has been given: its command tag.
+    pub(super) fn answered(&mut self, id: ClientId) -> String {
+        self.pump();
+        let mut reply = self.taken(id);
+        assert_eq!(reply.pop(), Some(("Z".into(), "I".into())));
+        let (kind, tag) = reply.pop().expect("a tag");
+        assert_eq!(kind, "C", "{tag}");
+        tag
+    }
+
+    /// Runs a command that succeeds at once: its tag.
+    pub(super) fn tag(&mut self, id: ClientId, command: &str) -> String {
+        self.run(id, command);
+        self.answered(id)
+    }
+
+    /// Runs a command that is refused: the error's text.
+    pub(super) fn refusal(&mut self, id: ClientId, command: &str) -> String {
+        self.run(id, command);
+        let reply = self.taken(id);
+        assert_eq!(reply.len(), 2, "{command}: {reply:?}");
+        assert_eq!(reply[1], ("Z".into(), "I".into()));
+        let text = reply[0].1.strip_prefix("SERROR C08P01 M");
+        text.expect("an error").to_owned()
+    }
+
+    /// Runs a SHOW: its columns as `name oid size`, and its rows.
+    pub(super) fn show(&mut self, id: ClientId, command: &str) -> Table {
+        self.run(id, command);
+        let mut packets = self.raw(id).into_iter();
+        let (kind, body) = packets.next().unwrap();
+        assert_eq!(kind, b'T', "{command}");
+        let mut reader = Reader::new(&body);
+        let columns = (0..reader.u16().unwrap())
+            .map(|_| {
+                let name = String::from_utf8(reader.text().unwrap().to_vec()).unwrap();
+                assert_eq!(reader.bytes(6), Some(&[0; 6][..]));
+                let (oid, size) = (reader.u32().unwrap(), reader.u16().unwrap() as i16);
+                assert_eq!(reader.bytes(6), Some(&b"\xff\xff\xff\xff\0\0"[..]));
+                format!("{name} {oid} {size}")
+            })
+            .collect();
+        assert_eq!(reader.rest(), b"");
+        let mut rows = Vec::new();
+        for (kind, body) in packets {
+            match kind {
+                b'D' => rows.push(row(&body)),
+                b'C' => assert_eq!(body, b"SHOW\0"),
+                _ => assert_eq!((kind, body), (b'Z', b"I".to_vec())),
+            }
+        }
+        Table { columns, rows }
+    }
+
+    /// The lines logged since the last look, as `Level text`.
+    pub(super) fn log(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.core.journal.pop())
+            .map(|(level, text)| format!("{level:?} {text}"))
+            .collect()
+    }
+}
+
+fn row(body: &[u8]) -> Vec<String> {
+    let mut reader = Reader::new(body);
+    (0..reader.u16().unwrap())
+        .map(|_| match reader.u32().unwrap() {
+            u32::MAX => "NULL".to_owned(),
+            len => String::from_utf8(reader.bytes(len as usize).unwrap().to_vec()).unwrap(),
+        })
+        .collect()
+}
+
+/// The result of a SHOW; NULL is the word.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) columns: Vec<String>,
+    pub(super) rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// One column of all rows.
+    pub(super) fn column(&self, name: &str) -> Vec<&str> {
+        let is_it = |column: &String| column.split(' ').next() == Some(name);
+        let at = self.columns.iter().position(is_it).expect(name);
+        self.rows.iter().map(|row| row[at].as_str()).collect()
+    }
+}

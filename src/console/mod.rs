@@ -1,0 +1,394 @@
+//! The admin database: commands in, results out (admin 2 to 5). It reads the core through its
+//! accessors and has everything done by it.
+
+mod control;
+#[cfg(test)]
+mod control_tests;
+#[cfg(test)]
+mod fixture;
+mod grammar;
+mod rows;
+mod show;
+#[cfg(test)]
+mod show_tests;
+mod statistics;
+mod table;
+
+use crate::base::{Level, Micros};
+use crate::core::client::Access;
+use crate::core::{ClientId, Core};
+use crate::wire::read::lossy;
+use crate::wire::write;
+use grammar::{Malformed, Statement};
+use std::borrow::Cow;
+use std::rc::Rc;
+
+/// What the console has to ask the process for.
+pub trait Around {
+    /// A point in time as `YYYY-MM-DD HH:MM:SS ZONE` in the local time zone.
+    fn time_text(&self, at: Micros) -> String;
+    /// What the resolver knows and does.
+    fn dns(&self) -> DnsCounts;
+}
+
+/// Counts of the resolver for SHOW LISTS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DnsCounts {
+    /// Host names that are remembered.
+    pub names: usize,
+    /// Zones that are watched.
+    pub zones: usize,
+    /// Look-ups that are under way.
+    pub queries: usize,
+}
+
+/// One command that is being run.
+struct Call<'a> {
+    core: &'a mut Core,
+    around: &'a dyn Around,
+    id: ClientId,
+}
+
+/// What a command leads to.
+enum Answer {
+    /// This reply, complete.
+    Now(Vec<u8>),
+    /// The core or `app` will answer, or nobody will.
+    Later,
+}
+
+/// Why a command is not run.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    /// It does not exist.
+    Invalid,
+    /// Anything else, in words.
+    Because(Cow<'static, str>),
+}
+
+impl From<&'static str> for Refusal {
+    fn from(text: &'static str) -> Refusal {
+        Refusal::Because(text.into())
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Refusal {
+        Refusal::Because(text.into())
+    }
+}
+
+impl From<Malformed> for Refusal {
+    fn from(how: Malformed) -> Refusal {
+        match how {
+            Malformed::Invalid => Refusal::Invalid,
+            Malformed::BadArguments => "bad arguments".into(),
+        }
+    }
+}
+
+type Outcome = Result<Answer, Refusal>;
+
+/// What a command takes behind its name.
+#[derive(Clone, Copy, Debug)]
+enum Argument {
+    /// Nothing; the command does not exist with an argument.
+    None,
+    /// Nothing or one of these words in any case; with another one the command does not exist.
+    OneOf(&'static [&'static str]),
+    /// Whatever; the command looks at it.
+    Any,
+    /// The name of a database.
+    Database,
+}
+
+/// One command of the console.
+struct Command {
+    name: &'static str,
+    access: Access,
+    argument: Argument,
+    /// Its lines of SHOW HELP.
+    help: &'static [&'static str],
+    run: fn(&mut Call<'_>, &str) -> Outcome,
+}
+
+/// Declares commands: name, access, argument, help lines, function.
+const fn command(
+    name: &'static str,
+    access: Access,
+    argument: Argument,
+    help: &'static [&'static str],
+    run: fn(&mut Call<'_>, &str) -> Outcome,
+) -> Command {
+    Command {
+        name,
+        access,
+        argument,
+        help,
+        run,
+    }
+}
+
+/// All commands but SET, in the order of SHOW HELP.
+#[rustfmt::skip]
+static COMMANDS: &[Command] = &[
+    command("SHOW", Access::Stats, Argument::Any, &[], show::run),
+    command("SELECT", Access::Stats, Argument::Any, &[], show::run),
+    command("RELOAD", Access::Admin, Argument::None, &["RELOAD"], control::reload),
+    command("PAUSE", Access::Admin, Argument::Any, &["PAUSE [<db>]"], control::pause),
+    command("RESUME", Access::Admin, Argument::Any, &["RESUME [<db>]"], control::resume),
+    command("DISABLE", Access::Admin, Argument::Database, &["DISABLE <db>"], control::disable),
+    command("ENABLE", Access::Admin, Argument::Database, &["ENABLE <db>"], control::enable),
+    command("RECONNECT", Access::Admin, Argument::Any, &["RECONNECT [<db>]"], control::reconnect),
+    command("KILL", Access::Admin, Argument::Any, &["KILL [<db>]"], control::kill),
+    command("KILL_CLIENT", Access::Admin, Argument::Any, &["KILL_CLIENT <client_id>"], control::kill_client),
+    command("SUSPEND", Access::Admin, Argument::None, &[], |_, _| later_version("SUSPEND")),
+    command("SHUTDOWN", Access::Admin, Argument::OneOf(control::SHUTDOWN_WORDS),
+        &["SHUTDOWN", "SHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS"], control::shutdown),
+    command("WAIT_CLOSE", Access::Admin, Argument::Any, &[], |_, _| later_version("WAIT_CLOSE")),
+];
+
+/// The help line of SET, in front of those of [`COMMANDS`].
+const SET_HELP: &str = "SET key = arg";
+
+fn later_version(what: &str) -> Outcome {
+    Err(format!("{what} is not supported by this version of pgturnstile").into())
+}
+
+/// Runs the commands of a console that are waiting; for `Action::Console`. True if one of them has
+/// changed the settings.
+pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
+    let settings = core.settings().clone();
+    while let Some(text) = core.next_command(id) {
+        let mut call = Call { core, around, id };
+        match call.statement(&text) {
+            Ok(Answer::Now(reply)) => core.answer_console(id, reply),
+            Ok(Answer::Later) => {}
+            Err(refusal) => refuse(core, id, &text, &refusal),
+        }
+    }
+    !Rc::ptr_eq(&settings, core.settings())
+}
+
+/// Answers the console that asked for a RELOAD.
+pub fn reload_done(core: &mut Core, id: ClientId, succeeded: bool) {
+    if succeeded {
+        let mut reply = Vec::new();
+        table::done(&mut reply, "RELOAD");
+        core.answer_console(id, reply);
+        return;
+    }
+    let line = "RELOAD Failed, see logs for more details".to_owned();
+    core.journal.line(Level::Error, line);
+    let text = b"RELOAD failed, see logs for additional details";
+    send_error(core, id, b"F0000", text);
+}
+
+/// Texts of errors may be so long, in bytes (admin 2.4).
+const ERROR_MAX: usize = 484;
+
+fn refuse(core: &mut Core, id: ClientId, command: &[u8], refusal: &Refusal) {
+    let text = match refusal {
+        Refusal::Invalid => {
+            let parts = [b"invalid command '", command, b"', use SHOW HELP;"];
+            parts.concat()
+        }
+        Refusal::Because(text) => text.as_bytes().to_vec(),
+    };
+    core.journal.line(Level::Error, lossy(&text));
+    if text.len() > ERROR_MAX {
+        core.fail_console(id);
+    } else {
+        send_error(core, id, b"08P01", &text);
+    }
+}
+
+fn send_error(core: &mut Core, id: ClientId, sqlstate: &[u8], text: &[u8]) {
+    if core.settings().log_pooler_errors.on() {
+        let line = format!("pooler error: {}", lossy(text));
+        core.log_about(id, Level::Warning, &line);
+    }
+    let mut reply = Vec::new();
+    write::error(&mut reply, "ERROR", sqlstate, text);
+    write::ready(&mut reply, b'I');
+    core.answer_console(id, reply);
+}
+
+impl Call<'_> {
+    fn statement(&mut self, text: &[u8]) -> Outcome {
+        match grammar::parse(text)? {
+            Statement::Set { key, value } => control::set(self, &key, &value),
+            Statement::Command { name, argument } => self.command(&name, &argument),
+        }
+    }
+
+    /// Looks a command up and checks in the order of admin 2.3: form, rights, argument.
+    fn command(&mut self, name: &str, argument: &str) -> Outcome {
+        let command = COMMANDS
+            .iter()
+            .find(|command| command.name.eq_ignore_ascii_case(name))
+            .ok_or(Refusal::Invalid)?;
+        let exists = match command.argument {
+            Argument::None => argument.is_empty(),
+            Argument::OneOf(words) => {
+                let is_argument = |word: &&str| word.eq_ignore_ascii_case(argument);
+                argument.is_empty() || words.iter().any(is_argument)
+            }
+            Argument::Any | Argument::Database => true,
+        };
+        if !exists {
+            return Err(Refusal::Invalid);
+        }
+        self.check(command.access)?;
+        if matches!(command.argument, Argument::Database) && argument.is_empty() {
+            return Err("a database is required".into());
+        }
+        (command.run)(self, argument)
+    }
+
+    /// Refuses what this client may not do.
+    fn check(&self, needed: Access) -> Result<(), Refusal> {
+        let has = self.core.clients().get(self.id).and_then(|c| c.access());
+        match (needed, has) {
+            (_, Some(Access::Admin)) | (Access::Stats, Some(Access::Stats)) => Ok(()),
+            _ => Err("admin access needed".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::Fixture;
+
+    #[test]
+    fn what_does_not_exist_is_an_invalid_command() {
+        let mut at = Fixture::new();
+        let (boss, watcher) = (at.console("boss"), at.console("watcher"));
+        for command in [
+            "hello",
+            "",
+            ";",
+            " SHOW ",
+            "SHOW x",
+            "set x",
+            "SELECT 1",
+            "BEGIN",
+            "show all",
+            "reload x",
+            "suspend x",
+            "shutdown x",
+        ] {
+            let want = format!("invalid command '{command}', use SHOW HELP;");
+            assert_eq!(at.refusal(boss, command), want);
+            assert_eq!(at.refusal(watcher, command), want);
+        }
+        assert_eq!(at.refusal(boss, &"x".repeat(16)), "bad arguments");
+        assert_eq!(at.refusal(boss, "set \"\"=1"), "bad arguments");
+    }
+
+    #[test]
+    fn rights_are_checked_before_arguments() {
+        let mut at = Fixture::new();
+        let watcher = at.console("watcher");
+        for command in [
+            "reload",
+            "suspend",
+            "shutdown",
+            "shutdown wait_for_servers",
+            "pause",
+            "pause nowhere",
+            "resume",
+            "disable",
+            "enable",
+            "reconnect",
+            "kill",
+            "kill_client 1",
+            "wait_close",
+            "show fds",
+            "set nothing=1",
+        ] {
+            assert_eq!(
+                at.refusal(watcher, command),
+                "admin access needed",
+                "{command}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_database_and_missing_commands_are_told() {
+        let mut at = Fixture::new();
+        let boss = at.console("boss");
+        assert_eq!(at.refusal(boss, "disable"), "a database is required");
+        assert_eq!(at.refusal(boss, "enable \"\""), "a database is required");
+        for command in ["SUSPEND", "WAIT_CLOSE"] {
+            let want = format!("{command} is not supported by this version of pgturnstile");
+            assert_eq!(at.refusal(boss, command), want);
+        }
+    }
+
+    #[test]
+    fn refusals_are_logged_twice() {
+        let mut at = Fixture::new();
+        let boss = at.console("boss");
+        at.log();
+        at.refusal(boss, "nonsense");
+        let log = at.log();
+        let text = "invalid command 'nonsense', use SHOW HELP;";
+        assert_eq!(log.len(), 2);
+        assert_eq!(log[0], format!("Error {text}"));
+        assert!(log[1].starts_with("Warning C-0x"), "{}", log[1]);
+        assert!(log[1].ends_with(&format!("pooler error: {text}")));
+        at.tag(boss, "set log_pooler_errors=0");
+        at.refusal(boss, "nonsense");
+        assert_eq!(at.log(), [format!("Error {text}")]);
+    }
+
+    #[test]
+    fn an_error_that_is_too_long_ends_the_connection() {
+        let mut at = Fixture::new();
+        let boss = at.console("boss");
+        let text = at.refusal(boss, &"-".repeat(450));
+        assert_eq!(text.len(), 484);
+        at.run(boss, &"-".repeat(451));
+        assert!(at.is_closed(boss));
+        assert_eq!(
+            at.taken(boss),
+            [("E".into(), "SFATAL C08P01 Mfailure".into())]
+        );
+    }
+
+    #[test]
+    fn pipelined_commands_are_answered_in_order() {
+        let mut at = Fixture::new();
+        let boss = at.console("boss");
+        for command in ["set timezone='x'", "nonsense", "reconnect"] {
+            at.feed(boss, command);
+        }
+        at.pump();
+        let kinds: Vec<String> = at.taken(boss).into_iter().map(|(kind, _)| kind).collect();
+        assert_eq!(kinds.concat(), "NCZEZCZ");
+    }
+
+    #[test]
+    fn a_reload_is_answered_when_it_is_over() {
+        let mut at = Fixture::new();
+        let boss = at.console("boss");
+        at.log();
+        at.run(boss, "reload;");
+        assert_eq!(at.log(), ["Log RELOAD command issued"]);
+        assert_eq!((at.reloads.take(), at.taken(boss)), (Some(boss), vec![]));
+        super::reload_done(&mut at.core, boss, true);
+        assert_eq!(at.answered(boss), "RELOAD");
+        super::reload_done(&mut at.core, boss, false);
+        at.pump();
+        let reply = at.taken(boss);
+        let text = "SERROR CF0000 MRELOAD failed, see logs for additional details";
+        assert_eq!(reply[0], ("E".into(), text.into()));
+        assert_eq!(reply[1].0, "Z");
+        assert_eq!(
+            at.log()[0],
+            "Error RELOAD Failed, see logs for more details"
+        );
+    }
+}

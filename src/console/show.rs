@@ -1,0 +1,319 @@
+//! SHOW: its topics and the columns of their tables (admin 3).
+
+use super::rows::{self, DatabaseRow, PoolRow, SocketRow, UserRow};
+use super::statistics;
+use super::table::{count, done, int, table, text, Column};
+use super::{later_version, Answer, Around, Call, Outcome, Refusal, COMMANDS, SET_HELP};
+use crate::config::{When, PARAMS};
+use crate::core::client::Access;
+use crate::core::pause::Mode;
+use crate::core::Core;
+use crate::wire::write;
+
+/// What tables are made from.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) core: &'a Core,
+    pub(super) around: &'a dyn Around,
+}
+
+/// Something to SHOW.
+struct Topic {
+    name: &'static str,
+    /// Its line of SHOW HELP.
+    line: u8,
+    access: Access,
+    /// Makes the reply; `None` for what comes with a later version.
+    show: Option<fn(View<'_>) -> Vec<u8>>,
+}
+
+const fn topic(line: u8, name: &'static str, show: fn(View<'_>) -> Vec<u8>) -> Topic {
+    Topic {
+        name,
+        line,
+        access: Access::Stats,
+        show: Some(show),
+    }
+}
+
+const fn later(line: u8, name: &'static str, access: Access) -> Topic {
+    Topic {
+        name,
+        line,
+        access,
+        show: None,
+    }
+}
+
+/// All topics but the parameters, in the order of SHOW HELP.
+static TOPICS: &[Topic] = &[
+    topic(0, "HELP", |_| help()),
+    topic(0, "CONFIG", config),
+    topic(0, "DATABASES", databases),
+    topic(0, "POOLS", pools),
+    topic(0, "CLIENTS", |view| table(&sockets(), rows::clients(view))),
+    topic(0, "SERVERS", |view| table(&sockets(), rows::servers(view))),
+    topic(0, "USERS", users),
+    topic(0, "VERSION", version),
+    later(1, "PEERS", Access::Stats),
+    later(1, "PEER_POOLS", Access::Stats),
+    later(2, "FDS", Access::Admin),
+    later(2, "SOCKETS", Access::Stats),
+    later(2, "ACTIVE_SOCKETS", Access::Stats),
+    topic(2, "LISTS", |view| pairs("list", "items", rows::lists(view))),
+    later(2, "MEM", Access::Stats),
+    topic(2, "STATE", state),
+    later(3, "DNS_HOSTS", Access::Stats),
+    later(3, "DNS_ZONES", Access::Stats),
+    topic(4, "STATS", statistics::stats),
+    topic(4, "STATS_TOTALS", statistics::totals_by_database),
+    topic(4, "STATS_AVERAGES", statistics::averages_by_database),
+    topic(4, "TOTALS", statistics::totals),
+];
+
+/// Parameters that drivers ask for and set (admin 1.5).
+const PARAMETERS: [(&str, &str); 5] = [
+    ("client_encoding", "UTF-8"),
+    ("default_transaction_isolation", "read committed"),
+    ("standard_conforming_strings", "on"),
+    ("datestyle", "ISO"),
+    ("timezone", "GMT"),
+];
+
+/// One of the parameters that only look real, whatever its letters' case: its name and value.
+pub(super) fn parameter(name: &str) -> Option<(&'static str, &'static str)> {
+    let named = |(known, _): &(&str, &str)| known.eq_ignore_ascii_case(name);
+    PARAMETERS.into_iter().find(named)
+}
+
+/// SHOW and SELECT.
+pub(super) fn run(call: &mut Call<'_>, name: &str) -> Outcome {
+    if let Some((name, value)) = parameter(name) {
+        return Ok(Answer::Now(table(
+            &[text(name, |v: &&str| (*v).into())],
+            [value],
+        )));
+    }
+    let topic = TOPICS
+        .iter()
+        .find(|topic| topic.name.eq_ignore_ascii_case(name))
+        .ok_or(Refusal::Invalid)?;
+    call.check(topic.access)?;
+    let Some(show) = topic.show else {
+        return later_version(&format!("SHOW {}", topic.name));
+    };
+    let (core, around) = (&*call.core, call.around);
+    Ok(Answer::Now(show(View { core, around })))
+}
+
+fn help() -> Vec<u8> {
+    let mut lines = Vec::new();
+    for line in 0..=TOPICS.iter().map(|topic| topic.line).max().unwrap_or(0) {
+        let names: Vec<_> = TOPICS
+            .iter()
+            .filter(|topic| topic.line == line && topic.show.is_some())
+            .map(|topic| topic.name)
+            .collect();
+        if !names.is_empty() {
+            lines.push(format!("SHOW {}", names.join("|")));
+        }
+    }
+    lines.push(SET_HELP.to_owned());
+    let commands = COMMANDS.iter().flat_map(|command| command.help);
+    lines.extend(commands.map(|line| (*line).to_owned()));
+    let detail: String = lines.iter().map(|line| format!("\n\t{line}")).collect();
+    let mut out = Vec::new();
+    write::notice_detail(&mut out, b"Console usage", detail.as_bytes());
+    done(&mut out, "SHOW");
+    out
+}
+
+fn version(_: View<'_>) -> Vec<u8> {
+    const VERSION: &str = concat!(
+        "PgBouncer 1.25.2 (pgturnstile ",
+        env!("CARGO_PKG_VERSION"),
+        ")"
+    );
+    table(&[text("version", |v: &&str| (*v).into())], [VERSION])
+}
+
+fn state(view: View<'_>) -> Vec<u8> {
+    let mode = view.core.mode();
+    let rows = [
+        ("active", mode == Mode::Active),
+        ("paused", mode == Mode::Paused),
+        // SUSPEND comes with a later version.
+        ("suspended", false),
+    ];
+    let columns = [
+        text("key", |row: &(&str, bool)| row.0.into()),
+        text("value", |row| if row.1 { "yes" } else { "no" }.into()),
+    ];
+    table(&columns, rows)
+}
+
+fn pairs(name: &'static str, items: &'static str, rows: Vec<(&'static str, usize)>) -> Vec<u8> {
+    let columns = [
+        text(name, |row: &(&str, usize)| row.0.into()),
+        int(items, |row| count(row.1)),
+    ];
+    table(&columns, rows)
+}
+
+fn config(view: View<'_>) -> Vec<u8> {
+    let settings = view.core.settings();
+    let columns = [
+        text("key", |(param, _): &(&crate::config::Param, _)| {
+            param.name.into()
+        }),
+        text("value", |(_, value): &(_, Option<String>)| {
+            value.clone().into()
+        }),
+        text("default", |(param, _)| param.default.into()),
+        text("changeable", |(param, _)| {
+            match param.when {
+                When::Reload => "yes",
+                When::Restart => "no",
+            }
+            .into()
+        }),
+    ];
+    let rows = PARAMS.iter().map(|param| (param, (param.show)(settings)));
+    table(&columns, rows)
+}
+
+fn databases(view: View<'_>) -> Vec<u8> {
+    let columns: [Column<DatabaseRow<'_>>; 17] = [
+        text("name", |r| (&**r.database.name()).into()),
+        text("host", |r| r.entry().host.as_deref().into()),
+        int("port", |r| r.database.port().into()),
+        text("database", |r| r.entry().dbname.as_deref().into()),
+        text("force_user", |r| {
+            r.database.forced_user().map(|u| &**u).into()
+        }),
+        int("pool_size", |r| {
+            r.or_global(r.entry().pool_size, 0, |s| s.default_pool_size)
+        }),
+        int("min_pool_size", |r| {
+            r.or_global(r.entry().min_pool_size, 0, |s| s.min_pool_size)
+        }),
+        int("reserve_pool_size", |r| {
+            r.or_global(r.entry().reserve_pool_size, 0, |s| s.reserve_pool_size)
+        }),
+        int("server_lifetime", DatabaseRow::server_lifetime),
+        text("pool_mode", |r| {
+            r.entry().pool_mode.map(|mode| mode.word()).into()
+        }),
+        text("load_balance_hosts", |r| {
+            rows::load_balance(r.database).into()
+        }),
+        int("max_connections", |r| {
+            r.or_global(r.entry().max_db_connections, 1, |s| s.max_db_connections)
+        }),
+        int("current_connections", |r| count(r.servers)),
+        int("max_client_connections", |r| {
+            let own = r.entry().max_db_client_connections;
+            r.or_global(own, 1, |s| s.max_db_client_connections)
+        }),
+        int("current_client_connections", |r| count(r.clients)),
+        int("paused", |r| r.database.is_paused().into()),
+        int("disabled", |r| r.database.is_disabled().into()),
+    ];
+    table(&columns, rows::databases(view))
+}
+
+fn pools(view: View<'_>) -> Vec<u8> {
+    use crate::core::client::ClientState as C;
+    use crate::core::server::ServerState as S;
+    let columns: [Column<PoolRow<'_>>; 17] = [
+        text("database", |r| r.pool.names().0.into()),
+        text("user", |r| r.pool.names().1.into()),
+        int("cl_active", |r| count(r.pool.clients(C::Active).len())),
+        int("cl_waiting", |r| count(r.pool.clients(C::Waiting).len())),
+        int("cl_active_cancel_req", |r| {
+            count(r.pool.clients(C::ActiveCancel).len())
+        }),
+        int("cl_waiting_cancel_req", |r| {
+            count(r.pool.clients(C::WaitingCancel).len())
+        }),
+        int("sv_active", |r| count(r.pool.servers(S::Active).len())),
+        int("sv_active_cancel", |r| {
+            count(r.pool.servers(S::ActiveCancel).len())
+        }),
+        int("sv_being_canceled", |r| {
+            count(r.pool.servers(S::BeingCanceled).len())
+        }),
+        int("sv_idle", |r| count(r.pool.servers(S::Idle).len())),
+        int("sv_used", |r| count(r.pool.servers(S::Used).len())),
+        int("sv_tested", |r| count(r.pool.servers(S::Tested).len())),
+        int("sv_login", |r| count(r.pool.servers(S::Login).len())),
+        int("maxwait", |r| r.longest_wait().secs() as i64),
+        int("maxwait_us", |r| r.longest_wait().subsec_micros() as i64),
+        text("pool_mode", |r| {
+            r.view.core.effective(r.pool).pool_mode().word().into()
+        }),
+        text("load_balance_hosts", |r| r.load_balance().into()),
+    ];
+    table(&columns, rows::pools(view))
+}
+
+fn sockets<'a>() -> [Column<SocketRow<'a>>; 21] {
+    [
+        text("type", |r| r.kind.into()),
+        text("user", |r| r.user.into()),
+        text("database", |r| r.database.into()),
+        // Replication connections come with a later version.
+        text("replication", |_| "none".into()),
+        text("state", |r| r.state.into()),
+        text("addr", |r| r.remote.text().into()),
+        int("port", |r| r.remote.port.into()),
+        text("local_addr", |r| r.local.text().into()),
+        int("local_port", |r| r.local.port.into()),
+        text("connect_time", |r| {
+            r.view.around.time_text(r.connect_time).into()
+        }),
+        text("request_time", |r| {
+            r.view.around.time_text(r.request_time).into()
+        }),
+        int("wait", |r| r.wait.secs() as i64),
+        int("wait_us", |r| r.wait.subsec_micros() as i64),
+        int("close_needed", |r| r.close_needed.into()),
+        text("ptr", |r| rows::pointer(r.number).into()),
+        text("link", |r| {
+            r.link.map_or_else(String::new, rows::pointer).into()
+        }),
+        int("remote_pid", |r| r.process_id),
+        // TLS and statement tracking come with later versions.
+        text("tls", |_| "".into()),
+        text("application_name", |r| r.application_name.into()),
+        int("prepared_statements", |_| 0),
+        int("id", |r| r.number as i64),
+    ]
+}
+
+fn users(view: View<'_>) -> Vec<u8> {
+    let columns: [Column<UserRow<'_>>; 8] = [
+        text("name", |r| (&**r.user.name()).into()),
+        text("pool_size", |r| {
+            rows::size_text(r.user.entry().pool_size).into()
+        }),
+        text("reserve_pool_size", |r| {
+            rows::size_text(r.user.entry().reserve_pool_size).into()
+        }),
+        text("pool_mode", |r| {
+            r.user.entry().pool_mode.map(|mode| mode.word()).into()
+        }),
+        int("max_user_connections", |r| {
+            r.or_global(r.user.entry().max_user_connections, |s| {
+                s.max_user_connections
+            })
+        }),
+        int("current_connections", |r| count(r.servers)),
+        int("max_user_client_connections", |r| {
+            let own = r.user.entry().max_user_client_connections;
+            r.or_global(own, |s| s.max_user_client_connections)
+        }),
+        int("current_client_connections", |r| count(r.clients)),
+    ];
+    table(&columns, rows::users(view))
+}

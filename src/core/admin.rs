@@ -1,0 +1,129 @@
+//! What only the admin database asks for: commands against many at once, and facts for its tables.
+
+use super::client::{Client, ClientState};
+use super::database::{Database, DatabaseId, UserId};
+use super::face::{Action, ClientId, Peer};
+use super::pool::Pool;
+use super::{fault, Core};
+use crate::base::Level;
+
+impl Core {
+    /// Sends bytes to a console behind everything that is on its way to it.
+    pub fn answer_console(&mut self, console: ClientId, bytes: Vec<u8>) {
+        self.actions
+            .push_back(Action::Send(Peer::Client(console), bytes));
+    }
+
+    /// Logs a line about a client.
+    pub fn log_about(&mut self, id: ClientId, level: Level, text: &str) {
+        self.client_log(id, level, text);
+    }
+
+    /// RELOAD: `app` reads the files and answers the console.
+    pub fn request_reload(&mut self, console: ClientId) {
+        self.actions.push_back(Action::Reload(Some(console)));
+    }
+
+    /// Closes a console whose error message can't be sent (admin 2.4).
+    pub fn fail_console(&mut self, id: ClientId) {
+        self.close_client(id, &fault::FAILURE);
+    }
+
+    /// DISABLE and ENABLE.
+    pub fn set_disabled(&mut self, id: DatabaseId, disabled: bool) {
+        if let Some(database) = self.databases.get_mut(id) {
+            database.disabled = disabled;
+        }
+    }
+
+    /// KILL: pauses a database, or every database that has a pool, and destroys its pools with
+    /// their clients and servers (admin 4.4).
+    pub fn kill(&mut self, database: Option<DatabaseId>) {
+        let pools = self.pools_of(database);
+        let with_pool: Vec<DatabaseId> = pools
+            .iter()
+            .filter_map(|id| self.pools.get(*id))
+            .map(|pool| pool.database)
+            .collect();
+        for id in with_pool.into_iter().chain(database) {
+            if let Some(database) = self.databases.get_mut(id) {
+                database.paused = true;
+            }
+        }
+        for id in pools {
+            self.empty_pool(id);
+            self.forget_pool(id);
+        }
+    }
+
+    /// KILL_CLIENT: disconnects the client with this number, unless it is still logging in; false
+    /// if there is none.
+    pub fn kill_client(&mut self, number: u64) -> bool {
+        let found = self
+            .clients
+            .iter()
+            .find(|(_, client)| client.number == number && client.state != ClientState::Login)
+            .map(|(id, _)| id);
+        if let Some(id) = found {
+            self.close_client(id, &fault::ADMIN_FORCED_DISCONNECT);
+        }
+        found.is_some()
+    }
+
+    /// The database that a client counts against: from its start-up packet on; none for cancel
+    /// requests.
+    pub fn database_of(&self, client: &Client) -> Option<DatabaseId> {
+        if is_cancel(client) {
+            return None;
+        }
+        let by_pool = client.pool.and_then(|pool| self.pools.get(pool));
+        by_pool
+            .map(|pool| pool.database)
+            .or_else(|| client.login.as_ref().and_then(|login| login.database))
+    }
+
+    /// The user that a client counts as. Who needed no secret to be known is the pool's user, and
+    /// nobody on the console (admin 1.2).
+    pub fn user_of(&self, client: &Client) -> Option<UserId> {
+        let by_pool = || {
+            let pool = client.pool.and_then(|pool| self.pools.get(pool));
+            pool.filter(|pool| client.welcomed && !pool.is_console())
+                .map(|pool| pool.user)
+        };
+        client.user.or_else(by_pool)
+    }
+
+    /// The user name that SHOW CLIENTS shows.
+    pub fn shown_user<'a>(&'a self, client: &'a Client) -> &'a str {
+        let by_pool = || {
+            let pool = client.pool.and_then(|pool| self.pools.get(pool));
+            pool.filter(|_| client.welcomed).map(|pool| &*pool.names.1)
+        };
+        let known = client.user.and(client.user_name.as_deref());
+        match is_cancel(client) {
+            true => "(nouser)",
+            false => known.or_else(by_pool).unwrap_or("(nouser)"),
+        }
+    }
+}
+
+fn is_cancel(client: &Client) -> bool {
+    matches!(
+        client.state,
+        ClientState::WaitingCancel | ClientState::ActiveCancel
+    )
+}
+
+impl Pool {
+    /// The user that its servers log in as.
+    pub fn user(&self) -> UserId {
+        self.user
+    }
+}
+
+impl Database {
+    /// True for a database made from `*` that nobody used at the last look.
+    pub fn is_idle(&self) -> bool {
+        self.idle_since.is_some()
+    }
+}
