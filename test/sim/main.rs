@@ -1,0 +1,115 @@
+//! Simulation of the core and the relay: random worlds from seeds, checked by oracles.
+//! `SEEDS=5000` sweeps so many seeds, `SEED=17` replays one with a trace; doc/reliability.md.
+
+#![allow(clippy::print_stdout, reason = "a trace is printed")]
+
+mod client;
+mod dice;
+mod event;
+mod line;
+mod net;
+mod oracle;
+mod plan;
+mod server;
+mod settle;
+mod speech;
+mod talk;
+mod world;
+
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::time::Instant;
+use world::{World, STEP};
+
+/// One of the two rings that a seed is played in.
+#[derive(Clone, Copy, Debug)]
+enum Ring {
+    Core,
+}
+
+/// A seed that failed.
+struct Failure {
+    ring: Ring,
+    seed: u64,
+    step: u64,
+    text: String,
+}
+
+fn main() {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    if let Some(seed) = number("SEED") {
+        play(Ring::Core, seed, true);
+        println!("seed {seed} passes");
+        return;
+    }
+    let seeds = number("SEEDS").unwrap_or(2000);
+    let first = number("FIRST").unwrap_or(1);
+    panic::set_hook(Box::new(|_| {}));
+    let start = Instant::now();
+    let failures = sweep(Ring::Core, first, seeds);
+    for failure in failures.iter().take(20) {
+        let Failure { ring, seed, step, text } = failure;
+        println!("{ring:?} SEED={seed} step {step}: {text}");
+    }
+    println!(
+        "{seeds} seeds, {} failures, {:.1} s",
+        failures.len(),
+        start.elapsed().as_secs_f64()
+    );
+    if !failures.is_empty() {
+        std::process::exit(1);
+    }
+}
+
+/// Plays so many seeds on all processors.
+fn sweep(ring: Ring, first: u64, seeds: u64) -> Vec<Failure> {
+    let next = AtomicU64::new(first);
+    let failures = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= first + seeds {
+                    break;
+                }
+                if let Err(failure) = attempt(ring, seed) {
+                    failures.lock().expect("no thread panics here").push(failure);
+                }
+            });
+        }
+    });
+    let mut failures = failures.into_inner().expect("no thread panics here");
+    failures.sort_by_key(|failure: &Failure| failure.seed);
+    failures
+}
+
+fn attempt(ring: Ring, seed: u64) -> Result<(), Failure> {
+    let result = panic::catch_unwind(AssertUnwindSafe(|| play(ring, seed, false)));
+    result.map_err(|cause| Failure {
+        ring,
+        seed,
+        step: STEP.with(Cell::get),
+        text: cause
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_default(),
+    })
+}
+
+/// One run from its first turn to the farewell.
+fn play(ring: Ring, seed: u64, tracing: bool) {
+    STEP.with(|step| step.set(0));
+    let net = match ring {
+        Ring::Core => Box::new(net::Packets::new(seed)),
+    };
+    let mut world = World::new(seed, tracing, net);
+    for _ in 0..100 + world.dice.below(300) {
+        world.turn();
+    }
+    world.settle();
+    world.farewell();
+}
