@@ -71,7 +71,7 @@ fn known(number: i32) -> Option<Signal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mio::{Events, Poll};
+    use mio::{Events, Interest, Poll, Token};
     use nix::sys::signal::{raise, Signal as Number};
     use std::time::Duration;
 
@@ -79,7 +79,7 @@ mod tests {
     fn signals_wake_the_poll_and_come_once_each() {
         let mut signals = Signals::install().unwrap();
         let mut poll = Poll::new().unwrap();
-        poll.registry().register(signals.source(), Token(7)).unwrap();
+        poll.registry().register(signals.source(), Token(7), Interest::READABLE).unwrap();
         assert_eq!(signals.take(), []);
         for _ in 0..2 {
             for number in [

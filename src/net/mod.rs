@@ -1,1 +1,425 @@
-//! placeholder
+//! Sockets: connections, relay, listening, dialling, look-ups.
+//!
+//! [`Net`] owns them all. The loop calls [`Net::wait`], then takes one event after the other:
+//! `Accept` is answered with [`Net::accept`] until that is `None`, `Internal` is the caller's own,
+//! everything else goes to [`Net::handle`]. After each event the core's actions are performed with
+//! [`Net::connect`], [`Net::resume`], [`Net::send`], [`Net::close`].
+
+pub mod address;
+pub mod conn;
+mod dial;
+pub mod listen;
+pub mod options;
+pub mod relay;
+pub mod resolve;
+pub mod stream;
+mod sys;
+
+use crate::base::{Journal, Level, Micros, Side};
+use crate::core::server::Server;
+use crate::core::{ClientId, Decisions, Loss, Origin, Peer, ServerId};
+use address::{Host, Place};
+use conn::Wire;
+use dial::Dial;
+use listen::{Fatal, ListenOptions, Listeners};
+use mio::event::{Event as Ready, Source};
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use options::{reason, SocketOptions};
+use relay::{Limits, Relay};
+use resolve::{Answer, DnsTimes, Resolver};
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use stream::{Socket, Stream};
+
+#[cfg(test)]
+mod script;
+#[cfg(test)]
+mod tests;
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Connections wait at this listening socket.
+    Accept(usize),
+    /// This connection may have bytes for us, or waits for another turn.
+    Readable(Peer),
+    /// This connection has room for bytes.
+    Writable(Peer),
+    /// An attempt to connect has ended.
+    Dialled(ServerId),
+    /// A helper thread has something: a look-up has ended, or whatever the holder of
+    /// [`Net::waker`] means by it.
+    Woken,
+    /// Something happened to a source of the caller's own.
+    Internal(u32),
+}
+
+/// Settings for [`Net::new`].
+#[derive(Clone, Copy, Debug)]
+pub struct NetOptions {
+    /// For the relay.
+    pub limits: Limits,
+    /// For TCP sockets.
+    pub sockets: SocketOptions,
+    /// For names.
+    pub dns: DnsTimes,
+}
+
+/// All sockets of the process.
+pub struct Net {
+    poll: Poll,
+    registry: Rc<Registry>,
+    batch: Events,
+    events: VecDeque<Event>,
+    waker: Arc<Waker>,
+    now: Micros,
+    relay: Relay<Socket>,
+    dials: Side<Server, Dial>,
+    looking: Vec<ServerId>,
+    listeners: Listeners,
+    resolver: Resolver,
+    sockets: SocketOptions,
+    journal: Journal,
+}
+
+/// How many events one wait takes from the kernel.
+const BATCH: usize = 1024;
+/// The caller's sources have numbers below this.
+const WOKEN: u32 = u32::MAX;
+
+const KIND_LISTENER: u64 = 0;
+const KIND_CLIENT: u64 = 1;
+const KIND_SERVER: u64 = 2;
+const KIND_INTERNAL: u64 = 3;
+
+/// 2 bits for the kind, 30 for the generation, 32 for the index.
+fn token(kind: u64, generation: u32, index: u32) -> Token {
+    Token(((kind << 62) | (u64::from(generation) << 32) | u64::from(index)) as usize)
+}
+
+fn listener_token(index: usize) -> Token {
+    token(KIND_LISTENER, 0, index as u32)
+}
+
+fn token_of(peer: Peer) -> Token {
+    match peer {
+        Peer::Client(id) => token(KIND_CLIENT, id.generation(), id.index()),
+        Peer::Server(id) => token(KIND_SERVER, id.generation(), id.index()),
+    }
+}
+
+impl Net {
+    /// No sockets yet. To be called after the last fork.
+    pub fn new(options: NetOptions) -> io::Result<Net> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), token(KIND_INTERNAL, 0, WOKEN))?);
+        let resolver = Resolver::new(Arc::clone(&waker), options.dns, resolve::getaddrinfo);
+        Ok(Net {
+            registry: Rc::new(poll.registry().try_clone()?),
+            poll,
+            batch: Events::with_capacity(BATCH),
+            events: VecDeque::new(),
+            waker,
+            now: Micros::default(),
+            relay: Relay::new(options.limits),
+            dials: Side::default(),
+            looking: Vec::new(),
+            listeners: Listeners::default(),
+            resolver,
+            sockets: options.sockets,
+            journal: Journal::default(),
+        })
+    }
+
+    /// Changes the settings; those of TCP sockets reach what is opened later.
+    pub fn set_options(&mut self, options: NetOptions) {
+        self.relay.set_limits(options.limits);
+        self.resolver.set_times(options.dns);
+        self.sockets = options.sockets;
+    }
+
+    /// Log lines about sockets, to be printed before those that the core wrote at the same event.
+    pub fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+
+    /// For helper threads: wakes the loop with [`Event::Woken`].
+    pub fn waker(&self) -> Arc<Waker> {
+        Arc::clone(&self.waker)
+    }
+
+    /// Watches a source of the caller's own for reading: [`Event::Internal`] with this number.
+    pub fn watch(&self, source: &mut dyn Source, number: u32) -> io::Result<()> {
+        let token = token(KIND_INTERNAL, 0, number);
+        self.registry.register(source, token, Interest::READABLE)
+    }
+
+    // Waiting.
+
+    /// Waits for events, not at all if some are pending, at most `timeout`.
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        let pending = self.relay.pending() || !self.events.is_empty();
+        let timeout = if pending { Duration::ZERO } else { timeout };
+        match self.poll.poll(&mut self.batch, Some(timeout)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            Err(_) => self.batch.clear(),
+            Ok(()) => {}
+        }
+        for ready in &self.batch {
+            note(ready, &mut self.relay, &self.dials, &mut self.events);
+        }
+        while let Some(peer) = self.relay.next_ready() {
+            self.events.push_back(Event::Readable(peer));
+        }
+        Ok(())
+    }
+
+    /// What time it is; to be called after each wait.
+    pub fn set_time(&mut self, now: Micros) {
+        self.now = now;
+    }
+
+    /// The next thing that happened.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Deals with an event that isn't the caller's own.
+    pub fn handle<D: Decisions>(&mut self, event: Event, core: &mut D) {
+        match event {
+            Event::Readable(peer) => self.relay.pump(peer, core),
+            Event::Writable(peer) => self.relay.flush(peer, core),
+            Event::Dialled(id) => self.dialled(id, core),
+            Event::Woken => self.looked_up(core),
+            Event::Accept(_) | Event::Internal(_) => {}
+        }
+    }
+
+    /// A few times a second: ends the pause after a failed accept.
+    pub fn tick(&mut self) {
+        if self.listeners.tick(self.now) {
+            self.try_listeners();
+        }
+    }
+
+    // Listening.
+
+    /// Opens the listening sockets; lines and errors go to the journal.
+    pub fn listen(&mut self, options: &ListenOptions) -> Result<(), Fatal> {
+        let (registry, journal) = (&self.registry, &mut self.journal);
+        self.listeners = Listeners::open(options, registry, listener_token, journal)?;
+        Ok(())
+    }
+
+    /// The next connection at a listening socket. Dropping the stream closes it.
+    pub fn accept(&mut self, listener: usize) -> Option<(Stream, Origin)> {
+        let journal = &mut self.journal;
+        self.listeners
+            .accept(listener, &self.sockets, self.now, journal)
+    }
+
+    /// Takes over the stream of an accepted client. On failure the core is told that it is lost.
+    pub fn add_client<D: Decisions>(&mut self, id: ClientId, stream: Stream, core: &mut D) {
+        let token = token_of(Peer::Client(id));
+        match Socket::reading(stream, token, &self.registry) {
+            Ok(socket) => self.relay.insert_client(id, socket),
+            Err(_) => core.lost(Peer::Client(id), Loss::Receive),
+        }
+    }
+
+    /// Stops accepting, or goes on.
+    pub fn suspend_accept(&mut self, suspended: bool) {
+        self.listeners.suspend(suspended);
+        if !suspended {
+            self.try_listeners();
+        }
+    }
+
+    /// Closes the TCP listening sockets.
+    pub fn close_tcp_listeners(&mut self) {
+        self.listeners.close_tcp();
+    }
+
+    /// Switches `tcp_defer_accept` of the listening sockets.
+    pub fn set_defer_accept(&mut self, on: bool) {
+        self.listeners.set_defer_accept(on, &mut self.journal);
+    }
+
+    /// The listening sockets, for unlinking the Unix socket at the end.
+    pub fn listeners(&mut self) -> &mut Listeners {
+        &mut self.listeners
+    }
+
+    fn try_listeners(&mut self) {
+        let open = self.listeners.open_ones();
+        self.events.extend(open.into_iter().map(Event::Accept));
+    }
+
+    // Actions.
+
+    /// Opens the connection to a server (`Action::Connect`). The core is told how it ended:
+    /// `connected`, or `lost` with `Connect` or `Dns`.
+    pub fn connect<D: Decisions>(&mut self, id: ServerId, core: &mut D) {
+        let Some(target) = core.target(id) else {
+            return core.lost(Peer::Server(id), Loss::CannotConnect);
+        };
+        match address::host(&target.host, target.port) {
+            Host::Place(place) => self.dial(id, &place, core),
+            Host::Name => {
+                let (name, port) = (target.host, target.port);
+                match self.resolver.ask(&name, self.now) {
+                    Answer::Address(ip) => {
+                        let place = Place::Inet(SocketAddr::new(ip, port));
+                        self.dial(id, &place, core);
+                    }
+                    Answer::Failed => core.lost(Peer::Server(id), Loss::Dns),
+                    Answer::Pending => {
+                        self.dials.insert(id, Dial::Looking { name, port });
+                        self.looking.push(id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at what a client sent and goes on reading it (`Action::Resume`).
+    pub fn resume<D: Decisions>(&mut self, id: ClientId, core: &mut D) {
+        self.relay.resume(id, core);
+    }
+
+    /// Sends behind whatever is still unsent (`Action::Send`).
+    pub fn send<D: Decisions>(&mut self, peer: Peer, bytes: &[u8], core: &mut D) {
+        self.relay.send(peer, bytes, core);
+    }
+
+    /// Closes a connection, open or not yet (`Action::Close`).
+    pub fn close(&mut self, peer: Peer) {
+        self.relay.close(peer);
+        if let Peer::Server(id) = peer {
+            self.dials.remove(id);
+        }
+    }
+
+    /// The connections and what is pending on them.
+    pub fn relay(&self) -> &Relay<Socket> {
+        &self.relay
+    }
+
+    /// The resolver, for display and for addresses that have gone.
+    pub fn resolver(&mut self) -> &mut Resolver {
+        &mut self.resolver
+    }
+
+    /// How many connections are being opened.
+    pub fn dialling(&self) -> usize {
+        self.dials.len()
+    }
+
+    fn dial<D: Decisions>(&mut self, id: ServerId, place: &Place, core: &mut D) {
+        let opened = dial::open(place, &self.sockets).and_then(|stream| {
+            let token = token_of(Peer::Server(id));
+            Socket::connecting(stream, token, &self.registry).map_err(|error| dial::Refused {
+                option: None,
+                error,
+            })
+        });
+        match opened {
+            Ok(socket) => self.dials.insert(id, Dial::Connecting(socket)),
+            Err(refused) => {
+                if let Some(text) = refused.option {
+                    self.journal.line(Level::Warning, text);
+                }
+                let why = reason(&refused.error);
+                let text = format!("sbuf_connect failed to connect to {place}: {why}");
+                self.journal.line(Level::Warning, text);
+                self.dials.remove(id);
+                core.lost(Peer::Server(id), Loss::Connect);
+            }
+        }
+    }
+
+    fn dialled<D: Decisions>(&mut self, id: ServerId, core: &mut D) {
+        let Some(Dial::Connecting(socket)) = self.dials.get(id) else {
+            return;
+        };
+        let ends = match socket.stream().check() {
+            Ok(()) => socket.stream().ends(),
+            Err(error) => Err(error),
+        };
+        if matches!(&ends, Err(error) if error.kind() == io::ErrorKind::NotConnected) {
+            return;
+        }
+        let Some(Dial::Connecting(mut socket)) = self.dials.remove(id) else {
+            return;
+        };
+        match ends.and_then(|ends| socket.want_write(false).map(|()| ends)) {
+            Ok((local, remote)) => {
+                self.relay.insert_server(id, socket);
+                core.connected(id, local, remote);
+            }
+            Err(_) => core.lost(Peer::Server(id), Loss::Connect),
+        }
+    }
+
+    fn looked_up<D: Decisions>(&mut self, core: &mut D) {
+        let names = self.resolver.collect(self.now, &mut self.journal);
+        let mut rest = std::mem::take(&mut self.looking);
+        rest.retain(|id| {
+            let id = *id;
+            let (port, answer) = match self.dials.get(id) {
+                Some(Dial::Looking { name, port }) if names.contains(name) => {
+                    (*port, self.resolver.fresh(name))
+                }
+                Some(Dial::Looking { .. }) => return true,
+                _ => return false,
+            };
+            self.dials.remove(id);
+            match answer {
+                Answer::Address(ip) => {
+                    let place = Place::Inet(SocketAddr::new(ip, port));
+                    self.dial(id, &place, core);
+                }
+                _ => core.lost(Peer::Server(id), Loss::Dns),
+            }
+            false
+        });
+        self.looking.append(&mut rest);
+    }
+}
+
+/// Turns one report of the kernel into events.
+fn note(
+    ready: &Ready,
+    relay: &mut Relay<Socket>,
+    dials: &Side<Server, Dial>,
+    events: &mut VecDeque<Event>,
+) {
+    let bits = ready.token().0 as u64;
+    let index = bits as u32;
+    let generation = (bits >> 32) as u32 & crate::base::arena::GENERATION_MASK;
+    let peer = match bits >> 62 {
+        KIND_LISTENER => return events.push_back(Event::Accept(index as usize)),
+        KIND_CLIENT => Peer::Client(ClientId::from_parts(index, generation)),
+        KIND_SERVER => {
+            let id = ServerId::from_parts(index, generation);
+            if dials.get(id).is_some() {
+                return events.push_back(Event::Dialled(id));
+            }
+            Peer::Server(id)
+        }
+        _ if index == WOKEN => return events.push_back(Event::Woken),
+        _ => return events.push_back(Event::Internal(index)),
+    };
+    if ready.is_writable() {
+        events.push_back(Event::Writable(peer));
+    }
+    let hangup = ready.is_read_closed() || ready.is_error();
+    if ready.is_readable() || hangup {
+        relay.mark_readable(peer, hangup);
+        events.push_back(Event::Readable(peer));
+    }
+}

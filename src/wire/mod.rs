@@ -1,6 +1,7 @@
-//! PostgreSQL's messages (protocol chapter 55): their kinds, reading the few that we look into,
-//! writing those that we send.
+//! PostgreSQL's messages (protocol chapter 55): their kinds, framing, reading the few that we look
+//! into, writing those that we send.
 
+pub mod frame;
 pub mod packet;
 pub mod read;
 pub mod startup;

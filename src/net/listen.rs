@@ -1,0 +1,401 @@
+//! Listening sockets (config 7.3, 7.6, 7.7) and what comes out of them.
+
+use super::address::{socket_path, unix_addr, Place};
+use super::options::{reason, SocketOptions};
+use super::resolve::getaddrinfo_reason;
+use super::stream::Stream;
+use super::sys;
+use crate::base::{Journal, Level, Micros};
+use crate::core::{Addr, Origin};
+use mio::net::{TcpListener, UnixListener};
+use mio::{Interest, Registry, Token};
+use nix::sys::socket::{
+    self, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage,
+};
+use nix::unistd::{chown, Gid, Group};
+use std::fs::{self, Permissions};
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+#[cfg(test)]
+mod tests;
+
+/// How long nothing is accepted after accepting has failed (pooling 5.7).
+const PAUSE: Micros = Micros::from_secs(5);
+
+/// The settings for listening.
+#[derive(Clone, Debug)]
+pub struct ListenOptions {
+    /// `listen_addr`: items separated by commas, `*` for all addresses; empty for no TCP.
+    pub listen_addr: String,
+    /// `listen_port`; not checked, TCP uses the lower 16 bits.
+    pub port: i32,
+    /// `listen_backlog`.
+    pub backlog: i32,
+    /// `unix_socket_dir`; `@name` for an abstract socket, empty for none.
+    pub unix_dir: String,
+    /// `unix_socket_mode`.
+    pub unix_mode: u32,
+    /// `unix_socket_group`, a name or a number; empty to leave it.
+    pub unix_group: String,
+    /// `so_reuseport`.
+    pub reuse_port: bool,
+    /// `tcp_defer_accept`.
+    pub defer_accept: bool,
+    /// The `tcp_*` settings.
+    pub sockets: SocketOptions,
+}
+
+/// The process can't go on; the last line in the journal says why.
+#[derive(Debug)]
+pub struct Fatal;
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// All listening sockets. Each keeps its number until the end.
+#[derive(Default)]
+pub struct Listeners {
+    all: Vec<Option<Listener>>,
+    socket_file: Option<PathBuf>,
+    suspended: bool,
+    failed_at: Option<Micros>,
+}
+
+/// True if a live process listens on the Unix socket of this directory and port (config 7.3).
+/// Abstract sockets are not tried.
+pub fn unix_socket_in_use(dir: &str, port: i32) -> bool {
+    !dir.is_empty() && !dir.starts_with('@') && {
+        let path = socket_path(dir, port);
+        UnixStream::connect(path).is_ok()
+    }
+}
+
+fn fatal<T>(journal: &mut Journal, text: String) -> Result<T, Fatal> {
+    journal.line(Level::Fatal, text);
+    Err(Fatal)
+}
+
+impl Listeners {
+    /// Opens all of them, TCP first, and writes `listening on` lines, warnings and errors of
+    /// config 1.4 into the journal.
+    pub(super) fn open(
+        options: &ListenOptions,
+        registry: &Registry,
+        token: fn(usize) -> Token,
+        journal: &mut Journal,
+    ) -> Result<Listeners, Fatal> {
+        let mut listeners = Listeners::default();
+        listeners.open_tcp(options, journal)?;
+        if !options.unix_dir.is_empty() {
+            let listener = listeners.open_unix(options, journal)?;
+            listeners.all.push(Some(Listener::Unix(listener)));
+        }
+        if listeners.all.is_empty() {
+            return fatal(journal, "nowhere to listen on".to_owned());
+        }
+        for (index, listener) in listeners.all.iter_mut().enumerate() {
+            let result = match listener {
+                Some(Listener::Tcp(tcp)) => {
+                    registry.register(tcp, token(index), Interest::READABLE)
+                }
+                Some(Listener::Unix(unix)) => {
+                    registry.register(unix, token(index), Interest::READABLE)
+                }
+                None => Ok(()),
+            };
+            if let Err(error) = result {
+                return fatal(
+                    journal,
+                    format!("cannot watch a listening socket: {}", reason(&error)),
+                );
+            }
+        }
+        Ok(listeners)
+    }
+
+    fn open_tcp(&mut self, options: &ListenOptions, journal: &mut Journal) -> Result<(), Fatal> {
+        let mut asked = false;
+        for item in options.listen_addr.split(',').map(str::trim) {
+            if item.is_empty() {
+                continue;
+            }
+            asked = true;
+            let addrs = match addresses(item, options.port) {
+                Ok(addrs) => addrs,
+                Err(error) => {
+                    let port = options.port;
+                    let why = getaddrinfo_reason(&error);
+                    return fatal(journal, format!("getaddrinfo('{item}', '{port}') = {why}"));
+                }
+            };
+            for addr in addrs {
+                match listen_tcp(addr, options, journal) {
+                    Ok(listener) => {
+                        journal.line(Level::Log, format!("listening on {addr}"));
+                        self.all.push(Some(Listener::Tcp(listener)));
+                    }
+                    Err((step, error)) => {
+                        warn_cannot_listen(journal, &Place::Inet(addr), step, &error)
+                    }
+                }
+            }
+        }
+        if asked && self.all.is_empty() {
+            let list = &options.listen_addr;
+            let text = format!("failed to listen on any address in listen_addr list: {list}");
+            return fatal(journal, text);
+        }
+        Ok(())
+    }
+
+    fn open_unix(
+        &mut self,
+        options: &ListenOptions,
+        journal: &mut Journal,
+    ) -> Result<UnixListener, Fatal> {
+        let path = socket_path(&options.unix_dir, options.port);
+        let is_file = !path.starts_with('@');
+        if is_file {
+            if Path::new(&format!("{path}.lock")).exists() {
+                return fatal(journal, format!("unix port {} is in use", options.port));
+            }
+            let _ = fs::remove_file(&path);
+        }
+        let place = Place::Unix(path.clone());
+        let listener = match listen_unix(&path, options.backlog) {
+            Ok(listener) => listener,
+            Err((step, error)) => {
+                warn_cannot_listen(journal, &place, step, &error);
+                return fatal(journal, "failed to create unix socket".to_owned());
+            }
+        };
+        journal.line(Level::Log, format!("listening on {place}"));
+        if is_file {
+            self.socket_file = Some(PathBuf::from(&path));
+            if let Err(text) = set_owner_and_mode(&path, options) {
+                self.remove_socket_file();
+                return fatal(journal, text);
+            }
+        }
+        Ok(listener)
+    }
+
+    /// The next connection that waits at a listening socket, with its options set. `None` if there
+    /// is none, if accepting is suspended, or if it failed: then it pauses.
+    pub(super) fn accept(
+        &mut self,
+        index: usize,
+        options: &SocketOptions,
+        now: Micros,
+        journal: &mut Journal,
+    ) -> Option<(Stream, Origin)> {
+        if self.suspended || self.failed_at.is_some() {
+            return None;
+        }
+        let listener = self.all.get(index)?.as_ref()?;
+        loop {
+            let accepted = match listener {
+                Listener::Tcp(tcp) => tcp.accept().map(|(stream, _)| Stream::Tcp(stream)),
+                Listener::Unix(unix) => unix.accept().map(|(stream, _)| Stream::Unix(stream)),
+            };
+            match accepted {
+                Ok(stream) => match welcome(stream, options) {
+                    Ok(found) => return Some(found),
+                    Err(Some(text)) => journal.line(Level::Warning, text),
+                    Err(None) => {}
+                },
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => return None,
+                    ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
+                    _ => {
+                        let text = format!("accept() failed: {}", reason(&error));
+                        journal.line(Level::Error, text);
+                        self.failed_at = Some(now);
+                        return None;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Ends the pause after a failure when its time has come; true if sockets must be tried again.
+    pub(super) fn tick(&mut self, now: Micros) -> bool {
+        match self.failed_at {
+            Some(at) if now.since(at) >= PAUSE => {
+                self.failed_at = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Stops accepting, or goes on; in the second case sockets must be tried again.
+    pub(super) fn suspend(&mut self, suspended: bool) {
+        self.suspended = suspended;
+    }
+
+    /// Closes the TCP sockets; Unix sockets stay.
+    pub(super) fn close_tcp(&mut self) {
+        for listener in &mut self.all {
+            listener.take_if(|listener| matches!(listener, Listener::Tcp(_)));
+        }
+    }
+
+    /// Numbers of the open sockets.
+    pub(super) fn open_ones(&self) -> Vec<usize> {
+        let open = self.all.iter().enumerate().filter(|(_, l)| l.is_some());
+        open.map(|(index, _)| index).collect()
+    }
+
+    /// Where the TCP sockets are bound, in the order of the list.
+    pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
+        let tcp = self.all.iter().filter_map(|listener| match listener {
+            Some(Listener::Tcp(tcp)) => tcp.local_addr().ok(),
+            _ => None,
+        });
+        tcp.collect()
+    }
+
+    /// Switches `tcp_defer_accept` of the open sockets.
+    pub(super) fn set_defer_accept(&self, on: bool, journal: &mut Journal) {
+        for listener in self.all.iter().flatten() {
+            if let Listener::Tcp(tcp) = listener {
+                defer_accept(tcp, on, journal);
+            }
+        }
+    }
+
+    /// Unlinks the Unix socket, as a process does when it ends (except while suspended).
+    pub fn remove_socket_file(&mut self) {
+        if let Some(path) = self.socket_file.take() {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+type Step = (&'static str, io::Error);
+
+fn at<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> Step {
+    move |error| (step, error.into())
+}
+
+fn warn_cannot_listen(journal: &mut Journal, place: &Place, step: &str, error: &io::Error) {
+    let why = reason(error);
+    let text = format!("cannot listen on {place}: {step}(): {why}");
+    journal.line(Level::Warning, text);
+}
+
+fn addresses(item: &str, port: i32) -> io::Result<Vec<SocketAddr>> {
+    let port = port as u16;
+    if item == "*" {
+        return Ok(vec![
+            (Ipv4Addr::UNSPECIFIED, port).into(),
+            (Ipv6Addr::UNSPECIFIED, port).into(),
+        ]);
+    }
+    Ok((item, port).to_socket_addrs()?.collect())
+}
+
+const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
+
+fn backlog(count: i32) -> Backlog {
+    Backlog::new(count).unwrap_or(Backlog::MAXCONN)
+}
+
+fn listen_tcp(
+    addr: SocketAddr,
+    options: &ListenOptions,
+    journal: &mut Journal,
+) -> Result<TcpListener, Step> {
+    let family = match addr {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let fd = socket::socket(family, SockType::Stream, FLAGS, None).map_err(at("socket"))?;
+    socket::setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(at("setsockopt"))?;
+    if addr.is_ipv6() {
+        socket::setsockopt(&fd, sockopt::Ipv6V6Only, &true)
+            .map_err(at("setsockopt/IPV6_V6ONLY"))?;
+    }
+    if options.reuse_port {
+        socket::setsockopt(&fd, sockopt::ReusePort, &true)
+            .map_err(at("setsockopt/SO_REUSEPORT"))?;
+    }
+    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(addr)).map_err(at("bind"))?;
+    options.sockets.apply(&fd).map_err(|failure| {
+        journal.line(Level::Warning, failure.to_string());
+        ("tune_socket", failure.error)
+    })?;
+    socket::listen(&fd, backlog(options.backlog)).map_err(at("listen"))?;
+    defer_accept(&fd, options.defer_accept, journal);
+    Ok(TcpListener::from_std(fd.into()))
+}
+
+fn defer_accept(fd: &impl AsFd, on: bool, journal: &mut Journal) {
+    if let Err(error) = sys::set_defer_accept(fd, on) {
+        let what = if on { "install" } else { "uninstall" };
+        let why = reason(&error);
+        let text = format!("tune_accept: {what} TCP_DEFER_ACCEPT: {why}");
+        journal.line(Level::Warning, text);
+    }
+}
+
+fn listen_unix(path: &str, count: i32) -> Result<UnixListener, Step> {
+    let fd: OwnedFd =
+        socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None).map_err(at("socket"))?;
+    let addr = unix_addr(path).map_err(at("bind"))?;
+    socket::bind(fd.as_raw_fd(), &addr).map_err(at("bind"))?;
+    socket::listen(&fd, backlog(count)).map_err(at("listen"))?;
+    Ok(UnixListener::from_std(fd.into()))
+}
+
+fn set_owner_and_mode(path: &str, options: &ListenOptions) -> Result<(), String> {
+    if !options.unix_group.is_empty() {
+        let group = &options.unix_group;
+        let Some(gid) = group_id(group) else {
+            return Err(format!("could not find group '{group}': Success"));
+        };
+        if let Err(error) = chown(path, None, Some(gid)) {
+            let why = reason(&error.into());
+            return Err(format!("chown({path}, {}, {gid}) failed: {why}", u32::MAX));
+        }
+    }
+    let mode = options.unix_mode;
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| {
+        let why = reason(&error);
+        format!("failure to chmod({path}, 0{mode:o}): {why}")
+    })
+}
+
+fn group_id(group: &str) -> Option<Gid> {
+    if let Ok(number) = group.parse::<u32>() {
+        return Some(Gid::from_raw(number));
+    }
+    Group::from_name(group).ok()?.map(|found| found.gid)
+}
+
+/// Sets the options of an accepted socket and finds out where it comes from. The error is a log
+/// line, if there is something to say.
+fn welcome(stream: Stream, options: &SocketOptions) -> Result<(Stream, Origin), Option<String>> {
+    let (local, remote) = match &stream {
+        Stream::Tcp(tcp) => {
+            options
+                .apply(tcp)
+                .map_err(|failure| Some(failure.to_string()))?;
+            stream.ends().map_err(|_| None)?
+        }
+        Stream::Unix(_) => {
+            let pid = stream.peer().map_or(0, |(pid, _)| pid);
+            (Addr::Unix { pid: 0 }, Addr::Unix { pid })
+        }
+    };
+    let uid = stream.peer().map(|(_, uid)| uid);
+    Ok((stream, Origin { remote, local, uid }))
+}

@@ -1,0 +1,149 @@
+//! Options of TCP sockets (config 7.7).
+
+use nix::sys::socket::{setsockopt, sockopt, SetSockOpt};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+/// The `tcp_*` settings that every TCP socket gets when it is made; 0 leaves the system's value.
+#[derive(Clone, Copy, Debug)]
+pub struct SocketOptions {
+    /// `tcp_keepalive`.
+    pub keepalive: bool,
+    /// `tcp_keepidle`, seconds.
+    pub keepidle: i32,
+    /// `tcp_keepintvl`, seconds.
+    pub keepintvl: i32,
+    /// `tcp_keepcnt`.
+    pub keepcnt: i32,
+    /// `tcp_user_timeout`, milliseconds.
+    pub user_timeout: i32,
+    /// `tcp_socket_buffer`, bytes.
+    pub buffer: i32,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        SocketOptions {
+            keepalive: true,
+            keepidle: 0,
+            keepintvl: 0,
+            keepcnt: 0,
+            user_timeout: 0,
+            buffer: 0,
+        }
+    }
+}
+
+impl SocketOptions {
+    /// Sets all of them.
+    pub fn apply(&self, fd: &impl AsFd) -> Result<(), OptionError> {
+        const KEEPALIVE: &str = "socket_set_keepalive";
+        set(fd, KEEPALIVE, sockopt::KeepAlive, &self.keepalive)?;
+        if self.keepalive {
+            set_number(fd, KEEPALIVE, sockopt::TcpKeepIdle, self.keepidle)?;
+            set_number(fd, KEEPALIVE, sockopt::TcpKeepInterval, self.keepintvl)?;
+            if self.keepcnt > 0 {
+                set_number(fd, KEEPALIVE, sockopt::TcpKeepCount, self.keepcnt)?;
+            }
+        }
+        let timeout = self.user_timeout;
+        set_number(
+            fd,
+            "setsockopt/TCP_USER_TIMEOUT",
+            sockopt::TcpUserTimeout,
+            timeout,
+        )?;
+        if self.buffer != 0 {
+            let bytes = usize::try_from(self.buffer).unwrap_or(0);
+            set(fd, "setsockopt/SO_SNDBUF", sockopt::SndBuf, &bytes)?;
+            set(fd, "setsockopt/SO_RCVBUF", sockopt::RcvBuf, &bytes)?;
+        }
+        set(fd, "setsockopt/TCP_NODELAY", sockopt::TcpNoDelay, &true)
+    }
+}
+
+fn set_number(
+    fd: &impl AsFd,
+    call: &'static str,
+    option: impl SetSockOpt<Val = u32>,
+    value: i32,
+) -> Result<(), OptionError> {
+    match value {
+        0 => Ok(()),
+        _ => set(fd, call, option, &(value as u32)),
+    }
+}
+
+fn set<O: SetSockOpt>(
+    fd: &impl AsFd,
+    call: &'static str,
+    option: O,
+    value: &O::Val,
+) -> Result<(), OptionError> {
+    setsockopt(fd, option, value).map_err(|error| OptionError {
+        call,
+        fd: fd.as_fd().as_raw_fd(),
+        error: error.into(),
+    })
+}
+
+/// An option can't be set. Its text is that of the log line (config 6.7).
+#[derive(Debug)]
+pub struct OptionError {
+    call: &'static str,
+    fd: RawFd,
+    /// The system's error.
+    pub error: io::Error,
+}
+
+impl fmt::Display for OptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OptionError { call, fd, error } = self;
+        write!(f, "{call}({fd}) failed: {}", reason(error))
+    }
+}
+
+/// The system's text for an error, without Rust's addition of the number.
+pub fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match (error.raw_os_error(), text.rfind(" (os error ")) {
+        (Some(_), Some(end)) => text.get(..end).unwrap_or(&text).to_owned(),
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::getsockopt;
+
+    #[test]
+    fn options_reach_the_socket() {
+        let options = SocketOptions {
+            keepidle: 77,
+            keepcnt: 4,
+            user_timeout: 5000,
+            ..SocketOptions::default()
+        };
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        options.apply(&socket).unwrap();
+        assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&socket, sockopt::TcpKeepIdle).unwrap(), 77);
+        assert_eq!(getsockopt(&socket, sockopt::TcpKeepCount).unwrap(), 4);
+        assert_eq!(getsockopt(&socket, sockopt::TcpUserTimeout).unwrap(), 5000);
+        assert!(getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+    }
+
+    #[test]
+    fn failure_names_the_call() {
+        let options = SocketOptions {
+            keepidle: -1,
+            ..SocketOptions::default()
+        };
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let text = options.apply(&socket).unwrap_err().to_string();
+        assert!(text.starts_with("socket_set_keepalive("), "{text}");
+        assert!(text.ends_with(") failed: Invalid argument"), "{text}");
+    }
+}

@@ -1,0 +1,364 @@
+//! Relaying: receive, ask the core about each packet, send what goes on straight from the scratch
+//! buffer.
+//!
+//! What a destination refuses stays with the destination, and its source is not read until that is
+//! gone: so memory is bounded by one scratch buffer per connection, and what the pooler itself says
+//! is in order by being appended. What has no decision yet (half a header, a packet that must be
+//! seen whole, the packets of a client that waits) stays with the source.
+
+use super::conn::{Conn, Received, Wire};
+use crate::base::{Side, Spare};
+use crate::core::client::Client;
+use crate::core::server::Server;
+use crate::core::{ClientId, Decisions, Loss, Peer, ServerId, Sink};
+use std::collections::VecDeque;
+use std::mem;
+
+#[cfg(test)]
+mod tests;
+mod walk;
+
+/// Size of the scratch buffer in bytes; one per relay, so larger than `pkt_buf` at no cost.
+pub const SCRATCH: usize = 32 * 1024;
+/// Settings that the relay obeys.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Full buffers to receive from one connection before the others get a turn; 0 for no limit
+    /// (`sbuf_loopcnt`).
+    pub rounds: u32,
+    /// A connection that has more unsent bytes than this is not read (`pkt_buf`).
+    pub unsent: usize,
+}
+
+struct Conns<W> {
+    clients: Side<Client, Conn<W>>,
+    servers: Side<Server, Conn<W>>,
+}
+
+impl<W> Conns<W> {
+    #[inline]
+    fn get(&self, peer: Peer) -> Option<&Conn<W>> {
+        match peer {
+            Peer::Client(id) => self.clients.get(id),
+            Peer::Server(id) => self.servers.get(id),
+        }
+    }
+
+    #[inline]
+    fn get_mut(&mut self, peer: Peer) -> Option<&mut Conn<W>> {
+        match peer {
+            Peer::Client(id) => self.clients.get_mut(id),
+            Peer::Server(id) => self.servers.get_mut(id),
+        }
+    }
+}
+
+/// All open connections, and the bytes between them.
+pub struct Relay<W> {
+    conns: Conns<W>,
+    limits: Limits,
+    scratch: Box<[u8]>,
+    joined: Vec<u8>,
+    sink: Sink,
+    spare: Spare,
+    ready: VecDeque<Peer>,
+}
+
+#[inline]
+fn link<D: Decisions>(peer: Peer, core: &D) -> Option<Peer> {
+    match peer {
+        Peer::Client(id) => core.server_of(id).map(Peer::Server),
+        Peer::Server(id) => core.client_of(id).map(Peer::Client),
+    }
+}
+
+impl<W: Wire> Relay<W> {
+    /// A relay without connections.
+    pub fn new(limits: Limits) -> Self {
+        Relay::with_scratch(limits, SCRATCH)
+    }
+
+    /// A relay that receives at most `bytes` at a time.
+    pub fn with_scratch(limits: Limits, bytes: usize) -> Self {
+        Relay {
+            conns: Conns {
+                clients: Side::default(),
+                servers: Side::default(),
+            },
+            limits,
+            scratch: vec![0; bytes.max(16)].into_boxed_slice(),
+            joined: Vec::new(),
+            sink: Sink::default(),
+            spare: Spare::default(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Changes the settings.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Adds the connection of a client.
+    pub fn insert_client(&mut self, id: ClientId, wire: W) {
+        self.conns.clients.insert(id, Conn::new(wire));
+    }
+
+    /// Adds the connection to a server.
+    pub fn insert_server(&mut self, id: ServerId, wire: W) {
+        self.conns.servers.insert(id, Conn::new(wire));
+    }
+
+    /// The stream of a connection.
+    pub fn wire(&self, peer: Peer) -> Option<&W> {
+        self.conns.get(peer).map(|conn| &conn.wire)
+    }
+
+    /// True if nothing is pending on this connection in either direction.
+    pub fn is_idle(&self, peer: Peer) -> bool {
+        self.conns.get(peer).is_none_or(Conn::is_idle)
+    }
+
+    /// True if this connection owns a buffer.
+    pub fn owns_memory(&self, peer: Peer) -> bool {
+        self.conns.get(peer).is_some_and(Conn::owns_memory)
+    }
+
+    /// How many connections there are: of clients, of servers.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.conns.clients.len(), self.conns.servers.len())
+    }
+
+    /// An event said that there may be something to receive; with `hangup` also that nothing follows
+    /// it. [`Relay::pump`] has to be called next.
+    pub fn mark_readable(&mut self, peer: Peer, hangup: bool) {
+        if let Some(conn) = self.conns.get_mut(peer) {
+            conn.readable = true;
+            conn.hangup |= hangup;
+        }
+    }
+
+    /// True if connections wait for another turn; the loop must not sleep.
+    pub fn pending(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The connection that has waited longest for its turn; [`Relay::pump`] it.
+    pub fn next_ready(&mut self) -> Option<Peer> {
+        self.ready.pop_front()
+    }
+
+    /// Pumps the connection that has waited longest for its turn; false if there is none.
+    pub fn pump_ready<D: Decisions>(&mut self, core: &mut D) -> bool {
+        match self.next_ready() {
+            Some(peer) => {
+                self.pump(peer, core);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Receives what this connection sent and hands it on, as far as it may be read.
+    pub fn pump<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
+        let mut scratch = mem::take(&mut self.scratch);
+        if let Some(conn) = self.conns.get_mut(peer) {
+            conn.queued = false;
+        }
+        let mut rounds = 0_u32;
+        loop {
+            self.settle(peer, core);
+            if !self.may_go_on(peer, scratch.len(), core) {
+                break;
+            }
+            if self.limits.rounds > 0 && rounds >= self.limits.rounds {
+                self.enqueue(peer);
+                break;
+            }
+            rounds = rounds.saturating_add(1);
+            self.round(peer, &mut scratch, core);
+        }
+        self.scratch = scratch;
+    }
+
+    /// There is room for sending: sends what was kept, then goes on with whoever waited for that.
+    pub fn flush<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
+        let Some(conn) = self.conns.get_mut(peer) else {
+            return;
+        };
+        if conn.lost || conn.unsent.is_empty() {
+            return;
+        }
+        if conn.flush(&mut self.spare).is_err() {
+            return self.lose(peer, Loss::Send, core);
+        }
+        if !conn.unsent.is_empty() {
+            return;
+        }
+        let blocked = conn.blocks.take();
+        if conn.has_work(usize::MAX) {
+            self.enqueue(peer);
+        }
+        if let Some(blocked) = blocked {
+            self.pump(blocked, core);
+        }
+    }
+
+    /// Sends the pooler's own words behind whatever is still unsent.
+    pub fn send<D: Decisions>(&mut self, peer: Peer, bytes: &[u8], core: &mut D) {
+        if let Some(conn) = self.conns.get_mut(peer) {
+            conn.spoken_to = true;
+        }
+        self.deliver(peer, bytes, core);
+    }
+
+    /// Ends the wait of a client: what it sent is looked at again. If it has gone away in the
+    /// meantime that is noticed first, and what it asked for is not done (pooling 1.2).
+    pub fn resume<D: Decisions>(&mut self, id: ClientId, core: &mut D) {
+        let Some(conn) = self.conns.clients.get_mut(id) else {
+            return;
+        };
+        conn.waiting = false;
+        conn.ask = !conn.held.is_empty();
+        self.pump(Peer::Client(id), core);
+    }
+
+    /// Takes a connection out; dropping the stream that is returned closes it. Unsent bytes are
+    /// lost.
+    pub fn close(&mut self, peer: Peer) -> Option<W> {
+        let mut conn = match peer {
+            Peer::Client(id) => self.conns.clients.remove(id),
+            Peer::Server(id) => self.conns.servers.remove(id),
+        }?;
+        if let Some(blocked) = conn.blocks.take() {
+            self.enqueue(blocked);
+        }
+        if conn.spoken_to && !conn.lost && matches!(peer, Peer::Client(_)) {
+            // Unread bytes would turn the close into a reset, which destroys our last words.
+            let _ = conn.wire.recv(&mut self.scratch);
+        }
+        conn.held.clear(&mut self.spare);
+        conn.unsent.clear(&mut self.spare);
+        Some(conn.wire)
+    }
+
+    fn enqueue(&mut self, peer: Peer) {
+        if let Some(conn) = self.conns.get_mut(peer) {
+            if !mem::replace(&mut conn.queued, true) {
+                self.ready.push_back(peer);
+            }
+        }
+    }
+
+    /// True if this connection has something to say and everybody concerned can take more. If the
+    /// linked peer can't, it remembers whom to pump later.
+    fn may_go_on<D: Decisions>(&mut self, peer: Peer, limit: usize, core: &D) -> bool {
+        let Some(conn) = self.conns.get(peer) else {
+            return false;
+        };
+        if !conn.has_work(limit) || conn.unsent.len() > self.limits.unsent {
+            return false;
+        }
+        match link(peer, core) {
+            Some(other) => !self.must_wait_for(other, peer),
+            None => true,
+        }
+    }
+
+    /// True if `to` has unsent bytes; then `from` is pumped when they are gone.
+    fn must_wait_for(&mut self, to: Peer, from: Peer) -> bool {
+        let before = match self.conns.get_mut(to) {
+            Some(conn) if !conn.unsent.is_empty() => conn.blocks.replace(from),
+            _ => return false,
+        };
+        if let Some(before) = before.filter(|before| *before != from) {
+            self.enqueue(before);
+        }
+        true
+    }
+
+    fn round<D: Decisions>(&mut self, peer: Peer, scratch: &mut [u8], core: &mut D) {
+        let Some(conn) = self.conns.get_mut(peer) else {
+            return;
+        };
+        match conn.receive(scratch, &mut self.spare) {
+            Received::End => {
+                conn.readable = false;
+                self.settle(peer, core);
+                self.lose(peer, Loss::Receive, core);
+            }
+            Received::Scratch(count) => {
+                let data = scratch.get(..count).unwrap_or_default();
+                let seen = self.walk(peer, data, core);
+                if let Some(conn) = self.conns.get_mut(peer).filter(|conn| !conn.lost) {
+                    let rest = data.get(seen..).unwrap_or_default();
+                    conn.held.push(rest, &mut self.spare);
+                }
+            }
+            Received::Held => self.walk_held(peer, core),
+            Received::Nothing if conn.ask => self.walk_held(peer, core),
+            Received::Nothing => {}
+        }
+    }
+
+    fn walk_held<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
+        let Some(conn) = self.conns.get_mut(peer) else {
+            return;
+        };
+        let mut held = mem::take(&mut conn.held);
+        let seen = self.walk(peer, held.as_slice(), core);
+        held.take(seen, &mut self.spare);
+        if let Some(conn) = self.conns.get_mut(peer) {
+            conn.held = held;
+        }
+    }
+
+    fn deliver<D: Decisions>(&mut self, to: Peer, bytes: &[u8], core: &mut D) {
+        let Some(conn) = self.conns.get_mut(to) else {
+            return;
+        };
+        if !conn.lost && conn.send(bytes, &mut self.spare).is_err() {
+            self.lose(to, Loss::Send, core);
+        }
+    }
+
+    /// Tells the core, once, that a connection is gone.
+    fn lose<D: Decisions>(&mut self, peer: Peer, why: Loss, core: &mut D) {
+        let Some(conn) = self.conns.get_mut(peer) else {
+            return;
+        };
+        if mem::replace(&mut conn.lost, true) {
+            return;
+        }
+        conn.held.clear(&mut self.spare);
+        conn.unsent.clear(&mut self.spare);
+        if let Some(blocked) = conn.blocks.take() {
+            self.enqueue(blocked);
+        }
+        core.lost(peer, why);
+    }
+
+    /// Tells the core when a server has been heard out and its client has been given all of it.
+    fn settle<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
+        let Peer::Server(id) = peer else {
+            return;
+        };
+        let Some(conn) = self.conns.servers.get(id) else {
+            return;
+        };
+        let more_to_come = conn.readable && !conn.hangup;
+        let between = conn.flow.at_boundary() && conn.held.is_empty();
+        if !conn.undrained || !between || more_to_come || conn.stopped || conn.lost {
+            return;
+        }
+        if let Some(client) = core.client_of(id) {
+            if self.must_wait_for(Peer::Client(client), peer) {
+                return;
+            }
+        }
+        if let Some(conn) = self.conns.servers.get_mut(id) {
+            conn.undrained = false;
+        }
+        core.server_drained(id);
+    }
+}

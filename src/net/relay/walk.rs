@@ -1,0 +1,266 @@
+//! One pass over received bytes: packet by packet, verdict by verdict.
+
+use super::{link, Relay, SCRATCH};
+use crate::core::{Decisions, Loss, Packet, Peer, Sink, Verdict};
+use crate::net::conn::{Flow, Wire};
+use crate::wire::frame::{Frame, Framer};
+use std::mem;
+use std::ops::Range;
+
+/// A run of at most this many bytes is copied behind what the pooler says, to save a send.
+const JOIN: usize = 4096;
+/// The joining buffer is given up when it has grown beyond this many bytes.
+const JOINED_MAX: usize = 64 * 1024;
+
+/// One pass over received bytes. `run` and `joined` are what goes to `to` next: `joined` first.
+struct Walk<'a> {
+    from: Peer,
+    data: &'a [u8],
+    at: usize,
+    flow: Flow,
+    max: u32,
+    to: Option<Peer>,
+    joined: Vec<u8>,
+    run: Range<usize>,
+}
+
+impl Walk<'_> {
+    fn run_bytes(&self) -> &[u8] {
+        self.data.get(self.run.clone()).unwrap_or_default()
+    }
+
+    fn left(&self) -> usize {
+        self.data.len().saturating_sub(self.at)
+    }
+
+    fn begin(&mut self, drop: u32, len: u32, to: Option<Peer>) -> Step {
+        let drop = if to.is_some() { drop.min(len) } else { len };
+        self.flow = Flow {
+            drop,
+            pass: len.saturating_sub(drop),
+            to,
+            want: 0,
+        };
+        Step::Go
+    }
+}
+
+enum Step {
+    /// Look at the next packet.
+    Go,
+    /// Keep what is left for later.
+    Leave,
+    /// Nothing of what is left matters.
+    Forget,
+}
+
+impl<W: Wire> Relay<W> {
+    /// Decides and hands on as much of `data` as possible; returns how many bytes are done with.
+    pub(super) fn walk<D: Decisions>(&mut self, from: Peer, data: &[u8], core: &mut D) -> usize {
+        let Some(conn) = self.conns.get_mut(from) else {
+            return data.len();
+        };
+        conn.ask = false;
+        conn.undrained = true;
+        let mut walk = Walk {
+            from,
+            data,
+            at: 0,
+            flow: conn.flow,
+            max: core.max_packet(from),
+            to: None,
+            joined: mem::take(&mut self.joined),
+            run: 0..0,
+        };
+        if walk.flow.pass > 0 && walk.flow.to != link(from, core) {
+            // The rest of a packet is for nobody but the one who got its beginning.
+            walk.flow.drop = walk.flow.drop.saturating_add(walk.flow.pass);
+            walk.flow.pass = 0;
+        }
+        loop {
+            self.carry(&mut walk, core);
+            if walk.left() == 0 {
+                break;
+            }
+            match self.decide(&mut walk, core) {
+                Step::Go => {}
+                Step::Leave => break,
+                Step::Forget => {
+                    walk.at = data.len();
+                    break;
+                }
+            }
+        }
+        self.let_out(&mut walk, core);
+        if walk.joined.capacity() <= JOINED_MAX {
+            self.joined = walk.joined;
+        }
+        if let Some(conn) = self.conns.get_mut(from) {
+            conn.flow = walk.flow;
+        }
+        walk.at
+    }
+
+    /// Moves over the bytes of the packet in progress.
+    fn carry<D: Decisions>(&mut self, walk: &mut Walk<'_>, core: &mut D) {
+        let dropped = walk.left().min(walk.flow.drop as usize);
+        walk.flow.drop = walk.flow.drop.saturating_sub(dropped as u32);
+        walk.at = walk.at.saturating_add(dropped);
+        let passed = walk.left().min(walk.flow.pass as usize);
+        if passed == 0 {
+            return;
+        }
+        walk.flow.pass = walk.flow.pass.saturating_sub(passed as u32);
+        let start = walk.at;
+        walk.at = start.saturating_add(passed);
+        if walk.to != walk.flow.to {
+            self.let_out(walk, core);
+            walk.to = walk.flow.to;
+        }
+        if walk.run.is_empty() {
+            walk.run = start..walk.at;
+        } else if walk.run.end == start {
+            walk.run.end = walk.at;
+        } else {
+            self.join(walk, core);
+            walk.run = start..walk.at;
+        }
+    }
+
+    /// Asks the core about the packet at the front of what is left.
+    fn decide<D: Decisions>(&mut self, walk: &mut Walk<'_>, core: &mut D) -> Step {
+        let from = walk.from;
+        let rest = walk.data.get(walk.at..).unwrap_or_default();
+        let startup = match (from, rest.first()) {
+            (Peer::Client(id), Some(0)) => core.in_startup(id),
+            _ => false,
+        };
+        let max = walk.max;
+        let (tag, len) = match (Framer { startup, max }).first(rest) {
+            Frame::NeedMore => return Step::Leave,
+            Frame::Bad(raw) => {
+                self.let_out(walk, core);
+                core.bad_header(from, raw);
+                return self.stop(walk);
+            }
+            Frame::Packet { tag, len } => (tag, len),
+        };
+        let here = rest.len().min(len as usize);
+        if here < walk.flow.want as usize {
+            return Step::Leave;
+        }
+        let header = if tag == 0 { 4 } else { 5 };
+        let packet = Packet {
+            tag,
+            len,
+            seen: rest.get(header..here).unwrap_or_default(),
+            behind: rest.len() > here,
+        };
+        let verdict = match from {
+            Peer::Client(id) => core.client_packet(id, packet, &mut self.sink),
+            Peer::Server(id) => core.server_packet(id, packet, &mut self.sink),
+        };
+        if !(self.sink.to_client.is_empty() && self.sink.to_server.is_empty()) {
+            self.say(walk, core);
+            if self.conns.get(from).is_none_or(|conn| conn.lost) {
+                return self.stop(walk);
+            }
+        }
+        let want = match verdict {
+            Verdict::Pass => return walk.begin(0, len, link(from, core)),
+            Verdict::Replace { skip } => return walk.begin(skip, len, link(from, core)),
+            Verdict::Drop => return walk.begin(len, len, None),
+            Verdict::Stop => return self.stop(walk),
+            Verdict::Wait => {
+                if let Some(conn) = self.conns.get_mut(from) {
+                    conn.waiting = true;
+                }
+                0
+            }
+            Verdict::Whole => len,
+            Verdict::Need(body) => len.min(packet.header_len().saturating_add(body)),
+        };
+        if want > 0 && here >= want as usize {
+            // It asks for what it has been given: better to lose the connection than to loop.
+            self.let_out(walk, core);
+            self.lose(from, Loss::Receive, core);
+            return self.stop(walk);
+        }
+        walk.flow.want = want;
+        Step::Leave
+    }
+
+    fn stop(&mut self, walk: &mut Walk<'_>) -> Step {
+        walk.flow = Flow::default();
+        if let Some(conn) = self.conns.get_mut(walk.from) {
+            conn.stopped = true;
+        }
+        Step::Forget
+    }
+
+    /// Empties the sink: to the source at once, to its peer behind the run.
+    fn say<D: Decisions>(&mut self, walk: &mut Walk<'_>, core: &mut D) {
+        let Sink {
+            to_client,
+            to_server,
+        } = mem::take(&mut self.sink);
+        let (mut back, mut across) = match walk.from {
+            Peer::Client(_) => (to_client, to_server),
+            Peer::Server(_) => (to_server, to_client),
+        };
+        if !back.is_empty() {
+            self.deliver(walk.from, &back, core);
+        }
+        if let (false, Some(to)) = (across.is_empty(), link(walk.from, core)) {
+            if walk.to != Some(to) {
+                self.let_out(walk, core);
+                walk.to = Some(to);
+            }
+            self.join(walk, core);
+            walk.joined.extend_from_slice(&across);
+        }
+        back.clear();
+        across.clear();
+        self.sink = match walk.from {
+            Peer::Client(_) => Sink {
+                to_client: back,
+                to_server: across,
+            },
+            Peer::Server(_) => Sink {
+                to_client: across,
+                to_server: back,
+            },
+        };
+    }
+
+    /// Puts the run behind the joined bytes, or sends both if they are many.
+    fn join<D: Decisions>(&mut self, walk: &mut Walk<'_>, core: &mut D) {
+        if walk.run.len() > JOIN || walk.joined.len() > SCRATCH {
+            self.let_out(walk, core);
+            return;
+        }
+        let run = walk.data.get(walk.run.clone()).unwrap_or_default();
+        walk.joined.extend_from_slice(run);
+        walk.run = 0..0;
+    }
+
+    /// Sends what has been gathered for the present destination.
+    fn let_out<D: Decisions>(&mut self, walk: &mut Walk<'_>, core: &mut D) {
+        let Some(to) = walk.to else {
+            return;
+        };
+        if !walk.joined.is_empty() {
+            if walk.run.len() <= JOIN {
+                let run = walk.data.get(walk.run.clone()).unwrap_or_default();
+                walk.joined.extend_from_slice(run);
+                walk.run = 0..0;
+            }
+            self.deliver(to, &walk.joined, core);
+            walk.joined.clear();
+        }
+        if !walk.run.is_empty() {
+            self.deliver(to, walk.run_bytes(), core);
+            walk.run = 0..0;
+        }
+    }
+}
