@@ -1,7 +1,7 @@
 //! What may happen in a turn, and how often.
 
 use crate::client::Phase;
-use crate::net::{key, peer_of};
+use crate::net::peer_of;
 use crate::talk;
 use crate::world::World;
 use pgturnstile::base::Micros;
@@ -273,10 +273,5 @@ impl World {
                 self.core.reconnect(None);
             }
         }
-    }
-
-    /// The key of a server, for maps.
-    pub fn server_key(id: pgturnstile::core::ServerId) -> crate::net::Key {
-        key(Peer::Server(id))
     }
 }

@@ -2,6 +2,7 @@
 //! `SEEDS=5000` sweeps so many seeds, `SEED=17` replays one with a trace; doc/reliability.md.
 
 #![allow(clippy::print_stdout, reason = "a trace is printed")]
+#![allow(unreachable_pub, reason = "a test has no other users")]
 
 mod client;
 mod dice;

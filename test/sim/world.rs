@@ -104,7 +104,8 @@ impl World {
 
     /// A turn of the loop, with some random events.
     pub fn turn(&mut self) {
-        self.begin_turn(self.dice.below(60_000) as u64);
+        let micros = self.dice.below(60_000) as u64;
+        self.begin_turn(micros);
         for _ in 0..=self.dice.below(4) {
             self.event();
             self.perform();
