@@ -197,7 +197,7 @@ impl World {
         if !self.clients.is_empty() {
             let at = self.dice.below(self.clients.len());
             talk::nonsense(&mut self.clients[at], &mut self.dice);
-            self.clients[at].phase = Phase::Left;
+            self.clients[at].leave(false);
             self.trace(|world| format!("client {} talks nonsense", world.clients[at].number));
             self.clients.swap_remove(at);
         }

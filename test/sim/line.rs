@@ -59,6 +59,12 @@ impl Pipe {
         self.finish();
     }
 
+    /// Nothing of what has not been received ever is.
+    pub fn swallow(&mut self) {
+        self.up.clear();
+        self.arrived = 0;
+    }
+
     /// Bytes that are still on their way up.
     pub fn travelling(&self) -> usize {
         self.up.len() - self.arrived
@@ -120,8 +126,4 @@ impl Pipe {
         self.room = self.capacity;
     }
 
-    /// True if the pooler can send.
-    pub fn has_room(&self) -> bool {
-        self.room > 0 || self.broken
-    }
 }

@@ -105,7 +105,7 @@ fn attempt(ring: Ring, seed: u64) -> Result<(), Failure> {
 fn play(ring: Ring, seed: u64, tracing: bool) {
     STEP.with(|step| step.set(0));
     let net = match ring {
-        Ring::Core => Box::new(net::Packets::new(seed)),
+        Ring::Core => Box::new(net::Packets::new(seed, tracing)),
     };
     let mut world = World::new(seed, tracing, net);
     for _ in 0..100 + world.dice.below(300) {

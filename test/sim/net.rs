@@ -52,6 +52,7 @@ pub struct Packets {
     ready: VecDeque<Peer>,
     dice: Dice,
     sink: Sink,
+    tracing: bool,
 }
 
 /// Peers in an order.
@@ -84,12 +85,13 @@ fn link(peer: Peer, core: &Core) -> Option<Peer> {
 
 impl Packets {
     /// Without connections.
-    pub fn new(seed: u64) -> Packets {
+    pub fn new(seed: u64, tracing: bool) -> Packets {
         Packets {
             conns: BTreeMap::new(),
             ready: VecDeque::new(),
             dice: Dice::new(seed ^ 0x5eed),
             sink: Sink::default(),
+            tracing,
         }
     }
 
@@ -235,6 +237,10 @@ impl Packets {
         };
         if let Some(conn) = self.conn(peer) {
             conn.held = held;
+        }
+        if self.tracing {
+            let tag = self.conns.get(&key(peer)).map_or(0, |conn| conn.held[0]) as char;
+            println!("      {peer:?} '{tag}' {len}: {verdict:?}");
         }
         let to = link(peer, core);
         self.empty_sink(peer, core);

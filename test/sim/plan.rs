@@ -127,6 +127,7 @@ fn settings(dice: &mut Dice, calm: bool) -> Settings {
     if calm {
         settings.query_wait_timeout = off;
         settings.client_login_timeout = off;
+        settings.server_connect_timeout = off;
         settings.max_client_conn = 100;
     }
     settings

@@ -74,8 +74,6 @@ pub struct Server {
     pub line: Line,
     /// How it behaves.
     pub nature: Nature,
-    /// The host that it runs on.
-    pub host: String,
     /// Its cancel key.
     pub key: u64,
     /// It sent something while nobody had asked: being closed as dirty is right.
@@ -84,6 +82,8 @@ pub struct Server {
     pub chatty: bool,
     /// What one client leaves behind is cleared before the next one comes.
     pub is_reset: bool,
+    /// It has sent a completion too many.
+    pub overdid: bool,
     pub(super) inbox: Vec<u8>,
     stage: Stage,
     defaults: BTreeMap<String, String>,
@@ -119,16 +119,16 @@ const REPORTED: [(&str, &str); 7] = [
 
 impl Server {
     /// A server that has just accepted a connection.
-    pub fn new(line: Line, nature: Nature, host: &str, key: u64, patience: u32) -> Server {
+    pub fn new(line: Line, nature: Nature, key: u64, patience: u32) -> Server {
         line.borrow_mut().atomic = nature == Nature::OneTooMany;
         Server {
             line,
             nature,
-            host: host.to_owned(),
             key,
             excused: false,
             chatty: false,
             is_reset: false,
+            overdid: false,
             inbox: Vec::new(),
             stage: Stage::Opening,
             defaults: BTreeMap::new(),
@@ -492,7 +492,10 @@ impl Server {
     fn misbehave_or_ready(&mut self) {
         use Nature as N;
         let shows = !matches!(self.nature, N::Good | N::Refuses | N::Silent | N::Babbles);
-        if !shows || self.patience > 1 {
+        // A completion too many that meets another request can't be told from its reply.
+        let more = !self.inbox.is_empty() || !self.line.borrow().down.is_empty();
+        let not_now = self.nature == N::OneTooMany && more;
+        if !shows || self.patience > 1 || not_now {
             self.patience = self.patience.saturating_sub(1);
             return self.ready();
         }
@@ -507,6 +510,7 @@ impl Server {
                 self.ready();
                 self.say(complete);
                 self.ready();
+                self.overdid = true;
             }
             N::WrongReply => self.say(|out| write::packet(out, b'2', |_| {})),
             N::WrongLetter => self.say(|out| write::packet(out, b'~', |_| {})),

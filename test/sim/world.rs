@@ -11,7 +11,7 @@ use pgturnstile::base::Micros;
 use pgturnstile::config::PoolMode;
 use pgturnstile::core::pause::Mode;
 use pgturnstile::core::{
-    Action, Addr, ClientId, Core, Decisions, Loss, Origin, Peer, ServerId, Surroundings, Target,
+    Action, Addr, ClientId, Core, Decisions, Loss, Origin, Peer, ServerId, Surroundings,
 };
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +33,7 @@ pub struct World {
     pub clients: Vec<Client>,
     pub servers: BTreeMap<Key, Server>,
     /// Connections that are being opened.
-    pub dials: Vec<(ServerId, Target)>,
+    pub dials: Vec<ServerId>,
     /// Clients whose queries somebody wanted to cancel.
     pub targets: BTreeSet<u32>,
     pub now: Micros,
@@ -164,8 +164,8 @@ impl World {
                 let target = self.core.target(id);
                 self.trace(|_| format!("  connect {id:?} to {target:?}"));
                 self.check_launch(id);
-                if let Some(target) = target {
-                    self.dials.push((id, target));
+                if target.is_some() {
+                    self.dials.push(id);
                 }
             }
             Action::Resume(id) => {
@@ -175,7 +175,7 @@ impl World {
             Action::Close(peer) => {
                 self.trace(|_| format!("  close {peer:?}"));
                 if let Peer::Server(id) = peer {
-                    self.dials.retain(|(dialled, _)| *dialled != id);
+                    self.dials.retain(|dialled| *dialled != id);
                 }
                 self.net.close(peer);
             }
@@ -240,7 +240,7 @@ impl World {
 
     /// A connection that is being opened succeeds or fails.
     pub fn dial_ends(&mut self, at: usize, works: bool) {
-        let (id, target) = self.dials.remove(at);
+        let id = self.dials.remove(at);
         let Some(server) = self.core.servers().get(id) else {
             return;
         };
@@ -255,7 +255,7 @@ impl World {
         let line: Line = line::line(room);
         self.next_key += 1;
         let patience = self.dice.below(6) as u32;
-        let mut model = Server::new(line.clone(), nature, &target.host, self.next_key, patience);
+        let mut model = Server::new(line.clone(), nature, self.next_key, patience);
         if let Some(pool) = self.core.pool(pool) {
             let session = self.core.effective(pool).pool_mode() == PoolMode::Session;
             let settings = self.core.settings();
@@ -300,16 +300,31 @@ impl World {
             Ok(effect) => effect,
             Err(text) => self.fail(&format!("{text} (server {at:?})")),
         };
+        let overdid = std::mem::take(&mut server.overdid);
         let gone = server.is_gone() && server.line.borrow().ended;
         if gone {
             self.servers.remove(&at);
         } else {
             self.net.writable(crate::net::peer_of(at), &mut self.core);
         }
+        if overdid {
+            self.show_at_once(at);
+        }
         if let Effect::Cancel(key) = effect {
             let target = self.servers.values_mut().find(|server| server.key == key);
             if let Some(Err(text)) = target.map(|server| server.cancel(&self.targets)) {
                 self.fail(&text);
+            }
+        }
+    }
+
+    /// A completion too many must not meet the next request, or nobody could tell what it is.
+    fn show_at_once(&mut self, at: Key) {
+        self.arrive(crate::net::peer_of(at), usize::MAX / 2);
+        if let Some(server) = self.servers.get_mut(&at) {
+            if server.line.borrow().stirs() {
+                server.line.borrow_mut().swallow();
+                server.die(true);
             }
         }
     }
