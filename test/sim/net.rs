@@ -43,6 +43,8 @@ struct Conn {
     stopped: bool,
     lost: bool,
     undrained: bool,
+    /// It got the beginning of a packet whose rest never comes: nothing may follow that.
+    cut: bool,
     unsent: Vec<u8>,
 }
 
@@ -306,6 +308,7 @@ impl Net for Packets {
             stopped: false,
             lost: false,
             undrained: false,
+            cut: false,
             unsent: Vec::new(),
         };
         self.conns.insert(key(peer), conn);
@@ -340,6 +343,9 @@ impl Net for Packets {
     }
 
     fn send(&mut self, peer: Peer, bytes: &[u8], core: &mut Core) {
+        if self.conn(peer).is_some_and(|conn| conn.cut) {
+            return;
+        }
         self.deliver(peer, bytes, core);
     }
 
@@ -361,6 +367,11 @@ impl Net for Packets {
     fn close(&mut self, peer: Peer) {
         if let Some(conn) = self.conns.remove(&key(peer)) {
             conn.line.borrow_mut().ended = true;
+            if let Some(to) = conn.to.filter(|_| conn.pass > 0) {
+                if let Some(to) = self.conn(to) {
+                    to.cut = true;
+                }
+            }
         }
         // Whoever was not read because of this one's unsent bytes is looked at again.
         let servers = self.conns.keys().filter(|key| key.0);

@@ -164,7 +164,7 @@ impl World {
                 continue;
             }
             let line = model.line.borrow();
-            if !model.is_free() || !line.down.is_empty() || !model.inbox.is_empty() {
+            if !model.is_free() || model.is_asked() {
                 self.fail(&format!("HEART: {id:?} counts as free, but is at work"));
             }
             if line.stirs() && !model.chatty {
@@ -233,7 +233,7 @@ impl World {
         let cancels = pool.clients(ClientState::WaitingCancel).len();
         let limit = if cancels > 0 { 2 * size } else { size };
         let total = pool.server_count();
-        if size > 0 && total > limit && (self.memory.knows(pool) || cancels > 0) {
+        if size > 0 && total > limit && self.memory.knows(pool) {
             self.fail(&format!(
                 "LIMITS: connection {total} of {:?}, where {limit} are allowed",
                 pool.names()

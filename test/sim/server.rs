@@ -179,6 +179,19 @@ impl Server {
             || self.running.is_some()
     }
 
+    /// True if something that it will answer is on its way to it. COPY messages that come when
+    /// the COPY is over are not.
+    pub fn is_asked(&self) -> bool {
+        let mut bytes = self.inbox.clone();
+        bytes.extend(&self.line.borrow().down);
+        while let Some((tag, _)) = speech::take_packet(&mut bytes) {
+            if !matches!(tag, b'd' | b'c' | b'f') {
+                return true;
+            }
+        }
+        !matches!(bytes.first(), None | Some(b'd' | b'c' | b'f'))
+    }
+
     /// True if it has read part of a message.
     pub fn is_mid_message(&self) -> bool {
         let typed = self.stage == Stage::Ready;

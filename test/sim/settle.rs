@@ -5,7 +5,9 @@ use crate::client::Phase;
 use crate::talk;
 use crate::world::World;
 use pgturnstile::base::Micros;
+use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::Signal;
+use pgturnstile::core::pool::PoolId;
 use pgturnstile::core::server::ServerState;
 use pgturnstile::core::{Decisions, Peer};
 
@@ -133,17 +135,42 @@ impl World {
             }
             let known = self.core.clients().get(client.id);
             let server = known.and_then(|known| known.server());
+            let server = server.and_then(|id| self.core.servers().get(id));
+            let pool = known.and_then(|known| known.pool());
             self.fail(&format!(
-                "LIVENESS: client {} ({:?}, {:?}) never ends: {:?} expects {:?}, server {server:?} {:?}",
+                "LIVENESS: client {} ({:?}, {:?}) never ends: {:?} expects {:?}, server {:?}, {}",
                 client.number,
                 client.id,
                 known.map(|known| known.state()),
                 client.phase,
                 client.expected.front(),
-                server.and_then(|id| self.core.servers().get(id)).map(|s| (s.state(), s.status())),
+                server.map(|server| (server.state(), server.status())),
+                pool.map_or_else(String::new, |pool| self.describe(pool)),
             ));
         }
-        self.fail("LIVENESS: the world does not come to rest");
+        let lines = self.net.peers().into_iter();
+        let lines = lines.filter(|peer| self.net.line(*peer).is_some_and(|l| l.borrow().stirs()));
+        let servers = self.servers.iter().filter(|(_, server)| server.has_work());
+        self.fail(&format!(
+            "LIVENESS: no rest; dials {:?}, lines {:?}, servers {:?}",
+            self.dials,
+            lines.collect::<Vec<_>>(),
+            servers.map(|(key, _)| key).collect::<Vec<_>>()
+        ));
+    }
+
+    fn describe(&self, id: PoolId) -> String {
+        let Some(pool) = self.core.pool(id) else {
+            return String::new();
+        };
+        let servers = ServerState::SHOWN.map(|(state, _)| pool.servers(state).len());
+        format!(
+            "pool {:?}: servers {servers:?}, {} wait, {} cancels, launch {:?}",
+            pool.names(),
+            pool.clients(ClientState::Waiting).len(),
+            pool.clients(ClientState::WaitingCancel).len(),
+            self.core.may_launch(id)
+        )
     }
 
     /// Everybody leaves; nothing may be left but free servers, and a shutdown ends the process.
