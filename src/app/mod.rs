@@ -79,7 +79,10 @@ impl Starting {
 
 /// The start in the order of config 7.1, then the loop until its end.
 fn start(run: &Run) -> Result<u8, Fatal> {
-    let mut starting = Starting { log: Log::new(run.quiet), journal: Journal::default() };
+    let mut starting = Starting {
+        log: Log::new(run.quiet),
+        journal: Journal::default(),
+    };
     starting.check(daemon::refuse_missing(run))?;
     let config = load(run, &mut starting)?;
     let users = files::load_users(&config.settings, &mut starting.journal);
@@ -90,7 +93,10 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     starting.check(daemon::become_user(user.unwrap_or("")))?;
     starting.check(daemon::refuse_root())?;
     let port = i64::from(settings.listen_port);
-    starting.check(daemon::refuse_second_instance(&settings.unix_socket_dir, port))?;
+    starting.check(daemon::refuse_second_instance(
+        &settings.unix_socket_dir,
+        port,
+    ))?;
     check_pidfile(&settings, &mut starting)?;
     let clock = Clock::start();
     let around = starting.check(surroundings(&clock))?;
@@ -102,8 +108,15 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     starting.say(Level::Log, limit)?;
     let net = starting.check(Net::new(options::net(&settings)).map_err(setup_failed))?;
     let signals = starting.check(Signals::install().map_err(setup_failed))?;
-    let mut process =
-        Process { core, net, log: starting.log, signals, next_tick: clock.now(), clock, exit: None };
+    let mut process = Process {
+        core,
+        net,
+        log: starting.log,
+        signals,
+        next_tick: clock.now(),
+        clock,
+        exit: None,
+    };
     let _pidfile = listen(&mut process, &settings)?;
     let code = process.run();
     process.net.listeners().remove_socket_file();
@@ -127,7 +140,10 @@ fn listen(process: &mut Process, settings: &Settings) -> Result<Option<daemon::O
     if let Err(error) = process.net.watch(process.signals.source(), SIGNALS) {
         return Err(fail(process, setup_failed(error)));
     }
-    process.core.journal.line(Level::Log, args::process_up(RESOLVER));
+    process
+        .core
+        .journal
+        .line(Level::Log, args::process_up(RESOLVER));
     Ok(pidfile)
 }
 
@@ -145,8 +161,11 @@ fn setup_failed(error: io::Error) -> String {
 fn load(run: &Run, starting: &mut Starting) -> Result<Config, Fatal> {
     let file = run.config.to_string_lossy().into_owned();
     starting.journal.set_verbose(run.verbose);
-    let given =
-        Settings { conffile: Some(file.clone()), verbose: run.verbose, ..Settings::default() };
+    let given = Settings {
+        conffile: Some(file.clone()),
+        verbose: run.verbose,
+        ..Settings::default()
+    };
     let (config, complete) = files::load(&given, &file, true, &mut starting.journal);
     starting.log.set_file(&config.settings.logfile);
     starting.print()?;
@@ -164,7 +183,10 @@ fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), F
         starting.say(Level::Warning, text)?;
     }
     let auth_type = config.settings.auth_type;
-    if matches!(auth_type, AuthType::Hba | AuthType::Cert | AuthType::Pam | AuthType::Ldap) {
+    if matches!(
+        auth_type,
+        AuthType::Hba | AuthType::Cert | AuthType::Pam | AuthType::Ldap
+    ) {
         let text = format!(
             "auth_type={} is not available in this version of pgturnstile: all logins are refused",
             auth_type.word()
@@ -216,5 +238,7 @@ fn expected_descriptors(core: &Core, settings: &Settings) -> i64 {
             }
         })
         .fold(0, i64::saturating_add);
-    i64::from(settings.max_client_conn).saturating_add(10).saturating_add(servers)
+    i64::from(settings.max_client_conn)
+        .saturating_add(10)
+        .saturating_add(servers)
 }

@@ -79,7 +79,9 @@ mod tests {
     fn signals_wake_the_poll_and_come_once_each() {
         let mut signals = Signals::install().unwrap();
         let mut poll = Poll::new().unwrap();
-        poll.registry().register(signals.source(), Token(7), Interest::READABLE).unwrap();
+        poll.registry()
+            .register(signals.source(), Token(7), Interest::READABLE)
+            .unwrap();
         assert_eq!(signals.take(), []);
         for _ in 0..2 {
             for number in [

@@ -39,7 +39,10 @@ impl Process {
     }
 
     fn turn(&mut self) {
-        let until_tick = self.next_tick.since(self.clock.now());
+        let until_tick = match self.core.is_pending() {
+            true => Micros(0),
+            false => self.next_tick.since(self.clock.now()),
+        };
         if let Err(error) = self.net.wait(Duration::from_micros(until_tick.0)) {
             let text = format!("waiting for events failed: {error}");
             self.core.journal.line(Level::Fatal, text);
@@ -115,8 +118,7 @@ impl Process {
     fn reload(&mut self, console: Option<ClientId>) {
         let settings = self.core.settings().clone();
         let file = settings.conffile.clone().unwrap_or_default();
-        let (config, complete) =
-            files::load(&settings, &file, false, &mut self.core.journal);
+        let (config, complete) = files::load(&settings, &file, false, &mut self.core.journal);
         self.core.configure(config, complete);
         if complete {
             let settings = self.core.settings().clone();

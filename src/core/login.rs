@@ -2,7 +2,7 @@
 
 use super::client::{Access, ClientState, Console};
 use super::database::{DatabaseId, Source, UserId, CONSOLE};
-use super::face::{Action, Addr, ClientId, Packet, Peer, Sink, Verdict};
+use super::face::{Addr, ClientId, Packet, Sink, Verdict};
 use super::fault::{self, Fault};
 use super::pool::PoolId;
 use super::stats::Counter;
@@ -453,48 +453,6 @@ impl Core {
         Ok(())
     }
 
-    /// Sends the welcome to a client that waited for it.
-    pub(super) fn send_welcome(&mut self, id: ClientId) {
-        let mut message = Vec::new();
-        self.welcome(id, &mut message);
-        self.actions
-            .push_back(Action::Send(Peer::Client(id), message));
-    }
-
-    /// Writes AuthenticationOk, the parameters, the cancel key and ReadyForQuery.
-    fn welcome(&mut self, id: ClientId, out: &mut Vec<u8>) {
-        let key = self.new_cancel_key(id);
-        let Some(client) = self.clients.get_mut(id) else {
-            return;
-        };
-        client.login = None;
-        client.welcomed = true;
-        write::authentication(out, 0, b"");
-        if client.console.is_some() {
-            for (name, value) in CONSOLE_PARAMETERS {
-                write::parameter_status(out, name.as_bytes(), value.as_bytes());
-            }
-        } else {
-            let welcome = client
-                .pool
-                .and_then(|pool| self.pools.get(pool)?.welcome.clone());
-            if let Some(welcome) = welcome {
-                out.extend_from_slice(&welcome.untracked);
-                client.vars.fill(&self.tracked, &welcome.vars);
-            }
-        }
-        for (at, name) in self.tracked.names().enumerate() {
-            if let Some(value) = client.vars.get(at) {
-                write::parameter_status(out, name.as_bytes(), value);
-            }
-        }
-        write::backend_key(out, key);
-        if !self.settings.login_notify_message.is_empty() {
-            write::notice(out, self.settings.login_notify_message.as_bytes());
-        }
-        write::ready(out, b'I');
-    }
-
     fn set_stage(&mut self, id: ClientId, stage: Stage) {
         if let Some(login) = self
             .clients
@@ -576,17 +534,6 @@ impl Core {
         }
     }
 }
-
-/// What the admin database says at login (admin 1.4).
-const CONSOLE_PARAMETERS: [(&str, &str); 7] = [
-    ("server_version", "1.25.2/bouncer"),
-    ("client_encoding", "UTF8"),
-    ("server_encoding", "UTF8"),
-    ("DateStyle", "ISO"),
-    ("TimeZone", "GMT"),
-    ("standard_conforming_strings", "on"),
-    ("is_superuser", "on"),
-];
 
 /// The fault for bytes that can't be a packet.
 pub(super) fn bad_header(raw: &[u8]) -> Fault {

@@ -21,6 +21,7 @@ pub mod replies;
 pub mod server;
 pub mod stats;
 pub mod vars;
+mod welcome;
 mod wishes;
 
 pub use face::{
@@ -198,7 +199,7 @@ impl Core {
 
     /// True if the next turn has something to do without waiting for an event.
     pub fn is_pending(&self) -> bool {
-        !self.actions.is_empty()
+        !self.actions.is_empty() || !self.pending.is_empty()
     }
 
     fn next_number(&mut self) -> u64 {

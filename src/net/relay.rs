@@ -5,6 +5,10 @@
 //! gone: so memory is bounded by one scratch buffer per connection, and what the pooler itself says
 //! is in order by being appended. What has no decision yet (half a header, a packet that must be
 //! seen whole, the packets of a client that waits) stays with the source.
+//!
+//! The core may be asked about a connection that it has already given up (its `Close` is performed
+//! after the event): `Stop` is the answer. What is passed while there is no link is dropped. The
+//! bytes in the sink go out in front of the packet whose verdict came with them.
 
 use super::conn::{Conn, Received, Wire};
 use crate::base::{Side, Spare};
@@ -206,9 +210,7 @@ impl<W: Wire> Relay<W> {
 
     /// Sends the pooler's own words behind whatever is still unsent.
     pub fn send<D: Decisions>(&mut self, peer: Peer, bytes: &[u8], core: &mut D) {
-        if let Some(conn) = self.conns.get_mut(peer) {
-            conn.spoken_to = true;
-        }
+        self.spoke_to(peer);
         self.deliver(peer, bytes, core);
     }
 
@@ -240,6 +242,12 @@ impl<W: Wire> Relay<W> {
         conn.held.clear(&mut self.spare);
         conn.unsent.clear(&mut self.spare);
         Some(conn.wire)
+    }
+
+    fn spoke_to(&mut self, peer: Peer) {
+        if let Some(conn) = self.conns.get_mut(peer) {
+            conn.spoken_to = true;
+        }
     }
 
     fn enqueue(&mut self, peer: Peer) {

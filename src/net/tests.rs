@@ -252,3 +252,8 @@ fn events_of_older_connections_find_nothing() {
         .send(Peer::Server(stale), b"x", &mut process.core);
     assert!(process.core.log.is_empty());
 }
+
+#[test]
+fn connection_at_rest_is_small() {
+    assert!(size_of::<conn::Conn<Socket>>() <= 192);
+}

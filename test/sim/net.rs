@@ -343,7 +343,8 @@ impl Net for Packets {
     }
 
     fn send(&mut self, peer: Peer, bytes: &[u8], core: &mut Core) {
-        if self.conn(peer).is_some_and(|conn| conn.cut) {
+        let open = |conn: &Conn| conn.pass > 0 && conn.to == Some(peer);
+        if self.conn(peer).is_some_and(|conn| conn.cut) || self.conns.values().any(open) {
             return;
         }
         self.deliver(peer, bytes, core);

@@ -19,6 +19,8 @@ pub struct Memory {
     links: BTreeMap<ServerId, ClientId>,
     /// Pools that know what to welcome clients with.
     welcome: BTreeSet<(String, String)>,
+    /// Servers that were logging in at the end of the last turn.
+    logging_in: BTreeSet<ServerId>,
     /// Servers that are to be closed, as of the last turn.
     marked: BTreeSet<ServerId>,
 }
@@ -303,19 +305,25 @@ impl World {
                 self.memory.marked.insert(id);
             }
         }
-        for (_, pool) in self.core.pools() {
-            let states = [ServerState::Idle, ServerState::Active, ServerState::Tested];
-            for state in states {
-                for id in pool.servers(state).ids(self.core.servers()) {
-                    let server = self.core.servers().get(id);
-                    if server.is_some_and(|server| !server.close_needed()) {
-                        let (database, user) = pool.names();
-                        let name = (database.to_owned(), user.to_owned());
-                        self.memory.welcome.insert(name);
-                    }
+        let mut logging_in = BTreeSet::new();
+        for (id, server) in self.core.servers().iter() {
+            let Some(pool) = self.core.pool(server.pool()) else {
+                continue;
+            };
+            match server.state() {
+                ServerState::Login => {
+                    logging_in.insert(id);
                 }
+                ServerState::ActiveCancel => {}
+                _ if self.memory.logging_in.contains(&id) && !server.close_needed() => {
+                    let (database, user) = pool.names();
+                    let name = (database.to_owned(), user.to_owned());
+                    self.memory.welcome.insert(name);
+                }
+                _ => {}
             }
         }
+        self.memory.logging_in = logging_in;
     }
 }
 

@@ -7,7 +7,7 @@ use crate::world::World;
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::Signal;
-use pgturnstile::core::pool::PoolId;
+use pgturnstile::core::pool::{Pool, PoolId};
 use pgturnstile::core::server::ServerState;
 use pgturnstile::core::{Decisions, Peer};
 
@@ -38,11 +38,6 @@ impl World {
             settings.max_client_conn = 1000;
             true
         });
-        self.core.resume_all();
-        let databases: Vec<_> = self.core.databases().map(|(id, _)| id).collect();
-        for id in databases {
-            self.core.resume_database(id);
-        }
         for client in &mut self.clients {
             client.slow = false;
             client.line.borrow_mut().widen();
@@ -62,6 +57,14 @@ impl World {
     /// Everything that can move moves once.
     fn round(&mut self) {
         self.begin_turn(100_000);
+        if self.core.shutdown().is_none() {
+            self.core.resume_all();
+        }
+        let databases: Vec<_> = self.core.databases().map(|(id, _)| id).collect();
+        for id in databases {
+            self.core.resume_database(id);
+        }
+        self.perform();
         while !self.dials.is_empty() {
             self.dial_ends(0, true);
             self.perform();
@@ -102,7 +105,11 @@ impl World {
 
     /// Clients that hold a server in session mode without using it leave if others wait.
     fn make_way(&mut self) {
-        if self.clients.iter().all(|client| client.is_quiet() && client.phase != Phase::Login) {
+        let mut pools = self.core.pools();
+        let nobody = |state, pool: &Pool| pool.clients(state).is_empty();
+        if pools.all(|(_, pool)| {
+            nobody(ClientState::Waiting, pool) && nobody(ClientState::WaitingCancel, pool)
+        }) {
             return;
         }
         let at = self.clients.iter().position(|client| {
@@ -154,9 +161,16 @@ impl World {
         self.fail(&format!(
             "LIVENESS: no rest; dials {:?}, lines {:?}, servers {:?}",
             self.dials,
-            lines.collect::<Vec<_>>(),
+            lines.map(|peer| (peer, self.state_of(peer))).collect::<Vec<_>>(),
             servers.map(|(key, _)| key).collect::<Vec<_>>()
         ));
+    }
+
+    fn state_of(&self, peer: Peer) -> String {
+        match peer {
+            Peer::Client(id) => format!("{:?}", self.core.clients().get(id).map(|c| c.state())),
+            Peer::Server(id) => format!("{:?}", self.core.servers().get(id).map(|s| s.state())),
+        }
     }
 
     fn describe(&self, id: PoolId) -> String {
@@ -197,8 +211,9 @@ impl World {
             }
         }
         if shutdown && self.exit != Some(0) {
-            let count = self.core.servers().len();
-            self.fail(&format!("SHUTDOWN: {signal:?} does not end with {count} servers"));
+            let servers = self.core.servers().iter();
+            let states: Vec<_> = servers.map(|(id, server)| (id, server.state())).collect();
+            self.fail(&format!("SHUTDOWN: {signal:?} does not end with {states:?}"));
         }
         self.check_empty();
     }

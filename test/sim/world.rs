@@ -130,10 +130,15 @@ impl World {
         self.core.turn_end();
         self.perform();
         if ticked {
-            // What was marked while pools were served has its turn, too.
-            for _ in 0..4 {
+            // What was marked while pools were served has its turn, too; the loop does not sleep.
+            let mut turns = 0;
+            while self.core.is_pending() {
                 self.core.turn_end();
                 self.perform();
+                turns += 1;
+                if turns > 50 {
+                    self.fail("LIVENESS: the loop never sleeps again");
+                }
             }
         }
         self.read_journal();
@@ -146,7 +151,7 @@ impl World {
             while let Some(action) = self.core.next_action() {
                 self.act(action);
             }
-            if !self.net.go_on(&mut self.core) && !self.core.is_pending() {
+            if !self.net.go_on(&mut self.core) {
                 return;
             }
         }
@@ -251,7 +256,8 @@ impl World {
             return self.core.lost(Peer::Server(id), why);
         }
         let nature = self.draw_nature();
-        let room = if self.settling { usize::MAX / 2 } else { self.dice.pick(&[60, 100_000]) };
+        let small = !self.settling && nature != Nature::OneTooMany && self.dice.chance(50);
+        let room = if small { 60 } else { usize::MAX / 2 };
         let line: Line = line::line(room);
         self.next_key += 1;
         let patience = self.dice.below(6) as u32;

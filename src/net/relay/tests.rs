@@ -356,6 +356,20 @@ fn last_words_are_not_destroyed_by_unread_bytes() {
 }
 
 #[test]
+fn refusal_from_a_decision_is_not_destroyed_by_unread_bytes() {
+    let mut world = World::new(16, |_, _, sink| {
+        sink.to_client.extend_from_slice(b"no");
+        Verdict::Stop
+    });
+    world.send(world.client, &packet(b'Q', &[0; 20]));
+    assert!(!world.client_wire.0.borrow().sent.is_empty());
+    world.relay.close(world.client);
+    let far = world.client_wire.0.borrow();
+    assert!(far.sent.is_empty());
+    assert_eq!(far.got, b"no");
+}
+
+#[test]
 fn server_is_heard_after_its_slow_client_was_closed() {
     let mut world = pass_all(64);
     world.client_wire.0.borrow_mut().room = 0;
@@ -381,6 +395,7 @@ fn startup_packets_have_no_type() {
     world.send(world.client, b"\0\0\0\x09\0\x03");
     world.send(world.client, b"\0\0xp\0\0\0\x04");
     assert_eq!(world.got(world.client), b"\0\0p");
+    assert!(world.relay.is_idle(world.client) && !world.relay.owns_memory(world.client));
 }
 
 struct Dice(u64);
@@ -436,16 +451,11 @@ fn every_byte_arrives_whatever_the_network_does() {
     for seed in 0..500 {
         let mut dice = Dice(seed);
         let scratch = [16, 50, 300, 5000][dice.below(4)];
-        let mut world = World::new(scratch, |from, packet, sink| {
-            mixed(
-                from,
-                packet,
-                sink,
-                match from {
-                    Peer::Client(_) => |sink| sink.to_server.extend(b"<!>"),
-                    Peer::Server(_) => |sink| sink.to_client.extend(b"<!>"),
-                },
-            )
+        let mut moods = Dice(seed ^ 0xabcd);
+        let mut world = World::new(scratch, move |from, packet, sink| match from {
+            Peer::Client(_) if moods.below(6) == 0 => Verdict::Wait,
+            Peer::Client(_) => mixed(from, packet, sink, |sink| sink.to_server.extend(b"<!>")),
+            Peer::Server(_) => mixed(from, packet, sink, |sink| sink.to_client.extend(b"<!>")),
         });
         world.relay.limits.unsent = 20;
         let peers = [world.client, world.server];
@@ -457,7 +467,7 @@ fn every_byte_arrives_whatever_the_network_does() {
         }
         for turn in 0..100_000 {
             let side = dice.below(2);
-            match dice.below(3) {
+            match dice.below(4) {
                 0 => {
                     let rest = &streams[side].0[at[side]..];
                     let count = dice.below(rest.len().min(200) + 1);
@@ -467,6 +477,7 @@ fn every_byte_arrives_whatever_the_network_does() {
                     }
                 }
                 1 => world.room(peers[side], dice.below(400)),
+                2 => world.relay.resume(world.client_id, &mut world.core),
                 _ => {
                     world.relay.pump_ready(&mut world.core);
                 }
@@ -482,6 +493,9 @@ fn every_byte_arrives_whatever_the_network_does() {
             world.room(peer, 10_000);
         }
         while world.relay.pump_ready(&mut world.core) {}
+        while !world.relay.is_idle(world.client) {
+            world.relay.resume(world.client_id, &mut world.core);
+        }
         for peer in peers {
             assert!(world.relay.is_idle(peer), "seed {seed}");
             assert!(!world.relay.owns_memory(peer), "seed {seed}");

@@ -138,6 +138,11 @@ impl<W: Wire> Relay<W> {
         let max = walk.max;
         let (tag, len) = match (Framer { startup, max }).first(rest) {
             Frame::NeedMore => return Step::Leave,
+            // The limit may have risen with a packet before this one: login is over.
+            Frame::Bad(_) if core.max_packet(from) != max => {
+                walk.max = core.max_packet(from);
+                return Step::Go;
+            }
             Frame::Bad(raw) => {
                 self.let_out(walk, core);
                 core.bad_header(from, raw);
@@ -209,6 +214,7 @@ impl<W: Wire> Relay<W> {
             Peer::Server(_) => (to_server, to_client),
         };
         if !back.is_empty() {
+            self.spoke_to(walk.from);
             self.deliver(walk.from, &back, core);
         }
         if let (false, Some(to)) = (across.is_empty(), link(walk.from, core)) {
@@ -216,6 +222,7 @@ impl<W: Wire> Relay<W> {
                 self.let_out(walk, core);
                 walk.to = Some(to);
             }
+            self.spoke_to(to);
             self.join(walk, core);
             walk.joined.extend_from_slice(&across);
         }

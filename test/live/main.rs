@@ -1,0 +1,17 @@
+//! Live tests: the pooler as a process between real clients and a real PostgreSQL (or a fake one that misbehaves).
+
+#[path = "../rig/mod.rs"]
+mod rig;
+
+mod auth;
+mod cancel;
+mod console;
+mod copy;
+mod drivers;
+mod garbage;
+mod memory;
+mod parameters;
+mod pooling;
+mod protocol;
+mod servers;
+mod shutdown;

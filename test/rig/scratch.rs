@@ -1,0 +1,149 @@
+//! The folder of a run, the user its children run as, and the watcher that ends what a run leaves behind.
+
+use std::io::Write;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use nix::unistd::{geteuid, User};
+
+/// The watcher reads `+PID` and `-PID`; when its input ends (the run is over, whatever the reason), it stops the processes that
+/// are left and removes the folder. A process of its own survives even a killed test run.
+const WATCHER: &str = r#"
+trap '' INT TERM HUP QUIT
+pids=' '
+while read -r line; do
+  case $line in
+    +*) pids="$pids${line#+} " ;;
+    -*) pids=$(printf '%s' "$pids" | sed "s/ ${line#-} / /") ;;
+  esac
+done
+for p in $pids; do kill -QUIT "$p" 2>/dev/null; done
+for p in $pids; do
+  n=0
+  while kill -0 "$p" 2>/dev/null && [ $n -lt 50 ]; do n=$((n + 1)); sleep 0.1; done
+  kill -KILL "$p" 2>/dev/null
+done
+rm -rf "$1"
+"#;
+
+/// Folder and watcher of this test run.
+pub(crate) struct Scratch {
+    root: PathBuf,
+    watcher: Mutex<ChildStdin>,
+    serial: AtomicU32,
+}
+
+/// The scratch of this process, made on first use.
+pub(crate) fn scratch() -> &'static Scratch {
+    static SCRATCH: OnceLock<Scratch> = OnceLock::new();
+    SCRATCH.get_or_init(Scratch::make)
+}
+
+/// The user that children must run as: none unless the tests run as root, which PostgreSQL and poolers refuse.
+fn unprivileged() -> Option<&'static User> {
+    static USER: OnceLock<Option<User>> = OnceLock::new();
+    USER.get_or_init(|| {
+        if !geteuid().is_root() {
+            return None;
+        }
+        let known = ["postgres", "nobody"].into_iter();
+        let user = known
+            .filter_map(|name| User::from_name(name).ok().flatten())
+            .next();
+        Some(user.expect("neither user postgres nor nobody exists"))
+    })
+    .as_ref()
+}
+
+/// A command that runs as the unprivileged user, in a process group of its own, without input.
+pub(crate) fn command(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    if let Some(user) = unprivileged() {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .current_dir("/");
+    command
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("LC_ALL", "C");
+    command
+}
+
+/// Gives a file or folder to the user of `command`.
+fn hand_over(path: &Path) {
+    if let Some(user) = unprivileged() {
+        chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    }
+}
+
+impl Scratch {
+    fn make() -> Self {
+        let mut serial = 0;
+        let root = loop {
+            let root = PathBuf::from(format!("/tmp/pgt-{}-{serial}", std::process::id()));
+            match std::fs::create_dir(&root) {
+                Ok(()) => break root,
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => serial += 1,
+                Err(e) => panic!("cannot create {}: {e}", root.display()),
+            }
+        };
+        hand_over(&root);
+        let mut watcher = Command::new("/bin/sh")
+            .args(["-c", WATCHER, "watcher"])
+            .arg(&root)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let input = watcher.stdin.take().unwrap();
+        Self {
+            root,
+            watcher: Mutex::new(input),
+            serial: AtomicU32::new(0),
+        }
+    }
+
+    /// A number that no other caller in this run gets.
+    pub(crate) fn serial(&self) -> u32 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A new folder that the unprivileged user owns; its path is short enough for sockets.
+    pub(crate) fn folder(&self) -> PathBuf {
+        let path = self.root.join(self.serial().to_string());
+        std::fs::create_dir(&path).unwrap();
+        hand_over(&path);
+        path
+    }
+
+    /// Tells the watcher about a child that must not outlive the run.
+    pub(crate) fn watch(&self, child: &Child) {
+        writeln!(self.watcher.lock().unwrap(), "+{}", child.id()).unwrap();
+    }
+
+    /// Tells the watcher that a child is gone, before its pid can be used again.
+    pub(crate) fn forget(&self, pid: u32) {
+        writeln!(self.watcher.lock().unwrap(), "-{pid}").unwrap();
+    }
+}
+
+/// Writes a file that the unprivileged user can read.
+pub(crate) fn write(path: &Path, text: impl AsRef<[u8]>) {
+    std::fs::write(path, text).unwrap();
+    hand_over(path);
+}
+
+/// A port that was free a moment ago. Callers try again when somebody else was faster.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
