@@ -4,7 +4,7 @@
 use crate::dice::Dice;
 use crate::line::Line;
 use crate::speech;
-use pgturnstile::core::{ClientId, Core, Decisions, Loss, Packet, Peer, Sink, Verdict};
+use pgturnstile::core::{ClientId, Core, Decisions, Loss, Packet, Peer, ServerId, Sink, Verdict};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What stands between the lines and the core.
@@ -73,7 +73,7 @@ pub fn peer_of(key: Key) -> Peer {
     match key {
         (false, index, generation) => Peer::Client(ClientId::from_parts(index, generation)),
         (true, index, generation) => {
-            Peer::Server(pgturnstile::core::ServerId::from_parts(index, generation))
+            Peer::Server(ServerId::from_parts(index, generation))
         }
     }
 }
@@ -153,7 +153,14 @@ impl Packets {
         let at_end = self
             .conn(peer)
             .is_some_and(|conn| conn.line.borrow().at_end());
-        self.settle(peer, core);
+        match peer {
+            Peer::Server(_) => self.settle(peer, core),
+            Peer::Client(_) => {
+                if let Some(server) = link(peer, core) {
+                    self.settle(server, core);
+                }
+            }
+        }
         if at_end {
             self.lose(peer, Loss::Receive, core);
         }
@@ -164,10 +171,18 @@ impl Packets {
         let Peer::Server(id) = peer else {
             return;
         };
-        if link(peer, core).is_some_and(|other| self.is_blocked(other)) {
-            return;
+        let Some(other) = link(peer, core) else {
+            return self.settle_free(id, core);
+        };
+        // Half a packet would swallow what the next client sends.
+        let half = self.conn(other).is_some_and(|conn| conn.pass > 0 && conn.to == Some(peer));
+        if !half && !self.is_blocked(other) {
+            self.settle_free(id, core);
         }
-        if let Some(conn) = self.conn(peer) {
+    }
+
+    fn settle_free(&mut self, id: ServerId, core: &mut Core) {
+        if let Some(conn) = self.conn(Peer::Server(id)) {
             let between = conn.held.is_empty() && conn.skip == 0 && conn.pass == 0;
             if conn.undrained && between && !conn.stopped && !conn.lost {
                 conn.undrained = false;

@@ -168,7 +168,12 @@ impl World {
 
     fn state_of(&self, peer: Peer) -> String {
         match peer {
-            Peer::Client(id) => format!("{:?}", self.core.clients().get(id).map(|c| c.state())),
+            Peer::Client(id) => {
+                let client = self.core.clients().get(id);
+                let pool = client.and_then(|client| client.pool());
+                let pool = pool.map_or_else(String::new, |pool| self.describe(pool));
+                format!("{:?} {pool}", client.map(|client| client.state()))
+            }
             Peer::Server(id) => format!("{:?}", self.core.servers().get(id).map(|s| s.state())),
         }
     }
