@@ -75,6 +75,11 @@ impl Pipe {
         self.arrived > 0 || (self.up_end && self.up.is_empty())
     }
 
+    /// True if bytes have arrived.
+    pub fn has_bytes(&self) -> bool {
+        self.arrived > 0
+    }
+
     /// True if something is under way or has arrived.
     pub fn stirs(&self) -> bool {
         !self.up.is_empty() || self.up_end

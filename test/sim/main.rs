@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "a trace is printed")]
 #![allow(unreachable_pub, reason = "a test has no other users")]
 
+mod bytes;
 mod client;
 mod dice;
 mod event;
@@ -27,12 +28,18 @@ use world::{World, STEP};
 /// One of the two rings that a seed is played in.
 #[derive(Clone, Copy, Debug)]
 enum Ring {
+    /// The core, with the relay played by the simulator.
     Core,
+    /// The core and the relay over wires that cut and refuse.
+    Bytes,
+}
+
+impl Ring {
+    const ALL: [Ring; 2] = [Ring::Core, Ring::Bytes];
 }
 
 /// A seed that failed.
 struct Failure {
-    ring: Ring,
     seed: u64,
     step: u64,
     text: String,
@@ -40,26 +47,33 @@ struct Failure {
 
 fn main() {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let rings = match std::env::var("RING").as_deref() {
+        Ok("core") => &Ring::ALL[..1],
+        Ok("bytes") => &Ring::ALL[1..],
+        _ => &Ring::ALL[..],
+    };
     if let Some(seed) = number("SEED") {
-        play(Ring::Core, seed, true);
-        println!("seed {seed} passes");
+        for ring in rings {
+            play(*ring, seed, true);
+            println!("{ring:?}: seed {seed} passes");
+        }
         return;
     }
     let seeds = number("SEEDS").unwrap_or(2000);
     let first = number("FIRST").unwrap_or(1);
     panic::set_hook(Box::new(|_| {}));
-    let start = Instant::now();
-    let failures = sweep(Ring::Core, first, seeds);
-    for failure in failures.iter().take(20) {
-        let Failure { ring, seed, step, text } = failure;
-        println!("{ring:?} SEED={seed} step {step}: {text}");
+    let mut failed = false;
+    for ring in rings {
+        let start = Instant::now();
+        let failures = sweep(*ring, first, seeds);
+        for Failure { seed, step, text } in failures.iter().take(20) {
+            println!("{ring:?} SEED={seed} step {step}: {text}");
+        }
+        let (count, time) = (failures.len(), start.elapsed().as_secs_f64());
+        println!("{ring:?}: {seeds} seeds, {count} failures, {time:.1} s");
+        failed |= count > 0;
     }
-    println!(
-        "{seeds} seeds, {} failures, {:.1} s",
-        failures.len(),
-        start.elapsed().as_secs_f64()
-    );
-    if !failures.is_empty() {
+    if failed {
         std::process::exit(1);
     }
 }
@@ -90,7 +104,6 @@ fn sweep(ring: Ring, first: u64, seeds: u64) -> Vec<Failure> {
 fn attempt(ring: Ring, seed: u64) -> Result<(), Failure> {
     let result = panic::catch_unwind(AssertUnwindSafe(|| play(ring, seed, false)));
     result.map_err(|cause| Failure {
-        ring,
         seed,
         step: STEP.with(Cell::get),
         text: cause
@@ -104,8 +117,9 @@ fn attempt(ring: Ring, seed: u64) -> Result<(), Failure> {
 /// One run from its first turn to the farewell.
 fn play(ring: Ring, seed: u64, tracing: bool) {
     STEP.with(|step| step.set(0));
-    let net = match ring {
+    let net: Box<dyn net::Net> = match ring {
         Ring::Core => Box::new(net::Packets::new(seed, tracing)),
+        Ring::Bytes => Box::new(bytes::Bytes::new(seed, tracing)),
     };
     let mut world = World::new(seed, tracing, net);
     for _ in 0..100 + world.dice.below(300) {

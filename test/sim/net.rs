@@ -183,7 +183,8 @@ impl Packets {
 
     fn settle_free(&mut self, id: ServerId, core: &mut Core) {
         if let Some(conn) = self.conn(Peer::Server(id)) {
-            let between = conn.held.is_empty() && conn.skip == 0 && conn.pass == 0;
+            let read = conn.held.is_empty() && !conn.line.borrow().has_bytes();
+            let between = read && conn.skip == 0 && conn.pass == 0;
             if conn.undrained && between && !conn.stopped && !conn.lost {
                 conn.undrained = false;
                 core.server_drained(id);
