@@ -35,7 +35,7 @@ const OFTEN: [(usize, Kind); 12] = [
     (12, Kind::Leave),
     (2, Kind::Nonsense),
     (6, Kind::Fault),
-    (12, Kind::Cancel),
+    (25, Kind::Cancel),
     (10, Kind::Admin),
     (6, Kind::Jump),
 ];
@@ -196,7 +196,9 @@ impl World {
     fn somebody_talks_nonsense(&mut self) {
         if !self.clients.is_empty() {
             let at = self.dice.below(self.clients.len());
-            talk::nonsense(&mut self.clients[at], &mut self.dice);
+            if self.clients[at].later.is_empty() {
+                talk::nonsense(&mut self.clients[at], &mut self.dice);
+            }
             self.clients[at].leave(false);
             self.trace(|world| format!("client {} talks nonsense", world.clients[at].number));
             self.clients.swap_remove(at);

@@ -13,6 +13,8 @@ pub struct Pipe {
     arrived: usize,
     /// The model sends no more.
     up_end: bool,
+    /// The pooler's end knows that.
+    end_told: bool,
     /// From the pooler to the model.
     pub down: VecDeque<u8>,
     /// So many more bytes fit into `down`.
@@ -70,11 +72,6 @@ impl Pipe {
         self.up.len() - self.arrived
     }
 
-    /// True if the pooler has something to receive, be it the end.
-    pub fn has_news(&self) -> bool {
-        self.arrived > 0 || (self.up_end && self.up.is_empty())
-    }
-
     /// True if bytes have arrived.
     pub fn has_bytes(&self) -> bool {
         self.arrived > 0
@@ -85,10 +82,15 @@ impl Pipe {
         !self.up.is_empty() || self.up_end
     }
 
-    /// So many more bytes arrive.
-    pub fn arrive(&mut self, count: usize) {
+    /// So many more bytes arrive, or the end; false if nothing new did. As with the kernel's edges
+    /// nobody is told twice.
+    pub fn arrive(&mut self, count: usize) -> bool {
         let count = if self.atomic { self.up.len() } else { count };
-        self.arrived = self.up.len().min(self.arrived + count);
+        let before = self.arrived;
+        self.arrived = self.up.len().min(self.arrived.saturating_add(count));
+        let ends = self.up_end && self.travelling() == 0;
+        let new_end = ends && !std::mem::replace(&mut self.end_told, ends);
+        self.arrived > before || new_end
     }
 
     /// What has arrived and was not received, up to `limit` bytes.

@@ -107,6 +107,11 @@ impl Packets {
             .is_some_and(|conn| !conn.unsent.is_empty())
     }
 
+    /// Whoever was not read because of another one's unsent bytes is looked at again.
+    fn wake_all(&mut self) {
+        self.ready.extend(self.conns.keys().map(|key| peer_of(*key)));
+    }
+
     fn lose(&mut self, peer: Peer, why: Loss, core: &mut Core) {
         if let Some(conn) = self.conn(peer) {
             if !std::mem::replace(&mut conn.lost, true) {
@@ -344,9 +349,7 @@ impl Net for Packets {
         let unsent = std::mem::take(&mut conn.unsent);
         self.deliver(peer, &unsent, core);
         if !self.is_blocked(peer) {
-            if let Some(other) = link(peer, core) {
-                self.ready.push_back(other);
-            }
+            self.wake_all();
         }
     }
 
@@ -390,9 +393,7 @@ impl Net for Packets {
                 }
             }
         }
-        // Whoever was not read because of this one's unsent bytes is looked at again.
-        let servers = self.conns.keys().filter(|key| key.0);
-        self.ready.extend(servers.map(|key| peer_of(*key)));
+        self.wake_all();
     }
 
     fn holds_back(&self, id: ClientId) -> bool {

@@ -21,6 +21,9 @@ pub struct Memory {
     welcome: BTreeSet<(String, String)>,
     /// Servers that were logging in at the end of the last turn.
     logging_in: BTreeSet<ServerId>,
+    /// Cancel requests under way by the server that carries them: the server that they are aimed
+    /// at, and its client when they were sent.
+    cancels: BTreeMap<ServerId, (ServerId, Option<ClientId>)>,
     /// Servers that are to be closed, as of the last turn.
     marked: BTreeSet<ServerId>,
 }
@@ -72,6 +75,7 @@ impl World {
         self.check_links();
         self.check_held_back();
         self.check_free_servers();
+        self.check_cancels();
         if ticked {
             self.check_waiting();
         }
@@ -173,6 +177,35 @@ impl World {
                 self.fail(&format!("HEART: {id:?} counts as free, but replies are under way"));
             }
         }
+    }
+
+    /// While a cancel request is under way nobody else gets the server that it is aimed at.
+    fn check_cancels(&mut self) {
+        let mut cancels = BTreeMap::new();
+        for (id, server) in self.core.servers().iter() {
+            let carrier = self.servers.get(&key(Peer::Server(id)));
+            let aim = carrier.and_then(|carrier| carrier.carried_key());
+            let (ServerState::ActiveCancel, Some(aim)) = (server.state(), aim) else {
+                continue;
+            };
+            let model = self.servers.iter().find(|(_, model)| model.key == aim);
+            let Some(Peer::Server(target)) = model.map(|(key, _)| crate::net::peer_of(*key)) else {
+                continue;
+            };
+            let Some(aimed_at) = self.core.servers().get(target) else {
+                continue;
+            };
+            let known = self.memory.cancels.get(&id).copied();
+            let (_, first) = known.unwrap_or((target, aimed_at.client()));
+            cancels.insert(id, (target, first));
+            let free = matches!(aimed_at.state(), ServerState::Idle | ServerState::Used);
+            let passed_on = aimed_at.client().is_some() && aimed_at.client() != first;
+            if free || passed_on {
+                let text = format!("CANCEL: {target:?} is given away while a request is under way");
+                self.fail(&text);
+            }
+        }
+        self.memory.cancels = cancels;
     }
 
     /// Somebody waits only for a reason.

@@ -179,6 +179,16 @@ impl Server {
             || self.running.is_some()
     }
 
+    /// The key in a CancelRequest that it has not handled yet.
+    pub fn carried_key(&self) -> Option<u64> {
+        let mut bytes = self.inbox.clone();
+        bytes.extend(&self.line.borrow().down);
+        let code = CANCEL_REQUEST.to_be_bytes();
+        let is_cancel = self.stage == Stage::Opening && bytes.get(4..8) == Some(&code[..]);
+        let key = bytes.get(8..16).filter(|_| is_cancel)?;
+        Some(u64::from_be_bytes(key.try_into().ok()?))
+    }
+
     /// True if something that it will answer is on its way to it. COPY messages that come when
     /// the COPY is over are not.
     pub fn is_asked(&self) -> bool {

@@ -168,7 +168,7 @@ impl Words<'_> {
                 }
                 "pipeline"
             }
-            6 => self.copy_in(),
+            6 | 14 => self.copy_in(),
             7 | 8 if self.client.status != b'I' => self.end_transaction(),
             7 | 9 | 10 => self.simple("BEGIN"),
             8 => self.odd(),
@@ -304,7 +304,7 @@ impl Words<'_> {
 
     /// COPY from the client; data at once or when asked for, Sync before or after them.
     fn copy_in(&mut self) -> &'static str {
-        let command = self.dice.pick(&["COPYIN 1", "COPYIN 9", "SELECT 1", "FAIL"]);
+        let command = self.dice.pick(&["COPYIN 1", "COPYIN 9", "COPYIN 9", "SELECT 1", "FAIL"]);
         let with_data = self.dice.chance(40);
         let extended = self.dice.chance(50);
         let number = if extended {
@@ -329,7 +329,7 @@ impl Words<'_> {
             });
         }
         if with_data {
-            for _ in 0..self.dice.below(3) {
+            for _ in 0..self.dice.below(4) {
                 self.data(number);
             }
             write::packet(&mut self.out, b'c', |_| {});
@@ -345,7 +345,8 @@ impl Words<'_> {
 
     fn data(&mut self, number: u32) {
         let client = self.client.number;
-        let text = Mark { client, number }.to_string();
+        let mut text = Mark { client, number }.to_string();
+        text.extend(std::iter::repeat_n('y', self.dice.pick(&[0, 30, 300])));
         write::packet(&mut self.out, b'd', |out| out.extend_from_slice(text.as_bytes()));
     }
 

@@ -351,8 +351,8 @@ impl World {
     /// Bytes of a line arrive.
     pub fn arrive(&mut self, peer: Peer, count: usize) {
         if let Some(line) = self.net.line(peer) {
-            line.borrow_mut().arrive(count);
-            if line.borrow().has_news() {
+            let news = line.borrow_mut().arrive(count);
+            if news {
                 self.net.readable(peer, &mut self.core);
             }
         }

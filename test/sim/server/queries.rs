@@ -130,7 +130,8 @@ impl Server {
                 if !extended {
                     self.columns(mark);
                 }
-                let text = mark.to_string();
+                let mut text = mark.to_string();
+                text.extend(std::iter::repeat_n('x', dice.pick(&[0, 0, 50, 400])));
                 for _ in 0..number {
                     self.say(|out| write::data_row(out, [Some(text.as_bytes())].into_iter()));
                     if dice.chance(5) {
