@@ -120,7 +120,10 @@ impl Client {
 
     /// True if it waits for nothing and has nothing half said.
     pub fn is_quiet(&self) -> bool {
-        self.expected.is_empty() && self.copying.is_none() && !self.unsynced && self.later.is_empty()
+        self.expected.is_empty()
+            && self.copying.is_none()
+            && !self.unsynced
+            && self.later.is_empty()
     }
 
     /// The mark of its next request.
@@ -226,7 +229,10 @@ impl Client {
     fn reply(&mut self, tag: u8, body: &[u8], number: Option<u32>) -> Result<(), String> {
         let head = self.expected.front().copied();
         let Some(head) = head else {
-            return Err(format!("got '{}' {number:?} without a request", tag as char));
+            return Err(format!(
+                "got '{}' {number:?} without a request",
+                tag as char
+            ));
         };
         let what = || format!("got '{}' {number:?}, expected {head:?}", tag as char);
         if number.is_some_and(|number| number != head.number) {

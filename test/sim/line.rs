@@ -132,5 +132,4 @@ impl Pipe {
         self.capacity = usize::MAX / 2;
         self.room = self.capacity;
     }
-
 }

@@ -72,9 +72,7 @@ pub fn key(peer: Peer) -> Key {
 pub fn peer_of(key: Key) -> Peer {
     match key {
         (false, index, generation) => Peer::Client(ClientId::from_parts(index, generation)),
-        (true, index, generation) => {
-            Peer::Server(ServerId::from_parts(index, generation))
-        }
+        (true, index, generation) => Peer::Server(ServerId::from_parts(index, generation)),
     }
 }
 
@@ -109,7 +107,8 @@ impl Packets {
 
     /// Whoever was not read because of another one's unsent bytes is looked at again.
     fn wake_all(&mut self) {
-        self.ready.extend(self.conns.keys().map(|key| peer_of(*key)));
+        self.ready
+            .extend(self.conns.keys().map(|key| peer_of(*key)));
     }
 
     fn lose(&mut self, peer: Peer, why: Loss, core: &mut Core) {
@@ -180,7 +179,9 @@ impl Packets {
             return self.settle_free(id, core);
         };
         // Half a packet would swallow what the next client sends.
-        let half = self.conn(other).is_some_and(|conn| conn.pass > 0 && conn.to == Some(peer));
+        let half = self
+            .conn(other)
+            .is_some_and(|conn| conn.pass > 0 && conn.to == Some(peer));
         if !half && !self.is_blocked(other) {
             self.settle_free(id, core);
         }

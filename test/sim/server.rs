@@ -243,7 +243,9 @@ impl Server {
         self.chatty = true;
         let mut out = Vec::new();
         match dice.below(3) {
-            0 => write::packet(&mut out, b'A', |out| out.extend_from_slice(b"\0\0\0\x07x\0\0")),
+            0 => write::packet(&mut out, b'A', |out| {
+                out.extend_from_slice(b"\0\0\0\x07x\0\0")
+            }),
             1 => {
                 self.excused = true;
                 write::notice(&mut out, b"checkpoint");
@@ -293,7 +295,9 @@ impl Server {
             }
             Opening::Startup { parameters, .. } => parameters.to_vec(),
             other => {
-                self.say(|out| write::error(out, "FATAL", b"08P01", format!("{other:?}").as_bytes()));
+                self.say(|out| {
+                    write::error(out, "FATAL", b"08P01", format!("{other:?}").as_bytes())
+                });
                 self.die(false);
                 return Effect::None;
             }
@@ -370,7 +374,10 @@ impl Server {
                 self.holder
             ));
         }
-        if let Some(other) = self.touched.filter(|other| *other != mark.client && self.is_reset) {
+        if let Some(other) = self
+            .touched
+            .filter(|other| *other != mark.client && self.is_reset)
+        {
             return Err(format!(
                 "HEART: request {mark} on a server that was not reset after client {other}"
             ));
@@ -438,7 +445,9 @@ impl Server {
             self.fail(mark, false, "aborted");
         } else {
             self.say(|out| {
-                write::packet(out, b'V', |out| write::text(out, mark.to_string().as_bytes()));
+                write::packet(out, b'V', |out| {
+                    write::text(out, mark.to_string().as_bytes())
+                });
             });
         }
         self.misbehave_or_ready();

@@ -304,7 +304,9 @@ impl Words<'_> {
 
     /// COPY from the client; data at once or when asked for, Sync before or after them.
     fn copy_in(&mut self) -> &'static str {
-        let command = self.dice.pick(&["COPYIN 1", "COPYIN 9", "COPYIN 9", "SELECT 1", "FAIL"]);
+        let command = self
+            .dice
+            .pick(&["COPYIN 1", "COPYIN 9", "COPYIN 9", "SELECT 1", "FAIL"]);
         let with_data = self.dice.chance(40);
         let extended = self.dice.chance(50);
         let number = if extended {
@@ -347,7 +349,9 @@ impl Words<'_> {
         let client = self.client.number;
         let mut text = Mark { client, number }.to_string();
         text.extend(std::iter::repeat_n('y', self.dice.pick(&[0, 30, 300])));
-        write::packet(&mut self.out, b'd', |out| out.extend_from_slice(text.as_bytes()));
+        write::packet(&mut self.out, b'd', |out| {
+            out.extend_from_slice(text.as_bytes())
+        });
     }
 
     fn copy_data(&mut self) -> &'static str {

@@ -7,12 +7,7 @@ use pgturnstile::wire::write;
 
 impl Server {
     /// Parse, Bind, Describe, Execute, Close.
-    pub(super) fn extended(
-        &mut self,
-        tag: u8,
-        body: &[u8],
-        dice: &mut Dice,
-    ) -> Result<(), String> {
+    pub(super) fn extended(&mut self, tag: u8, body: &[u8], dice: &mut Dice) -> Result<(), String> {
         let (first, rest) = speech::text(body);
         match tag {
             b'P' => {
@@ -158,7 +153,11 @@ impl Server {
                 self.copy = Some(Copy {
                     mark,
                     extended,
-                    fails_at: if number == 9 { 1 + dice.below(3) as u32 } else { 0 },
+                    fails_at: if number == 9 {
+                        1 + dice.below(3) as u32
+                    } else {
+                        0
+                    },
                 });
             }
             "COPYOUT" => {
@@ -233,7 +232,9 @@ impl Server {
         };
         let (mark, extended) = (copy.mark, copy.extended);
         if from.is_some_and(|from| from != mark) {
-            return Err(format!("HEART: COPY data of {from:?} in the COPY of {mark}"));
+            return Err(format!(
+                "HEART: COPY data of {from:?} in the COPY of {mark}"
+            ));
         }
         let fails = copy.fails_at == 1 || tag == b'f' || tag == b'c' && copy.fails_at > 0;
         copy.fails_at = copy.fails_at.saturating_sub(1);
