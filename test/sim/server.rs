@@ -438,7 +438,7 @@ impl Server {
 
     fn function_call(&mut self, body: &[u8]) -> Result<(), String> {
         let Some(mark) = Mark::find(body) else {
-            return Err("function call without a mark".into());
+            return Err("HEART: function call without a mark".into());
         };
         self.enter(mark, &[])?;
         if self.status == b'E' {

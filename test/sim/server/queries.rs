@@ -39,7 +39,7 @@ impl Server {
 
     fn parse(&mut self, name: &str, sql: &str) -> Result<(), String> {
         let Some(mark) = Mark::find(sql.as_bytes()) else {
-            return Err(format!("Parse without a mark: {sql}"));
+            return Err(format!("HEART: Parse without a mark: {sql}"));
         };
         let (expected, command) = speech::read_request(sql);
         self.enter(mark, &expected)?;
