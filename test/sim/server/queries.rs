@@ -97,7 +97,7 @@ impl Server {
             return Err(format!("HEART: Execute of unknown portal {portal:?}"));
         };
         let Some(mark) = Mark::find(sql.as_bytes()) else {
-            return Err("Execute without a mark".into());
+            return Err("HEART: Execute without a mark".into());
         };
         self.enter(mark, &[])?;
         let (_, command) = speech::read_request(&sql);
