@@ -56,7 +56,10 @@ impl Process {
     }
 
     fn turn(&mut self) {
-        let until_tick = self.next_tick.since(self.clock.now());
+        let until_tick = match self.core.is_pending() {
+            true => Micros(0),
+            false => self.next_tick.since(self.clock.now()),
+        };
         if let Err(error) = self.net.wait(Duration::from_micros(until_tick.0)) {
             let text = format!("waiting for events failed: {error}");
             self.core.journal.line(Level::Fatal, text);

@@ -84,6 +84,13 @@ impl Core {
             .get(pool_id)
             .and_then(|pool| pool.clients(ClientState::WaitingCancel).head());
         let Some(request) = request else { return false };
+        // The connection works: neither its end nor that of the request is a failed login.
+        if let Some(carrier) = self.servers.get_mut(server) {
+            carrier.login = None;
+        }
+        if let Some(pool) = self.pools.get_mut(pool_id) {
+            pool.connect_failed = false;
+        }
         let target = self.clients.get(request).and_then(|client| client.cancels);
         let key = target
             .and_then(|target| self.servers.get(target))
@@ -97,11 +104,7 @@ impl Core {
             target.cancels_in_flight = target.cancels_in_flight.saturating_add(1);
         }
         self.move_client(request, ClientState::ActiveCancel);
-        if let Some(pool) = self.pools.get_mut(pool_id) {
-            pool.connect_failed = false;
-        }
         if let Some(carrier) = self.servers.get_mut(server) {
-            carrier.login = None;
             carrier.carries = Some(request);
         }
         self.move_server(server, ServerState::ActiveCancel);

@@ -161,7 +161,7 @@ pub trait Decisions {
     /// A server packet whose header is complete.
     fn server_packet(&mut self, id: ServerId, packet: Packet<'_>, sink: &mut Sink) -> Verdict;
     /// Everything that this server sent so far was complete packets, and its client has been given
-    /// all of it.
+    /// all of it. Not called while the server has only the beginning of a packet of that client.
     fn server_drained(&mut self, id: ServerId);
     /// The bytes can't be a packet; `raw` are up to 8 of them.
     fn bad_header(&mut self, from: Peer, raw: &[u8]);

@@ -77,7 +77,11 @@ impl Core {
             self.expire_connecting(id);
             self.expire_waiting(id);
             self.expire_cancels(id);
-            if self.waiting(id) > 0 {
+            let cancels = self.pools.get(id).is_some_and(|pool| {
+                let waiting = pool.clients(ClientState::WaitingCancel);
+                !waiting.is_empty()
+            });
+            if cancels || self.waiting(id) > 0 {
                 self.mark(id);
             }
         }

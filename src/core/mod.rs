@@ -200,7 +200,7 @@ impl Core {
 
     /// True if the next turn has something to do without waiting for an event.
     pub fn is_pending(&self) -> bool {
-        !self.actions.is_empty()
+        !self.actions.is_empty() || !self.pending.is_empty()
     }
 
     fn next_number(&mut self) -> u64 {

@@ -160,9 +160,13 @@ impl Core {
             return Verdict::Stop;
         };
         let fate = server.replies.received(kind);
+        // A reply behind ReadyForQuery belongs to a request that no Sync has ended yet.
         let status = match kind {
             FromServer::ReadyForQuery => read_status(packet.seen),
-            _ => Some(server.status),
+            FromServer::NoticeResponse
+            | FromServer::NotificationResponse
+            | FromServer::ParameterStatus => Some(server.status),
+            _ => Some(Status::Busy),
         };
         let (Some(status), true) = (status, fate != Fate::Unexpected) else {
             let text = format!("unexpected packet '{}' from server", packet.tag as char);
@@ -171,10 +175,6 @@ impl Core {
             return Verdict::Stop;
         };
         server.status = status;
-        if kind == FromServer::ErrorResponse && fate == Fate::Unprompted {
-            // The server is about to hang up: nobody else shall get it.
-            server.status = Status::Busy;
-        }
         match (fate, client) {
             (Fate::For(Asker::Align), Some(client)) => {
                 self.align_reply(id, client, kind, packet.seen)

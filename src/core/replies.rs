@@ -156,7 +156,12 @@ impl Replies {
         let was_copy = std::mem::take(&mut self.copy_in);
         // Syncs that the server read while it copied were ignored: they were sent before the data.
         if was_copy && head.is_some_and(|head| head.request == Request::Execute) {
-            self.drop_through(0, Request::CopyData);
+            let data = |expected: &Expected| {
+                matches!(expected.request, Request::CopyData | Request::CopyEnd)
+            };
+            if let Some(at) = self.queue.iter().position(data) {
+                self.queue.drain(..=at);
+            }
         }
     }
 
@@ -317,6 +322,7 @@ mod tests {
             ("PBEdcS", "12GCZ", 0),
             ("PBESdcS", "12GEZ", 0),
             ("PBESdS", "12GEZ", 0),
+            ("PBEScSQ", "12GEZ", 1),
             // not a COPY at all: the messages are ignored, both Syncs count
             ("PBESdcS", "12CZZ", 0),
         ] {

@@ -77,6 +77,10 @@ pub struct Conn<W> {
     pub queued: bool,
     /// The last bytes for it were the pooler's own.
     pub spoken_to: bool,
+    /// Who sent a packet that was not complete when it was handed on.
+    pub half_from: Option<Peer>,
+    /// It has the beginning of a packet whose end will never come.
+    pub cut: bool,
     /// Received, not yet decided.
     pub held: Buf,
     /// What the stream refused to take.
@@ -100,6 +104,8 @@ impl<W: Wire> Conn<W> {
             undrained: false,
             queued: false,
             spoken_to: false,
+            half_from: None,
+            cut: false,
             held: Buf::default(),
             unsent: Buf::default(),
             blocks: None,

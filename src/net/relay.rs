@@ -171,7 +171,14 @@ impl<W: Wire> Relay<W> {
         }
         let mut rounds = 0_u32;
         loop {
-            self.settle(peer, core);
+            match peer {
+                Peer::Server(_) => self.settle(peer, core),
+                Peer::Client(_) => {
+                    if let Some(server) = link(peer, core) {
+                        self.settle(server, core);
+                    }
+                }
+            }
             if !self.may_go_on(peer, scratch.len(), core) {
                 break;
             }
@@ -208,8 +215,12 @@ impl<W: Wire> Relay<W> {
         }
     }
 
-    /// Sends the pooler's own words behind whatever is still unsent.
+    /// Sends the pooler's own words behind whatever is still unsent; not into the middle of a
+    /// packet, of which they would become a part.
     pub fn send<D: Decisions>(&mut self, peer: Peer, bytes: &[u8], core: &mut D) {
+        if self.is_cut(peer) {
+            return;
+        }
         self.spoke_to(peer);
         self.deliver(peer, bytes, core);
     }
@@ -235,6 +246,9 @@ impl<W: Wire> Relay<W> {
         if let Some(blocked) = conn.blocks.take() {
             self.enqueue(blocked);
         }
+        if conn.flow.pass > 0 {
+            self.cut(conn.flow.to);
+        }
         if conn.spoken_to && !conn.lost && matches!(peer, Peer::Client(_)) {
             // Unread bytes would turn the close into a reset, which destroys our last words.
             let _ = conn.wire.recv(&mut self.scratch);
@@ -242,6 +256,21 @@ impl<W: Wire> Relay<W> {
         conn.held.clear(&mut self.spare);
         conn.unsent.clear(&mut self.spare);
         Some(conn.wire)
+    }
+
+    /// The packet that this connection has the beginning of will never be complete.
+    fn cut(&mut self, peer: Option<Peer>) {
+        if let Some(conn) = peer.and_then(|peer| self.conns.get_mut(peer)) {
+            conn.cut = true;
+        }
+    }
+
+    /// True if this connection has been given the beginning of a packet only.
+    fn is_cut(&self, peer: Peer) -> bool {
+        self.conns.get(peer).is_some_and(|conn| {
+            let from = conn.half_from;
+            conn.cut || from.is_some_and(|from| self.is_sending(from, peer))
+        })
     }
 
     fn spoke_to(&mut self, peer: Peer) {
@@ -346,6 +375,12 @@ impl<W: Wire> Relay<W> {
         core.lost(peer, why);
     }
 
+    /// True if `to` has been given the beginning of a packet from `from` but not its end.
+    fn is_sending(&self, from: Peer, to: Peer) -> bool {
+        let flow = self.conns.get(from).map(|conn| conn.flow);
+        flow.is_some_and(|flow| flow.pass > 0 && flow.to == Some(to))
+    }
+
     /// Tells the core when a server has been heard out and its client has been given all of it.
     fn settle<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
         let Peer::Server(id) = peer else {
@@ -360,7 +395,10 @@ impl<W: Wire> Relay<W> {
             return;
         }
         if let Some(client) = core.client_of(id) {
-            if self.must_wait_for(Peer::Client(client), peer) {
+            // Half a packet would swallow what the next client sends.
+            if self.is_sending(Peer::Client(client), peer)
+                || self.must_wait_for(Peer::Client(client), peer)
+            {
                 return;
             }
         }

@@ -74,6 +74,7 @@ impl<W: Wire> Relay<W> {
         };
         if walk.flow.pass > 0 && walk.flow.to != link(from, core) {
             // The rest of a packet is for nobody but the one who got its beginning.
+            self.cut(walk.flow.to);
             walk.flow.drop = walk.flow.drop.saturating_add(walk.flow.pass);
             walk.flow.pass = 0;
         }
@@ -94,6 +95,11 @@ impl<W: Wire> Relay<W> {
         self.let_out(&mut walk, core);
         if walk.joined.capacity() <= JOINED_MAX {
             self.joined = walk.joined;
+        }
+        if walk.flow.pass > 0 {
+            if let Some(to) = walk.flow.to.and_then(|to| self.conns.get_mut(to)) {
+                to.half_from = Some(from);
+            }
         }
         if let Some(conn) = self.conns.get_mut(from) {
             conn.flow = walk.flow;

@@ -1,0 +1,264 @@
+//! The end of every run: faults stop, whoever has begun something ends it, and then everything has
+//! to come to rest; everybody leaves, and nothing may be left over.
+
+use crate::client::Phase;
+use crate::talk;
+use crate::world::World;
+use pgturnstile::base::Micros;
+use pgturnstile::core::client::ClientState;
+use pgturnstile::core::pause::Signal;
+use pgturnstile::core::pool::{Pool, PoolId};
+use pgturnstile::core::server::ServerState;
+use pgturnstile::core::{Decisions, Peer};
+
+/// Rounds until everything must be at rest; each takes a tenth of a second of the world's time.
+const ROUNDS: usize = 1500;
+
+impl World {
+    /// Nothing goes wrong from now on: all that was begun has to end.
+    pub fn settle(&mut self) {
+        self.trace(|_| "settling".into());
+        self.settling = true;
+        self.end_faults();
+        let mut calm_rounds = 0;
+        for _ in 0..ROUNDS {
+            self.round();
+            calm_rounds = if self.is_at_rest() {
+                calm_rounds + 1
+            } else {
+                0
+            };
+            if calm_rounds > 8 {
+                return;
+            }
+        }
+        self.complain();
+    }
+
+    fn end_faults(&mut self) {
+        self.core.change_settings(|settings| {
+            settings.query_wait_timeout = Micros(0);
+            settings.client_login_timeout = Micros(0);
+            settings.max_client_conn = 1000;
+            true
+        });
+        for client in &mut self.clients {
+            client.slow = false;
+            client.line.borrow_mut().widen();
+        }
+        for server in self.servers.values_mut() {
+            server.line.borrow_mut().widen();
+            if server.hangs() || server.nature != crate::server::Nature::Good {
+                server.die(false);
+            }
+        }
+        for peer in self.net.peers() {
+            self.net.writable(peer, &mut self.core);
+        }
+        self.perform();
+    }
+
+    /// Everything that can move moves once.
+    fn round(&mut self) {
+        self.begin_turn(100_000);
+        if self.core.shutdown().is_none() {
+            self.core.resume_all();
+        }
+        let databases: Vec<_> = self.core.databases().map(|(id, _)| id).collect();
+        for id in databases {
+            self.core.resume_database(id);
+        }
+        self.perform();
+        while !self.dials.is_empty() {
+            self.dial_ends(0, true);
+            self.perform();
+        }
+        for at in 0..self.clients.len() {
+            self.client_hears(at);
+            talk::wind_up(&mut self.clients[at]);
+            self.perform();
+        }
+        self.clients.retain(|client| client.lives());
+        for peer in self.net.peers() {
+            self.arrive(peer, usize::MAX / 2);
+            self.perform();
+        }
+        let keys: Vec<_> = self.servers.keys().copied().collect();
+        for key in keys {
+            while self
+                .servers
+                .get(&key)
+                .is_some_and(|server| server.has_work())
+            {
+                let before = self.servers.len();
+                self.server_works(key);
+                self.perform();
+                if before == self.servers.len() && self.is_stuck(key) {
+                    break;
+                }
+            }
+        }
+        self.make_way();
+        self.end_turn();
+    }
+
+    /// True if a server's inbox holds only part of a message.
+    fn is_stuck(&self, key: crate::net::Key) -> bool {
+        let Some(server) = self.servers.get(&key) else {
+            return true;
+        };
+        let line = server.line.borrow();
+        line.down.is_empty() && !line.ended && server.is_mid_message()
+    }
+
+    /// Clients that hold a server in session mode without using it leave if others wait.
+    fn make_way(&mut self) {
+        let mut pools = self.core.pools();
+        let nobody = |state, pool: &Pool| pool.clients(state).is_empty();
+        if pools.all(|(_, pool)| {
+            nobody(ClientState::Waiting, pool) && nobody(ClientState::WaitingCancel, pool)
+        }) {
+            return;
+        }
+        let at = self.clients.iter().position(|client| {
+            client.is_quiet()
+                && client.phase == Phase::Ready
+                && self.core.server_of(client.id).is_some()
+        });
+        if let Some(at) = at {
+            self.clients[at].leave(false);
+            self.clients.remove(at);
+        }
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let quiet = self.clients.iter().all(|client| {
+            client.is_quiet() && client.status == b'I' && client.phase == Phase::Ready
+        });
+        let lines = self.net.peers();
+        let mut lines = lines.into_iter().filter_map(|peer| self.net.line(peer));
+        quiet
+            && self.dials.is_empty()
+            && !lines.any(|line| line.borrow().stirs())
+            && !self.servers.values().any(|server| server.has_work())
+    }
+
+    fn complain(&self) -> ! {
+        for client in &self.clients {
+            if client.is_quiet() && client.phase == Phase::Ready && client.status == b'I' {
+                continue;
+            }
+            let known = self.core.clients().get(client.id);
+            let server = known.and_then(|known| known.server());
+            let server = server.and_then(|id| self.core.servers().get(id));
+            let pool = known.and_then(|known| known.pool());
+            self.fail(&format!(
+                "LIVENESS: client {} ({:?}, {:?}) never ends: {:?} expects {:?}, server {:?}, {}",
+                client.number,
+                client.id,
+                known.map(|known| known.state()),
+                client.phase,
+                client.expected.front(),
+                server.map(|server| (server.state(), server.status())),
+                pool.map_or_else(String::new, |pool| self.describe(pool)),
+            ));
+        }
+        let lines = self.net.peers().into_iter();
+        let lines = lines.filter(|peer| self.net.line(*peer).is_some_and(|l| l.borrow().stirs()));
+        let servers = self.servers.iter().filter(|(_, server)| server.has_work());
+        self.fail(&format!(
+            "LIVENESS: no rest; dials {:?}, lines {:?}, servers {:?}",
+            self.dials,
+            lines
+                .map(|peer| (peer, self.state_of(peer)))
+                .collect::<Vec<_>>(),
+            servers.map(|(key, _)| key).collect::<Vec<_>>()
+        ));
+    }
+
+    fn state_of(&self, peer: Peer) -> String {
+        match peer {
+            Peer::Client(id) => {
+                let client = self.core.clients().get(id);
+                let pool = client.and_then(|client| client.pool());
+                let pool = pool.map_or_else(String::new, |pool| self.describe(pool));
+                format!("{:?} {pool}", client.map(|client| client.state()))
+            }
+            Peer::Server(id) => format!("{:?}", self.core.servers().get(id).map(|s| s.state())),
+        }
+    }
+
+    fn describe(&self, id: PoolId) -> String {
+        let Some(pool) = self.core.pool(id) else {
+            return String::new();
+        };
+        let servers = ServerState::SHOWN.map(|(state, _)| pool.servers(state).len());
+        format!(
+            "pool {:?}: servers {servers:?}, {} wait, {} cancels, launch {:?}",
+            pool.names(),
+            pool.clients(ClientState::Waiting).len(),
+            pool.clients(ClientState::WaitingCancel).len(),
+            self.core.may_launch(id)
+        )
+    }
+
+    /// Everybody leaves; nothing may be left but free servers, and a shutdown ends the process.
+    pub fn farewell(&mut self) {
+        let shutdown = self.dice.chance(50);
+        let signal = self.dice.pick(&[Signal::Interrupt, Signal::Terminate]);
+        let early = self.dice.chance(50);
+        if shutdown && early {
+            self.trace(|_| format!("signal: {signal:?}"));
+            self.core.signalled(signal);
+        }
+        for client in &mut self.clients {
+            client.leave(false);
+        }
+        self.clients.clear();
+        for _ in 0..20 {
+            self.round();
+        }
+        if shutdown && !early {
+            self.trace(|_| format!("signal: {signal:?}"));
+            self.core.signalled(signal);
+            for _ in 0..20 {
+                self.round();
+            }
+        }
+        if shutdown && self.exit != Some(0) {
+            let servers = self.core.servers().iter();
+            let states: Vec<_> = servers.map(|(id, server)| (id, server.state())).collect();
+            self.fail(&format!(
+                "SHUTDOWN: {signal:?} does not end with {states:?}"
+            ));
+        }
+        self.check_empty();
+    }
+
+    fn check_empty(&self) {
+        if let Some((id, client)) = self.core.clients().iter().next() {
+            let state = client.state();
+            self.fail(&format!(
+                "LEAK: everybody has left, but {id:?} is {state:?}"
+            ));
+        }
+        for (id, server) in self.core.servers().iter() {
+            if !matches!(server.state(), ServerState::Idle | ServerState::Used) {
+                let state = server.state();
+                self.fail(&format!(
+                    "LEAK: everybody has left, but {id:?} is {state:?}"
+                ));
+            }
+        }
+        let open = self.net.peers().len();
+        if open != self.core.servers().len() {
+            self.fail(&format!(
+                "LEAK: {open} lines for {} servers",
+                self.core.servers().len()
+            ));
+        }
+        if let Some(Peer::Client(id)) = self.net.peers().first() {
+            self.fail(&format!("LEAK: the line of {id:?} is still there"));
+        }
+    }
+}

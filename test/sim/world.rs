@@ -1,0 +1,372 @@
+//! The world around a core: model clients, model servers, time, and the pooler's net between them.
+
+use crate::client::Client;
+use crate::dice::Dice;
+use crate::line::{self, Line};
+use crate::net::{key, Key, Net};
+use crate::oracle::Memory;
+use crate::plan::Plan;
+use crate::server::{Effect, Nature, Server};
+use pgturnstile::base::Micros;
+use pgturnstile::config::PoolMode;
+use pgturnstile::core::pause::Mode;
+use pgturnstile::core::{
+    Action, Addr, ClientId, Core, Decisions, Loss, Origin, Peer, ServerId, Surroundings,
+};
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+
+thread_local! {
+    /// The turn that is being played, for the report of a failure.
+    pub static STEP: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Time between ticks, in microseconds.
+const TICK: u64 = 333_333;
+
+/// Everything.
+pub struct World {
+    pub core: Core,
+    pub net: Box<dyn Net>,
+    pub plan: Plan,
+    pub dice: Dice,
+    pub clients: Vec<Client>,
+    pub servers: BTreeMap<Key, Server>,
+    /// Connections that are being opened.
+    pub dials: Vec<ServerId>,
+    /// Clients whose queries somebody wanted to cancel.
+    pub targets: BTreeSet<u32>,
+    pub now: Micros,
+    next_tick: Micros,
+    pub next_number: u32,
+    next_key: u64,
+    pub exit: Option<u8>,
+    /// From here on nothing goes wrong any more.
+    pub settling: bool,
+    pub memory: Memory,
+    pub tracing: bool,
+}
+
+/// User id that the pooler runs under.
+const OWN_UID: u32 = 1000;
+
+impl World {
+    /// A world that begins now.
+    pub fn new(seed: u64, tracing: bool, net: Box<dyn Net>) -> World {
+        let mut dice = Dice::new(seed);
+        let plan = Plan::new(&mut dice);
+        let now = Micros::from_secs(1_000);
+        let around = Surroundings {
+            now,
+            seed: [seed as u8; 32],
+            own_uid: OWN_UID,
+            host_name: "here".into(),
+        };
+        let mut world = World {
+            core: Core::new(plan.settings.clone(), around),
+            net,
+            plan,
+            dice,
+            clients: Vec::new(),
+            servers: BTreeMap::new(),
+            dials: Vec::new(),
+            targets: BTreeSet::new(),
+            now,
+            next_tick: now,
+            next_number: 0,
+            next_key: 0x7000_0000_0000_0001,
+            exit: None,
+            settling: false,
+            memory: Memory::default(),
+            tracing,
+        };
+        world.trace(|world| format!("{:#?}", world.plan.databases));
+        let users = world
+            .plan
+            .users
+            .iter()
+            .map(|name| (name.clone(), Vec::new()));
+        let users = users.collect();
+        world.core.configure(world.plan.config(), true);
+        world.core.set_users(users);
+        world
+    }
+
+    /// One line of a replay.
+    pub fn trace(&self, text: impl FnOnce(&World) -> String) {
+        if self.tracing {
+            let step = STEP.with(Cell::get);
+            println!("{step:5} {:9.3} {}", self.now.0 as f64 / 1e6, text(self));
+        }
+    }
+
+    /// An oracle has found something.
+    pub fn fail(&self, text: &str) -> ! {
+        self.trace(|_| format!("FAILED {text}"));
+        panic!("{text}");
+    }
+
+    /// A turn of the loop, with some random events.
+    pub fn turn(&mut self) {
+        let micros = self.dice.below(60_000) as u64;
+        self.begin_turn(micros);
+        for _ in 0..=self.dice.below(4) {
+            self.event();
+            self.perform();
+        }
+        self.end_turn();
+    }
+
+    /// Time goes on.
+    pub fn begin_turn(&mut self, micros: u64) {
+        STEP.with(|step| step.set(step.get() + 1));
+        self.now = self.now + Micros(micros);
+        self.core.now = self.now;
+    }
+
+    /// What the loop does after the events; then the oracles are asked.
+    pub fn end_turn(&mut self) {
+        let ticked = self.now >= self.next_tick;
+        if ticked {
+            self.next_tick = self.now + Micros(TICK);
+            self.core.tick();
+        }
+        self.core.turn_end();
+        self.perform();
+        if ticked {
+            // What was marked while pools were served has its turn, too; the loop does not sleep.
+            let mut turns = 0;
+            while self.core.is_pending() {
+                self.core.turn_end();
+                self.perform();
+                turns += 1;
+                if turns > 50 {
+                    self.fail("LIVENESS: the loop never sleeps again");
+                }
+            }
+        }
+        self.read_journal();
+        self.check(ticked);
+    }
+
+    /// Performs actions until none is left.
+    pub fn perform(&mut self) {
+        for _ in 0..20_000 {
+            while let Some(action) = self.core.next_action() {
+                self.act(action);
+            }
+            if !self.net.go_on(&mut self.core) {
+                return;
+            }
+        }
+        self.fail("LIVENESS: actions without end");
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send(peer, bytes) => {
+                self.trace(|_| format!("  send {peer:?} {}", bytes.escape_ascii()));
+                self.check_pause_answer(peer, &bytes);
+                self.net.send(peer, &bytes, &mut self.core);
+            }
+            Action::Connect(id) => {
+                let target = self.core.target(id);
+                self.trace(|_| format!("  connect {id:?} to {target:?}"));
+                self.check_launch(id);
+                if target.is_some() {
+                    self.dials.push(id);
+                }
+            }
+            Action::Resume(id) => {
+                self.trace(|_| format!("  resume {id:?}"));
+                self.net.resume(id, &mut self.core);
+            }
+            Action::Close(peer) => {
+                self.trace(|_| format!("  close {peer:?}"));
+                if let Peer::Server(id) = peer {
+                    self.dials.retain(|dialled| *dialled != id);
+                }
+                self.net.close(peer);
+            }
+            Action::Console(id) => {
+                while let Some(command) = self.core.next_command(id) {
+                    self.console(id, &String::from_utf8_lossy(&command));
+                }
+            }
+            Action::Exit(code) => self.exit = Some(code),
+            Action::CloseTcpListeners | Action::Reload(_) => {}
+        }
+    }
+
+    /// Plays the console floor.
+    fn console(&mut self, id: ClientId, command: &str) {
+        self.trace(|_| format!("  console {command}"));
+        let (word, name) = command.split_once(' ').unwrap_or((command, ""));
+        let database = self.core.existing_database(name);
+        match (word, database) {
+            ("PAUSE", None) => return self.core.pause_all(Some(id)),
+            ("PAUSE", Some(database)) => return self.core.pause_database(database, id),
+            ("RESUME", Some(database)) => {
+                self.core.resume_database(database);
+            }
+            ("RESUME", None) => self.core.resume_all(),
+            ("RECONNECT", database) => {
+                self.core.reconnect(database);
+                self.memory.forget_welcomes(name);
+            }
+            _ => {}
+        }
+        let mut reply = Vec::new();
+        pgturnstile::wire::write::command_complete(&mut reply, word);
+        pgturnstile::wire::write::ready(&mut reply, b'I');
+        self.net.send(Peer::Client(id), &reply, &mut self.core);
+    }
+
+    /// A model client connects; over a Unix socket if it is for the console.
+    pub fn connect_client(&mut self, database: &str) -> usize {
+        let console = database == "pgbouncer";
+        let remote = match console {
+            true => Addr::Unix { pid: 7 },
+            false => Addr::Inet(([127, 0, 0, 1], 40_000).into()),
+        };
+        let id = self.core.accepted(Origin {
+            remote,
+            local: Addr::Unknown,
+            uid: console.then_some(OWN_UID),
+        });
+        let room = match self.settling {
+            true => usize::MAX / 2,
+            false => self.dice.pick(&[40, 300, 100_000, 100_000]),
+        };
+        let line = line::line(room);
+        self.net.insert(Peer::Client(id), line.clone());
+        self.next_number += 1;
+        let mut client = Client::new(self.next_number, id, line, database);
+        client.slow = self.dice.chance(15) && !self.settling;
+        self.clients.push(client);
+        self.clients.len() - 1
+    }
+
+    /// A connection that is being opened succeeds or fails.
+    pub fn dial_ends(&mut self, at: usize, works: bool) {
+        let id = self.dials.remove(at);
+        let Some(server) = self.core.servers().get(id) else {
+            return;
+        };
+        let (number, pool) = (server.number(), server.pool());
+        if !works {
+            let why = self
+                .dice
+                .pick(&[Loss::Connect, Loss::CannotConnect, Loss::Dns]);
+            self.trace(|_| format!("dial {id:?} fails"));
+            return self.core.lost(Peer::Server(id), why);
+        }
+        let nature = self.draw_nature();
+        let small = !self.settling && nature != Nature::OneTooMany && self.dice.chance(50);
+        let room = if small { 60 } else { usize::MAX / 2 };
+        let line: Line = line::line(room);
+        self.next_key += 1;
+        let patience = self.dice.below(6) as u32;
+        let mut model = Server::new(line.clone(), nature, self.next_key, patience);
+        if let Some(pool) = self.core.pool(pool) {
+            let session = self.core.effective(pool).pool_mode() == PoolMode::Session;
+            let settings = self.core.settings();
+            let always = settings.server_reset_query_always.on();
+            model.is_reset = !settings.server_reset_query.is_empty() && (session || always);
+        }
+        self.trace(|_| format!("dial {id:?} works, server is {nature:?}"));
+        self.memory
+            .meet(number, key(Peer::Server(id)), nature == Nature::Good);
+        self.servers.insert(key(Peer::Server(id)), model);
+        self.net.insert(Peer::Server(id), line);
+        let at = Addr::Inet(([127, 0, 0, 1], 5432).into());
+        self.core.connected(id, at, at);
+    }
+
+    fn draw_nature(&mut self) -> Nature {
+        use Nature as N;
+        if self.plan.calm || self.settling {
+            return N::Good;
+        }
+        self.dice.weighted(&[
+            (80, N::Good),
+            (3, N::Refuses),
+            (2, N::Silent),
+            (1, N::Babbles),
+            (2, N::OneTooMany),
+            (2, N::WrongReply),
+            (1, N::WrongLetter),
+            (1, N::WrongLength),
+            (1, N::WrongStatus),
+            (2, N::HalfPacket),
+            (3, N::Fatal),
+            (2, N::Hangs),
+        ])
+    }
+
+    /// A model server does its next thing.
+    pub fn server_works(&mut self, at: Key) {
+        let Some(server) = self.servers.get_mut(&at) else {
+            return;
+        };
+        let effect = match server.work(&mut self.dice) {
+            Ok(effect) => effect,
+            Err(text) => self.fail(&format!("{text} (server {at:?})")),
+        };
+        let overdid = std::mem::take(&mut server.overdid);
+        let gone = server.is_gone() && server.line.borrow().ended;
+        if gone {
+            self.servers.remove(&at);
+        } else {
+            self.net.writable(crate::net::peer_of(at), &mut self.core);
+        }
+        if overdid {
+            self.show_at_once(at);
+        }
+        if let Effect::Cancel(key) = effect {
+            let target = self.servers.values_mut().find(|server| server.key == key);
+            if let Some(Err(text)) = target.map(|server| server.cancel(&self.targets)) {
+                self.fail(&text);
+            }
+        }
+    }
+
+    /// A completion too many must not meet the next request, or nobody could tell what it is.
+    fn show_at_once(&mut self, at: Key) {
+        self.arrive(crate::net::peer_of(at), usize::MAX / 2);
+        if let Some(server) = self.servers.get_mut(&at) {
+            if server.line.borrow().stirs() {
+                server.line.borrow_mut().swallow();
+                server.die(true);
+            }
+        }
+    }
+
+    /// A model client reads.
+    pub fn client_hears(&mut self, at: usize) {
+        if let Err(text) = self.clients[at].hear() {
+            self.fail(&text);
+        }
+        let id = self.clients[at].id;
+        self.net.writable(Peer::Client(id), &mut self.core);
+        let client = &self.clients[at];
+        if !client.lives() && self.plan.calm {
+            self.check_told(client.told.as_deref());
+        }
+    }
+
+    /// Bytes of a line arrive.
+    pub fn arrive(&mut self, peer: Peer, count: usize) {
+        if let Some(line) = self.net.line(peer) {
+            let news = line.borrow_mut().arrive(count);
+            if news {
+                self.net.readable(peer, &mut self.core);
+            }
+        }
+    }
+
+    /// True if PAUSE is in force.
+    pub fn is_paused(&self) -> bool {
+        self.core.mode() == Mode::Paused
+    }
+}
