@@ -10,7 +10,7 @@ use crate::rig::DEADLINE;
 
 /// Connects a driver; its connection runs as a task until the client is dropped.
 pub(crate) async fn connect(dsn: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
+    let (client, connection) = in_time(tokio_postgres::connect(dsn, NoTls)).await.unwrap();
     tokio::spawn(connection);
     client
 }
@@ -116,7 +116,7 @@ async fn prepared_statements_of_many_clients_stay_apart_in_transaction_mode() {
     for n in 0..8 {
         let client = connect(&dsn).await;
         let sql = format!("select $1::int4 + {n}");
-        let statement = client.prepare(&sql).await.unwrap();
+        let statement = in_time(client.prepare(&sql)).await.unwrap();
         prepared.push((n, client, statement));
     }
     for round in 0..5 {

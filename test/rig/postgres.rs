@@ -138,9 +138,11 @@ impl Postgres {
         name
     }
 
-    /// One of PostgreSQL's programs, to be run as the unprivileged user.
+    /// One of PostgreSQL's programs, to be run as the unprivileged user; killed if it hangs.
     pub(crate) fn tool(&self, program: &str) -> std::process::Command {
-        command(self.bin.join(program))
+        let mut tool = command("timeout");
+        tool.args(["-s", "KILL", "60"]).arg(self.bin.join(program));
+        tool
     }
 }
 
