@@ -133,7 +133,10 @@ impl Postgres {
     /// Creates a database that only the calling test uses, and returns its name.
     pub(crate) fn new_database(&self) -> String {
         let name = format!("db{}", scratch().serial());
-        self.value("postgres", &format!("create database {name}"));
+        self.value(
+            "postgres",
+            &format!("create database {name} template template0"),
+        );
         self.value(&name, "grant all on schema public to public");
         name
     }
