@@ -2,6 +2,7 @@
 
 use crate::rig::pooler::Setup;
 use crate::rig::postgres::postgres;
+use crate::rig::raw::Raw;
 use crate::rig::scratch::{free_port, scratch, write};
 use crate::rig::secrets::{md5_secret, scram_secret};
 use crate::rig::wait_until;
@@ -127,76 +128,82 @@ fn simple_queries() {
     }
 }
 
+/// Batches over the unnamed statement, each with one Sync at its end.
+fn unnamed_batches() -> Vec<Vec<u8>> {
+    vec![
+        [
+            parse("", "select $1::text, 2"),
+            describe(b'S', ""),
+            bind("", &["x"]),
+            describe(b'P', ""),
+            execute(),
+            sync(),
+        ]
+        .concat(),
+        [
+            parse("", "select 1 / 0"),
+            bind("", &[]),
+            execute(),
+            parse("", "select 1"),
+            sync(),
+        ]
+        .concat(),
+        [
+            parse("", "select nothing"),
+            bind("", &[]),
+            execute(),
+            sync(),
+        ]
+        .concat(),
+        [parse("", "begin"), bind("", &[]), execute(), sync()].concat(),
+        [parse("", "commit"), bind("", &[]), execute(), sync()].concat(),
+        [
+            parse("", ""),
+            bind("", &[]),
+            describe(b'P', ""),
+            execute(),
+            close(b'P', ""),
+            close(b'S', ""),
+            sync(),
+        ]
+        .concat(),
+        sync(),
+    ]
+}
+
+/// Batches, a pipeline and a Flush, all with the unnamed statement.
+fn unnamed(seen: &mut Transcript, raw: &mut Raw) {
+    for batch in unnamed_batches() {
+        seen.note(&batch.escape_ascii().to_string());
+        raw.send(&batch);
+        seen.until_ready(raw);
+    }
+    seen.note("pipeline");
+    let many: Vec<u8> = (0..20)
+        .flat_map(|n| {
+            [
+                parse("", &format!("select {n}")),
+                bind("", &[]),
+                execute(),
+                sync(),
+            ]
+            .concat()
+        })
+        .collect();
+    raw.send(&many);
+    for _ in 0..20 {
+        seen.until_ready(raw);
+    }
+    seen.note("flush");
+    raw.send(&[parse("", "select 9"), bind("", &[]), execute(), flush()].concat());
+    let msgs = raw.until(b'C');
+    seen.take(&msgs);
+    raw.send(&sync());
+    seen.until_ready(raw);
+}
+
 #[test]
 fn extended_queries() {
-    let unnamed = |seen: &mut Transcript, raw: &mut crate::rig::raw::Raw| {
-        let batches = [
-            [
-                parse("", "select $1::text, 2"),
-                describe(b'S', ""),
-                bind("", &["x"]),
-                describe(b'P', ""),
-                execute(),
-                sync(),
-            ]
-            .concat(),
-            [
-                parse("", "select 1 / 0"),
-                bind("", &[]),
-                execute(),
-                parse("", "select 1"),
-                sync(),
-            ]
-            .concat(),
-            [
-                parse("", "select nothing"),
-                bind("", &[]),
-                execute(),
-                sync(),
-            ]
-            .concat(),
-            [parse("", "begin"), bind("", &[]), execute(), sync()].concat(),
-            [parse("", "commit"), bind("", &[]), execute(), sync()].concat(),
-            [
-                parse("", ""),
-                bind("", &[]),
-                describe(b'P', ""),
-                execute(),
-                close(b'P', ""),
-                close(b'S', ""),
-                sync(),
-            ]
-            .concat(),
-            sync(),
-        ];
-        for batch in batches {
-            seen.note(&batch.escape_ascii().to_string());
-            raw.send(&batch);
-            seen.until_ready(raw);
-        }
-        seen.note("pipeline");
-        let many: Vec<u8> = (0..20)
-            .flat_map(|n| {
-                [
-                    parse("", &format!("select {n}")),
-                    bind("", &[]),
-                    execute(),
-                    sync(),
-                ]
-                .concat()
-            })
-            .collect();
-        raw.send(&many);
-        for _ in 0..20 {
-            seen.until_ready(raw);
-        }
-        seen.note("flush");
-        raw.send(&[parse("", "select 9"), bind("", &[]), execute(), flush()].concat());
-        let msgs = raw.until(b'C');
-        seen.take(&msgs);
-        raw.send(&sync());
-        seen.until_ready(raw);
-    };
     for mode in ["session", "transaction"] {
         same(&setup(&format!("pool_mode = {mode}\n")), |pooler, seen| {
             let mut raw = seen

@@ -62,10 +62,8 @@ async fn driver_cancels() {
         }
         token.cancel_query(tokio_postgres::NoTls).await.unwrap();
     });
-    let error = client
-        .simple_query("select pg_sleep(60)")
-        .await
-        .unwrap_err();
+    let asleep = client.simple_query("select pg_sleep(60)");
+    let error = crate::drivers::in_time(asleep).await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "57014");
     canceler.await.unwrap();
 }

@@ -49,7 +49,7 @@ fn psql_reads_every_show() {
         ("state", "active|yes".to_owned()),
         ("version", "PgBouncer 1.25.2".to_owned()),
         ("sockets", format!("C|trusty|{database}|")),
-        ("active_sockets", format!("C|admin|pgbouncer|")),
+        ("active_sockets", "C|admin|pgbouncer|".to_owned()),
     ];
     for (topic, expected) in rows {
         let mut psql = pooler.psql("admin", "pgbouncer", "admin-pw");

@@ -5,7 +5,7 @@ use std::pin::pin;
 use bytes::Bytes;
 use futures_util::SinkExt;
 
-use crate::drivers::connect;
+use crate::drivers::{connect, in_time};
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
@@ -62,18 +62,19 @@ async fn driver_copies_in() {
         let (pooler, database, maker) = table(mode);
         maker.bye();
         let client = connect(&pooler.dsn("trusty", &database)).await;
-        let sink = client.copy_in("copy t from stdin").await.unwrap();
-        let mut sink = pin!(sink);
-        for n in 0..1000 {
-            sink.send(Bytes::from(format!("{n}\n"))).await.unwrap();
-        }
-        assert_eq!(sink.finish().await.unwrap(), 1000);
-        let sum: i64 = client
-            .query_one("select sum(n) from t", &[])
-            .await
-            .unwrap()
-            .get(0);
-        assert_eq!(sum, 499_500);
+        let work = async {
+            let mut sink = pin!(client.copy_in("copy t from stdin").await.unwrap());
+            for n in 0..1000 {
+                sink.send(Bytes::from(format!("{n}\n"))).await.unwrap();
+            }
+            assert_eq!(sink.finish().await.unwrap(), 1000);
+            client
+                .query_one("select sum(n) from t", &[])
+                .await
+                .unwrap()
+                .get::<_, i64>(0)
+        };
+        assert_eq!(in_time(work).await, 499_500, "{mode}");
     }
 }
 

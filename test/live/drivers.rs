@@ -1,15 +1,25 @@
 //! Real drivers and tools: tokio-postgres, psql, pgbench.
 
+use std::future::Future;
+
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
+use crate::rig::DEADLINE;
 
 /// Connects a driver; its connection runs as a task until the client is dropped.
 pub(crate) async fn connect(dsn: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
+    let (client, connection) = in_time(tokio_postgres::connect(dsn, NoTls)).await.unwrap();
     tokio::spawn(connection);
     client
+}
+
+/// Runs a driver's work with the deadline that drivers do not have themselves.
+pub(crate) async fn in_time<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, work)
+        .await
+        .expect("the driver hangs")
 }
 
 /// Simple queries, an error, parameters of several types and a transaction over one driver connection.
@@ -61,7 +71,7 @@ async fn driver_in_mode(mode: &str) {
     let pooler = Pooler::start(&Setup::trust(&format!("pool_mode = {mode}\n")));
     let database = postgres().new_database();
     let mut client = connect(&pooler.dsn("trusty", &database)).await;
-    exercise(&mut client).await;
+    in_time(exercise(&mut client)).await;
 }
 
 #[tokio::test]
@@ -91,7 +101,7 @@ async fn driver_works_over_unix_socket_to_unix_socket() {
         pooler.port
     );
     let mut client = connect(&dsn).await;
-    exercise(&mut client).await;
+    in_time(exercise(&mut client)).await;
     let peer = "select client_addr is null from pg_stat_activity where pid = pg_backend_pid()";
     assert!(client.query_one(peer, &[]).await.unwrap().get::<_, bool>(0));
 }
@@ -106,7 +116,7 @@ async fn prepared_statements_of_many_clients_stay_apart_in_transaction_mode() {
     for n in 0..8 {
         let client = connect(&dsn).await;
         let sql = format!("select $1::int4 + {n}");
-        let statement = client.prepare(&sql).await.unwrap();
+        let statement = in_time(client.prepare(&sql)).await.unwrap();
         prepared.push((n, client, statement));
     }
     for round in 0..5 {

@@ -1,6 +1,8 @@
 //! Packets of 100 MB pass through small buffers (pooling 5.1).
 
-use crate::drivers::connect;
+use tokio_postgres::types::ToSql;
+
+use crate::drivers::{connect, in_time};
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 
@@ -20,10 +22,9 @@ async fn parameter_of_100_mb_is_streamed() {
     let (pooler, database) = small_buffers();
     let client = connect(&pooler.dsn("trusty", &database)).await;
     let big = "x".repeat(HUNDRED_MB);
-    let row = client
-        .query_one("select octet_length($1::text)", &[&big])
-        .await
-        .unwrap();
+    let values: [&(dyn ToSql + Sync); 1] = [&big];
+    let answer = client.query_one("select octet_length($1::text)", &values);
+    let row = in_time(answer).await.unwrap();
     assert_eq!(row.get::<_, i32>(0), i32::try_from(HUNDRED_MB).unwrap());
     let peak = pooler.peak_memory_kb();
     assert!(peak < LIMIT_KB, "{peak} kB for a streamed parameter");
@@ -33,10 +34,8 @@ async fn parameter_of_100_mb_is_streamed() {
 async fn row_of_100_mb_is_streamed() {
     let (pooler, database) = small_buffers();
     let client = connect(&pooler.dsn("trusty", &database)).await;
-    let row = client
-        .query_one("select repeat('x', 100000000)", &[])
-        .await
-        .unwrap();
+    let answer = client.query_one("select repeat('x', 100000000)", &[]);
+    let row = in_time(answer).await.unwrap();
     let text: &str = row.get(0);
     assert!(text.len() == HUNDRED_MB && text.bytes().all(|b| b == b'x'));
     let peak = pooler.peak_memory_kb();

@@ -133,14 +133,19 @@ impl Postgres {
     /// Creates a database that only the calling test uses, and returns its name.
     pub(crate) fn new_database(&self) -> String {
         let name = format!("db{}", scratch().serial());
-        self.value("postgres", &format!("create database {name}"));
+        self.value(
+            "postgres",
+            &format!("create database {name} template template0"),
+        );
         self.value(&name, "grant all on schema public to public");
         name
     }
 
-    /// One of PostgreSQL's programs, to be run as the unprivileged user.
+    /// One of PostgreSQL's programs, to be run as the unprivileged user; killed if it hangs.
     pub(crate) fn tool(&self, program: &str) -> std::process::Command {
-        command(self.bin.join(program))
+        let mut tool = command("timeout");
+        tool.args(["-s", "KILL", "60"]).arg(self.bin.join(program));
+        tool
     }
 }
 

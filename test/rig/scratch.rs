@@ -95,6 +95,7 @@ impl Scratch {
             }
         };
         hand_over(&root);
+        #[expect(clippy::zombie_processes, reason = "the watcher outlives this process")]
         let mut watcher = Command::new("/bin/sh")
             .args(["-c", WATCHER, "watcher"])
             .arg(&root)

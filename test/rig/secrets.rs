@@ -17,7 +17,7 @@ pub(crate) fn md5_secret(user: &str, password: &str) -> String {
 
 /// The answer to AuthenticationMD5Password with this salt.
 pub(crate) fn md5_answer(user: &str, password: &str, salt: &[u8]) -> String {
-    let mut inner = md5_secret(user, password)[3..].as_bytes().to_vec();
+    let mut inner = md5_secret(user, password).as_bytes()[3..].to_vec();
     inner.extend_from_slice(salt);
     format!("md5{}", hex(&Md5::digest(inner)))
 }
