@@ -7,10 +7,7 @@ use std::path::Path;
 fn compare(file: &str, made: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let kept = fs::read_to_string(path).unwrap_or_default();
-    assert!(
-        kept == made,
-        "{file} is not what the tables say: run 'make doc'"
-    );
+    assert!(kept == made, "{file} is not what the tables say: run 'make doc'");
 }
 
 #[test]

@@ -5,15 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Floors from below; two on one line are siblings that may not import each other.
-const FLOORS: &[&[&str]] = &[
-    &["base"],
-    &["wire"],
-    &["config", "auth"],
-    &["core"],
-    &["net"],
-    &["console"],
-    &["app"],
-];
+const FLOORS: &[&[&str]] =
+    &[&["base"], &["wire"], &["config", "auth"], &["core"], &["net"], &["console"], &["app"]];
 
 /// Files that hold a table and may be longer.
 const TABLES: &[&str] = &["src/config/settings.rs"];
@@ -30,14 +23,8 @@ const BANNED: &[(&str, &str)] = &[
     ("SystemTime", "the time is passed in"),
     ("RefCell", "one owner"),
     ("Mutex", "one owner"),
-    (
-        "HashMap",
-        "the order of iteration must not depend on a seed",
-    ),
-    (
-        "HashSet",
-        "the order of iteration must not depend on a seed",
-    ),
+    ("HashMap", "the order of iteration must not depend on a seed"),
+    ("HashSet", "the order of iteration must not depend on a seed"),
     ("thread_local", "one owner"),
     ("nix::", "no system calls"),
     ("mio::", "no sockets"),
@@ -66,17 +53,8 @@ fn files(folders: &[&str]) -> Vec<(String, String)> {
     }
     found.sort();
     assert!(!found.is_empty());
-    let name = |path: &Path| {
-        path.strip_prefix(root())
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned()
-    };
-    found
-        .iter()
-        .map(|path| (name(path), fs::read_to_string(path).unwrap()))
-        .collect()
+    let name = |path: &Path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+    found.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
 }
 
 fn floor_of(module: &str) -> Option<usize> {
@@ -92,10 +70,7 @@ fn module_of(file: &str) -> Option<&str> {
 fn imports(text: &str) -> Vec<&str> {
     text.split("crate::")
         .skip(1)
-        .filter_map(|rest| {
-            rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-                .next()
-        })
+        .filter_map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next())
         .filter(|module| floor_of(module).is_some())
         .collect()
 }
@@ -124,10 +99,7 @@ fn imports_go_down_only() {
 fn every_folder_of_src_is_a_floor() {
     for (file, _) in files(&["src"]) {
         let module = module_of(&file).unwrap();
-        assert!(
-            floor_of(module).is_some() || matches!(module, "lib" | "main"),
-            "{file}"
-        );
+        assert!(floor_of(module).is_some() || matches!(module, "lib" | "main"), "{file}");
     }
 }
 
@@ -159,17 +131,13 @@ fn states_and_links_change_in_one_place() {
     let mut wrong = Vec::new();
     for (file, text) in files(&["src/core"]) {
         let writes = |what: &str| {
-            text.lines()
-                .any(|line| line.contains(what) && !line.trim_start().starts_with("//"))
+            text.lines().any(|line| line.contains(what) && !line.trim_start().starts_with("//"))
         };
         if file != "src/core/pool.rs" && (writes("client.state = ") || writes("server.state = ")) {
             wrong.push(file);
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{wrong:#?} change a state outside pool.rs"
-    );
+    assert!(wrong.is_empty(), "{wrong:#?} change a state outside pool.rs");
 }
 
 #[test]

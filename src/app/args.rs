@@ -48,11 +48,7 @@ struct Switch {
 }
 
 const fn switch(short: u8, long: &'static str, has_argument: bool) -> Switch {
-    Switch {
-        short,
-        long,
-        has_argument,
-    }
+    Switch { short, long, has_argument }
 }
 
 /// In the order in which PgBouncer lists the candidates of an ambiguous prefix.
@@ -74,12 +70,7 @@ pub fn parse(argv: &[OsString], posixly_correct: bool, adns: &str) -> Args {
         Some((first, rest)) => (first.to_string_lossy().into_owned(), rest),
         None => ("pgturnstile".to_string(), argv),
     };
-    let mut reader = Reader {
-        program,
-        adns,
-        run: Run::default(),
-        items: items.iter(),
-    };
+    let mut reader = Reader { program, adns, run: Run::default(), items: items.iter() };
     match reader.read(posixly_correct) {
         Ok(()) => Args::Run(reader.run),
         Err(answer) => answer,
@@ -203,9 +194,7 @@ impl Reader<'_> {
 
     fn mistake(&self, text: &str) -> Args {
         let program = &self.program;
-        Args::Usage(format!(
-            "{program}: {text}\nTry \"{program} --help\" for more information.\n"
-        ))
+        Args::Usage(format!("{program}: {text}\nTry \"{program} --help\" for more information.\n"))
     }
 }
 
@@ -213,10 +202,7 @@ impl Reader<'_> {
 fn candidates(prefix: &[u8]) -> Vec<&'static Switch> {
     match SWITCHES.iter().find(|s| s.long.as_bytes() == prefix) {
         Some(exact) => vec![exact],
-        None => SWITCHES
-            .iter()
-            .filter(|s| s.long.as_bytes().starts_with(prefix))
-            .collect(),
+        None => SWITCHES.iter().filter(|s| s.long.as_bytes().starts_with(prefix)).collect(),
     }
 }
 
@@ -306,18 +292,9 @@ mod tests {
             (&["x", "-qu"], "option requires an argument -- 'u'"),
             (&["--user"], "option '--user' requires an argument"),
             (&["--us"], "option '--user' requires an argument"),
-            (
-                &["--quiet=1", "x"],
-                "option '--quiet' doesn't allow an argument",
-            ),
-            (
-                &["--qu=", "x"],
-                "option '--quiet' doesn't allow an argument",
-            ),
-            (
-                &["--ver"],
-                "option '--ver' is ambiguous; possibilities: '--verbose' '--version'",
-            ),
+            (&["--quiet=1", "x"], "option '--quiet' doesn't allow an argument"),
+            (&["--qu=", "x"], "option '--quiet' doesn't allow an argument"),
+            (&["--ver"], "option '--ver' is ambiguous; possibilities: '--verbose' '--version'"),
             (
                 &["--=x"],
                 "option '--=x' is ambiguous; possibilities: '--quiet' '--verbose' '--help' \
@@ -333,44 +310,23 @@ mod tests {
     #[test]
     fn version_and_help_act_where_they_are_met() {
         let version = version_text("libc-2.36");
-        assert!(
-            version.starts_with("PgBouncer 1.25.2 (pgturnstile "),
-            "{version}"
-        );
+        assert!(version.starts_with("PgBouncer 1.25.2 (pgturnstile "), "{version}");
         assert!(version.ends_with("\nadns: libc-2.36\n"), "{version}");
-        for line in [
-            &["-V", "junk", "junk"][..],
-            &["--vers", "-x"],
-            &["a", "b", "-qV"],
-        ] {
-            assert_eq!(
-                parsed(line, false),
-                Args::Print(version.clone()),
-                "{line:?}"
-            );
+        for line in [&["-V", "junk", "junk"][..], &["--vers", "-x"], &["a", "b", "-qV"]] {
+            assert_eq!(parsed(line, false), Args::Print(version.clone()), "{line:?}");
         }
         for line in [&["-h"][..], &["-qh", "-x"], &["--he", "a", "b"]] {
-            let Args::Print(text) = parsed(line, false) else {
-                panic!("{line:?}")
-            };
+            let Args::Print(text) = parsed(line, false) else { panic!("{line:?}") };
             assert!(text.starts_with("./pgb is a connection pooler for PostgreSQL.\n\nUsage:\n"));
-            assert!(
-                text.ends_with("home page: <https://www.pgbouncer.org/>\n"),
-                "{text}"
-            );
+            assert!(text.ends_with("home page: <https://www.pgbouncer.org/>\n"), "{text}");
         }
     }
 
     #[test]
     fn posix_order_ends_options_at_the_file_name() {
-        let Args::Usage(text) = parsed(&["x.ini", "-q"], true) else {
-            panic!()
-        };
+        let Args::Usage(text) = parsed(&["x.ini", "-q"], true) else { panic!() };
         assert!(text.contains("no configuration file specified"), "{text}");
-        assert_eq!(
-            parsed(&["-q", "x.ini"], true),
-            parsed(&["x.ini", "-q"], false)
-        );
+        assert_eq!(parsed(&["-q", "x.ini"], true), parsed(&["x.ini", "-q"], false));
     }
 
     #[test]

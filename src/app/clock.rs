@@ -13,13 +13,8 @@ pub struct Clock {
 impl Clock {
     /// A clock that shows the system's time now.
     pub fn start() -> Clock {
-        let origin = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Clock {
-            origin: micros(origin),
-            start: Instant::now(),
-        }
+        let origin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Clock { origin: micros(origin), start: Instant::now() }
     }
 
     /// The time now.

@@ -23,9 +23,7 @@ pub fn refuse_missing(run: &Run) -> Result<(), String> {
         (true, _) => ("-d", "start it without, under a service manager"),
         (false, true) => ("-R", "stop the running process, then start the new one"),
     };
-    Err(format!(
-        "switch {switch} is not available in this version; {instead}"
-    ))
+    Err(format!("switch {switch} is not available in this version; {instead}"))
 }
 
 /// Takes the identity of an operating-system user for good; also when not root, where it succeeds
@@ -40,14 +38,9 @@ pub fn become_user(name: &str) -> Result<(), String> {
         unistd::setgroups(&[user.gid])
             .map_err(|errno| format!("failed to reset groups: {}", errno_text(errno)))?;
     }
-    unistd::setgid(user.gid)
-        .and_then(|()| unistd::setuid(user.uid))
-        .map_err(|errno| {
-            format!(
-                "failed to assume identity of user '{name}': {}",
-                errno_text(errno)
-            )
-        })?;
+    unistd::setgid(user.gid).and_then(|()| unistd::setuid(user.uid)).map_err(|errno| {
+        format!("failed to assume identity of user '{name}': {}", errno_text(errno))
+    })?;
     if unistd::getuid() != user.uid || unistd::geteuid() != user.uid {
         return Err("setuid() failed to work".to_string());
     }
@@ -92,12 +85,7 @@ pub fn check_pidfile(path: &Path) -> Result<Pidfile, String> {
     let mut file = match fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Pidfile::Absent),
-        Err(error) => {
-            return Err(format!(
-                "could not open pidfile '{name}': {}",
-                os_text(&error)
-            ))
-        }
+        Err(error) => return Err(format!("could not open pidfile '{name}': {}", os_text(&error))),
     };
     let mut content = [0; 64];
     let length = file
@@ -108,9 +96,7 @@ pub fn check_pidfile(path: &Path) -> Result<Pidfile, String> {
     if stale {
         return Ok(Pidfile::Stale);
     }
-    Err(format!(
-        "pidfile '{name}' exists, another instance running?"
-    ))
+    Err(format!("pidfile '{name}' exists, another instance running?"))
 }
 
 /// Removes the pidfile of a dead process.
@@ -121,10 +107,7 @@ pub fn remove_stale_pidfile(path: &Path) -> Result<(), String> {
 
 /// The positive number at the start of a pidfile; what follows it doesn't matter.
 fn leading_pid(content: &[u8]) -> Option<Pid> {
-    let digits = content
-        .trim_ascii_start()
-        .split(|byte| !byte.is_ascii_digit())
-        .next()?;
+    let digits = content.trim_ascii_start().split(|byte| !byte.is_ascii_digit()).next()?;
     let number: i32 = std::str::from_utf8(digits).ok()?.parse().ok()?;
     (number > 0).then(|| Pid::from_raw(number))
 }
@@ -144,9 +127,7 @@ impl OwnPidfile {
         let mut file = options
             .open(path)
             .map_err(|error| format!("could not open pidfile '{name}': {}", os_text(&error)))?;
-        let own = OwnPidfile {
-            path: path.to_path_buf(),
-        };
+        let own = OwnPidfile { path: path.to_path_buf() };
         file.write_all(format!("{}\n", process::id()).as_bytes())
             .map_err(|error| format!("could not write pidfile '{name}': {}", os_text(&error)))?;
         Ok(own)
@@ -215,10 +196,7 @@ mod tests {
         let path = folder.0.join("p.pid");
         assert_eq!(check_pidfile(&path), Ok(Pidfile::Absent));
         let (own, dead) = (process::id(), dead_pid());
-        let used = Err(format!(
-            "pidfile '{}' exists, another instance running?",
-            path.display()
-        ));
+        let used = Err(format!("pidfile '{}' exists, another instance running?", path.display()));
         for (content, want) in [
             (String::new(), used.clone()),
             ("junk\n".to_string(), used.clone()),
@@ -250,10 +228,7 @@ mod tests {
         let path = folder.0.join("p.pid");
         let name = path.display();
         let own = OwnPidfile::create(&path).unwrap();
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            format!("{}\n", process::id())
-        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", process::id()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o133, 0);
         assert_eq!(
             OwnPidfile::create(&path).unwrap_err(),
@@ -299,16 +274,10 @@ mod tests {
 
     #[test]
     fn switches_of_later_versions_are_refused() {
-        for (daemon, reboot, want) in [
-            (false, false, None),
-            (true, true, Some("-d")),
-            (false, true, Some("-R")),
-        ] {
-            let got = refuse_missing(&Run {
-                daemon,
-                reboot,
-                ..Run::default()
-            });
+        for (daemon, reboot, want) in
+            [(false, false, None), (true, true, Some("-d")), (false, true, Some("-R"))]
+        {
+            let got = refuse_missing(&Run { daemon, reboot, ..Run::default() });
             match want {
                 None => assert_eq!(got, Ok(())),
                 Some(name) => assert!(got.unwrap_err().starts_with(&format!("switch {name} is"))),

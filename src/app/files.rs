@@ -34,10 +34,7 @@ pub(super) fn load_users(settings: &Settings, journal: &mut Journal) -> Option<U
     if matches!(settings.auth_type, AuthType::Any | AuthType::Pam) {
         return None;
     }
-    let name = settings
-        .auth_file
-        .as_ref()
-        .filter(|name| !name.is_empty())?;
+    let name = settings.auth_file.as_ref().filter(|name| !name.is_empty())?;
     journal.line(Level::Debug, format!("loading auth_file: \"{name}\""));
     let bytes = match fs::read(name) {
         Ok(bytes) => bytes,
@@ -51,10 +48,5 @@ pub(super) fn load_users(settings: &Settings, journal: &mut Journal) -> Option<U
     if let Some(text) = error {
         journal.line(Level::Error, text.into());
     }
-    Some(
-        entries
-            .into_iter()
-            .map(|user| (user.name, user.secret.0))
-            .collect(),
-    )
+    Some(entries.into_iter().map(|user| (user.name, user.secret.0)).collect())
 }

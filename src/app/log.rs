@@ -31,12 +31,7 @@ pub struct Log {
 impl Log {
     /// A log to standard error, or to nowhere yet if `quiet` (`-q`).
     pub fn new(quiet: bool) -> Log {
-        Log {
-            zone: LocalZone::load(),
-            quiet,
-            path: String::new(),
-            file: None,
-        }
+        Log { zone: LocalZone::load(), quiet, path: String::new(), file: None }
     }
 
     /// Sets the log file, empty for none. It is opened by the next line, so a new path or a
@@ -59,9 +54,7 @@ impl Log {
         let pid = process::id();
         if let Err(error) = self.open() {
             let (path, reason) = (&self.path, os_text(&error));
-            write_stderr(&format!(
-                "{stamp} {pid} FATAL Cannot open logfile: '{path}': {reason}\n"
-            ));
+            write_stderr(&format!("{stamp} {pid} FATAL Cannot open logfile: '{path}': {reason}\n"));
             return Err(Broken);
         }
         let line = format!("{stamp} [{pid}] {} {}\n", tag(level), one_line(text));
@@ -82,12 +75,7 @@ impl Log {
 
     fn open(&mut self) -> io::Result<()> {
         if self.file.is_none() && !self.path.is_empty() {
-            self.file = Some(
-                OpenOptions::new()
-                    .append(true)
-                    .create(true)
-                    .open(&self.path)?,
-            );
+            self.file = Some(OpenOptions::new().append(true).create(true).open(&self.path)?);
         }
         Ok(())
     }
@@ -109,16 +97,11 @@ impl LocalZone {
 
     /// Milliseconds since 1970 as log lines begin: `YYYY-MM-DD HH:MM:SS.mmm ZONE`.
     fn stamp(&self, unix_ms: i64) -> String {
-        self.render(
-            Timestamp::from_millisecond(unix_ms),
-            "%Y-%m-%d %H:%M:%S.%3f %Z",
-        )
+        self.render(Timestamp::from_millisecond(unix_ms), "%Y-%m-%d %H:%M:%S.%3f %Z")
     }
 
     fn render(&self, time: Result<Timestamp, jiff::Error>, format: &str) -> String {
-        let zoned = time
-            .unwrap_or(Timestamp::UNIX_EPOCH)
-            .to_zoned(self.0.clone());
+        let zoned = time.unwrap_or(Timestamp::UNIX_EPOCH).to_zoned(self.0.clone());
         zoned.strftime(format).to_string()
     }
 }
@@ -133,9 +116,7 @@ pub fn os_text(error: &io::Error) -> String {
 }
 
 fn now_ms() -> i64 {
-    let elapsed = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -199,14 +180,8 @@ mod tests {
     #[test]
     fn times_carry_the_zone_in_force_at_that_time() {
         let berlin = zone("CET-1CEST,M3.5.0,M10.5.0/3");
-        assert_eq!(
-            zone("UTC0").stamp(1_795_225_282_566),
-            "2026-11-21 01:41:22.566 UTC"
-        );
-        assert_eq!(
-            berlin.stamp(1_795_225_282_006),
-            "2026-11-21 02:41:22.006 CET"
-        );
+        assert_eq!(zone("UTC0").stamp(1_795_225_282_566), "2026-11-21 01:41:22.566 UTC");
+        assert_eq!(berlin.stamp(1_795_225_282_006), "2026-11-21 02:41:22.006 CET");
         assert_eq!(berlin.seconds(1_783_000_000), "2026-07-02 15:46:40 CEST");
         assert_eq!(zone("UTC0").seconds(0), "1970-01-01 00:00:00 UTC");
         assert_eq!(zone("UTC0").seconds(i64::MAX), "1970-01-01 00:00:00 UTC");
@@ -245,15 +220,9 @@ mod tests {
         let pid = process::id();
         let texts = |path: &str| -> Vec<String> {
             let whole = fs::read_to_string(path).unwrap();
-            whole
-                .lines()
-                .map(|line| line.splitn(4, ' ').last().unwrap().to_string())
-                .collect()
+            whole.lines().map(|line| line.splitn(4, ' ').last().unwrap().to_string()).collect()
         };
-        assert_eq!(
-            texts(&old),
-            [format!("[{pid}] LOG one"), format!("[{pid}] WARNING two")]
-        );
+        assert_eq!(texts(&old), [format!("[{pid}] LOG one"), format!("[{pid}] WARNING two")]);
         assert_eq!(texts(&path), [format!("[{pid}] FATAL three")]);
     }
 

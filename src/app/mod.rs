@@ -79,10 +79,7 @@ impl Starting {
 
 /// The start in the order of config 7.1, then the loop until its end.
 fn start(run: &Run) -> Result<u8, Fatal> {
-    let mut starting = Starting {
-        log: Log::new(run.quiet),
-        journal: Journal::default(),
-    };
+    let mut starting = Starting { log: Log::new(run.quiet), journal: Journal::default() };
     starting.check(daemon::refuse_missing(run))?;
     let config = load(run, &mut starting)?;
     let users = files::load_users(&config.settings, &mut starting.journal);
@@ -93,10 +90,7 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     starting.check(daemon::become_user(user.unwrap_or("")))?;
     starting.check(daemon::refuse_root())?;
     let port = i64::from(settings.listen_port);
-    starting.check(daemon::refuse_second_instance(
-        &settings.unix_socket_dir,
-        port,
-    ))?;
+    starting.check(daemon::refuse_second_instance(&settings.unix_socket_dir, port))?;
     check_pidfile(&settings, &mut starting)?;
     let clock = Clock::start();
     let around = starting.check(surroundings(&clock))?;
@@ -140,10 +134,7 @@ fn listen(process: &mut Process, settings: &Settings) -> Result<Option<daemon::O
     if let Err(error) = process.net.watch(process.signals.source(), SIGNALS) {
         return Err(fail(process, setup_failed(error)));
     }
-    process
-        .core
-        .journal
-        .line(Level::Log, args::process_up(RESOLVER));
+    process.core.journal.line(Level::Log, args::process_up(RESOLVER));
     Ok(pidfile)
 }
 
@@ -161,11 +152,8 @@ fn setup_failed(error: io::Error) -> String {
 fn load(run: &Run, starting: &mut Starting) -> Result<Config, Fatal> {
     let file = run.config.to_string_lossy().into_owned();
     starting.journal.set_verbose(run.verbose);
-    let given = Settings {
-        conffile: Some(file.clone()),
-        verbose: run.verbose,
-        ..Settings::default()
-    };
+    let given =
+        Settings { conffile: Some(file.clone()), verbose: run.verbose, ..Settings::default() };
     let (config, complete) = files::load(&given, &file, true, &mut starting.journal);
     starting.log.set_file(&config.settings.logfile);
     starting.print()?;
@@ -183,10 +171,7 @@ fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), F
         starting.say(Level::Warning, text)?;
     }
     let auth_type = config.settings.auth_type;
-    if matches!(
-        auth_type,
-        AuthType::Hba | AuthType::Cert | AuthType::Pam | AuthType::Ldap
-    ) {
+    if matches!(auth_type, AuthType::Hba | AuthType::Cert | AuthType::Pam | AuthType::Ldap) {
         let text = format!(
             "auth_type={} is not available in this version of pgturnstile: all logins are refused",
             auth_type.word()
@@ -238,7 +223,5 @@ fn expected_descriptors(core: &Core, settings: &Settings) -> i64 {
             }
         })
         .fold(0, i64::saturating_add);
-    i64::from(settings.max_client_conn)
-        .saturating_add(10)
-        .saturating_add(servers)
+    i64::from(settings.max_client_conn).saturating_add(10).saturating_add(servers)
 }

@@ -79,22 +79,14 @@ mod tests {
     fn signals_wake_the_poll_and_come_once_each() {
         let mut signals = Signals::install().unwrap();
         let mut poll = Poll::new().unwrap();
-        poll.registry()
-            .register(signals.source(), Token(7), Interest::READABLE)
-            .unwrap();
+        poll.registry().register(signals.source(), Token(7), Interest::READABLE).unwrap();
         assert_eq!(signals.take(), []);
         for _ in 0..2 {
-            for number in [
-                Number::SIGUSR2,
-                Number::SIGTERM,
-                Number::SIGHUP,
-                Number::SIGHUP,
-            ] {
+            for number in [Number::SIGUSR2, Number::SIGTERM, Number::SIGHUP, Number::SIGHUP] {
                 raise(number).unwrap();
             }
             let mut events = Events::with_capacity(4);
-            poll.poll(&mut events, Some(Duration::from_secs(10)))
-                .unwrap();
+            poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
             assert!(events.iter().any(|event| event.token() == Token(7)));
             assert_eq!(signals.take(), [Signal::Hup, Signal::Usr2, Signal::Term]);
             assert_eq!(signals.take(), []);

@@ -37,8 +37,7 @@ struct Surrounding<'a> {
 
 impl Around for Surrounding<'_> {
     fn time_text(&self, at: Micros) -> String {
-        self.zone
-            .seconds(i64::try_from(at.secs()).unwrap_or(i64::MAX))
+        self.zone.seconds(i64::try_from(at.secs()).unwrap_or(i64::MAX))
     }
     fn dns(&self) -> DnsCounts {
         self.dns
@@ -136,11 +135,7 @@ impl Process {
         }
         let around = Surrounding {
             zone: self.log.zone(),
-            dns: DnsCounts {
-                names: count,
-                zones: 0,
-                queries,
-            },
+            dns: DnsCounts { names: count, zones: 0, queries },
         };
         if console::run(&mut self.core, &around, id) {
             self.settings_changed();

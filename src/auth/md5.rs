@@ -57,9 +57,7 @@ pub fn md5_hash(password: &[u8], user: &[u8]) -> String {
 /// The answer to AuthenticationMD5Password: `md5` and 32 hex digits of md5(digits of the stored
 /// hash, salt). `stored_md5_hash` is the `md5…` text of 35 bytes.
 pub fn md5_answer(stored_md5_hash: &[u8], salt: [u8; 4]) -> String {
-    let digits = stored_md5_hash
-        .strip_prefix(PREFIX)
-        .unwrap_or(stored_md5_hash);
+    let digits = stored_md5_hash.strip_prefix(PREFIX).unwrap_or(stored_md5_hash);
     prefixed(digits, &salt)
 }
 
@@ -70,10 +68,7 @@ pub(super) fn md5_answer_from_password(password: &[u8], user: &[u8], salt: [u8; 
 }
 
 fn prefixed(first: &[u8], second: &[u8]) -> String {
-    let sum = Md5::new()
-        .chain_update(first)
-        .chain_update(second)
-        .finalize();
+    let sum = Md5::new().chain_update(first).chain_update(second).finalize();
     let digits = Zeroizing::new(hex(&sum));
     let mut text = String::with_capacity(35);
     text.push_str("md5");
@@ -102,10 +97,7 @@ mod tests {
         let stored = md5_hash(b"secret", b"bob");
         let want = md5_hash(&stored.as_bytes()[3..], &[1, 2, 3, 4]);
         assert_eq!(md5_answer(stored.as_bytes(), [1, 2, 3, 4]), want);
-        assert_eq!(
-            md5_answer_from_password(b"secret", b"bob", [1, 2, 3, 4]),
-            want
-        );
+        assert_eq!(md5_answer_from_password(b"secret", b"bob", [1, 2, 3, 4]), want);
         assert_eq!(md5_answer(b"", [0; 4]).len(), 35);
     }
 

@@ -29,10 +29,7 @@ impl ScramSecret {
     /// the text is wrong (auth 2.4).
     pub fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
-        let (params, keys) = text
-            .strip_prefix(MECHANISM)?
-            .strip_prefix('$')?
-            .split_once('$')?;
+        let (params, keys) = text.strip_prefix(MECHANISM)?.strip_prefix('$')?.split_once('$')?;
         let (count, salt) = params.split_once(':')?;
         let (stored_key, server_key) = keys.split_once(':')?;
         Some(Self {
@@ -61,10 +58,7 @@ impl ScramSecret {
 
     /// True if this is the password. Slow.
     pub fn matches(&self, password: &[u8]) -> bool {
-        SaltedKeys::derive(password, &self.salt, self.iterations)
-            .keys
-            .server_key
-            == self.server_key
+        SaltedKeys::derive(password, &self.salt, self.iterations).keys.server_key == self.server_key
     }
 }
 
@@ -130,11 +124,8 @@ impl SaltedKeys {
 /// The salt that an unknown user is shown: the same for the same name as long as the process lives
 /// (`process_key` is random), and unpredictable from outside (auth 5.2).
 pub fn mock_salt(user: &[u8], process_key: &[u8; 32]) -> [u8; 16] {
-    let sum: [u8; 32] = Sha256::new()
-        .chain_update(user)
-        .chain_update(process_key)
-        .finalize()
-        .into();
+    let sum: [u8; 32] =
+        Sha256::new().chain_update(user).chain_update(process_key).finalize().into();
     let mut salt = [0; 16];
     salt.iter_mut().zip(sum).for_each(|(out, b)| *out = b);
     salt
@@ -170,12 +161,8 @@ fn keyed(key: &[u8]) -> Hmac<Sha256> {
 /// PBKDF2 with HMAC-SHA-256, one block. The keyed state is made once and copied for each round.
 fn salted_password(password: &[u8], salt: &[u8], iterations: u32) -> Key {
     let mac = keyed(password);
-    let mut round = mac
-        .clone()
-        .chain_update(salt)
-        .chain_update(1u32.to_be_bytes())
-        .finalize()
-        .into_bytes();
+    let mut round =
+        mac.clone().chain_update(salt).chain_update(1u32.to_be_bytes()).finalize().into_bytes();
     let mut sum: [u8; 32] = round.into();
     for _ in 1..iterations {
         round = mac.clone().chain_update(round).finalize().into_bytes();

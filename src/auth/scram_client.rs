@@ -115,9 +115,7 @@ impl ClientExchange {
         if !matches!(self.state, State::Start) {
             return Err(ScramError::DuplicateSasl);
         }
-        let mut names = mechanisms
-            .split(|b| *b == 0)
-            .take_while(|name| !name.is_empty());
+        let mut names = mechanisms.split(|b| *b == 0).take_while(|name| !name.is_empty());
         if !names.any(|name| name == MECHANISM.as_bytes()) {
             return Err(ScramError::NoMechanism);
         }
@@ -238,28 +236,16 @@ impl ClientExchange {
         if without_proof.len().saturating_add(PROOF) > MAX_FINAL {
             return Err(ScramError::TooLong);
         }
-        Ok(Challenged {
-            server_first: message.to_vec(),
-            without_proof,
-            salt,
-            iterations: count,
-        })
+        Ok(Challenged { server_first: message.to_vec(), without_proof, salt, iterations: count })
     }
 
     /// Makes the client-final-message and knows what the server must answer.
     fn prove(&mut self, challenged: &Challenged, keys: &PassKeys) -> Vec<u8> {
-        let said: [&[u8]; 5] = [
-            self.bare.as_bytes(),
-            b",",
-            &challenged.server_first,
-            b",",
-            &challenged.without_proof,
-        ];
+        let said: [&[u8]; 5] =
+            [self.bare.as_bytes(), b",", &challenged.server_first, b",", &challenged.without_proof];
         let stored_key = hash(&keys.client_key);
         let proof = keys.client_key.xor(&hmac(stored_key.as_bytes(), &said));
-        self.state = State::Answered {
-            server_signature: hmac(keys.server_key.as_bytes(), &said),
-        };
+        self.state = State::Answered { server_signature: hmac(keys.server_key.as_bytes(), &said) };
         let proof = encode(proof.as_bytes());
         [&challenged.without_proof, &b",p="[..], proof.as_bytes()].concat()
     }
@@ -268,10 +254,7 @@ impl ClientExchange {
 /// A text from a peer, fit for one line of the log.
 fn printable(text: &[u8]) -> String {
     let text = text.get(..MAX_SERVER_TEXT).unwrap_or(text);
-    String::from_utf8_lossy(text)
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -349,10 +332,8 @@ mod tests {
             (
                 &*scram,
                 None,
-                Err(
-                    "cannot do SCRAM authentication: password is SCRAM secret but client \
-                     authentication did not provide SCRAM keys",
-                ),
+                Err("cannot do SCRAM authentication: password is SCRAM secret but client \
+                     authentication did not provide SCRAM keys"),
             ),
             (
                 &*md5_hash(b"pencil", b"bob"),
@@ -397,14 +378,8 @@ mod tests {
             (String::new(), "(attribute \"r\" expected)"),
             ("m=x".into(), "(attribute \"r\" expected)"),
             ("r".into(), "(expected \"=\" after attribute \"r\")"),
-            (
-                "r=,s=,i=1".into(),
-                "invalid SCRAM response (nonce mismatch)",
-            ),
-            (
-                format!("r={},s={salt},i=1", &NONCE[1..]),
-                "invalid SCRAM response (nonce mismatch)",
-            ),
+            ("r=,s=,i=1".into(), "invalid SCRAM response (nonce mismatch)"),
+            (format!("r={},s={salt},i=1", &NONCE[1..]), "invalid SCRAM response (nonce mismatch)"),
             (format!("r={NONCE}x"), "(attribute \"s\" expected)"),
             (format!("r={NONCE}x,s=!,i=1"), "(invalid salt)"),
             (format!("r={NONCE}x,s={salt}"), "(attribute \"i\" expected)"),
@@ -413,22 +388,16 @@ mod tests {
             (server_first("x", "-4"), "(invalid iteration count)"),
             (server_first("x", "4x"), "(invalid iteration count)"),
             (server_first("x", "2147483648"), "(invalid iteration count)"),
-            (
-                server_first("x", "1,x=1"),
-                "(garbage at end of server-first-message)",
-            ),
+            (server_first("x", "1,x=1"), "(garbage at end of server-first-message)"),
             (server_first(&"x".repeat(428), "1"), "(nonce too long)"),
             (server_first(&"x".repeat(90_000), "1"), "(nonce too long)"),
         ] {
-            let error = begun(password(), None)
-                .step(message.as_bytes())
-                .unwrap_err();
+            let error = begun(password(), None).step(message.as_bytes()).unwrap_err();
             assert_eq!(error.to_string(), whole(want), "{message}");
             assert_eq!(error.waiting_text(), None);
         }
-        let message = begun(password(), None)
-            .step(server_first(&"x".repeat(427), "1").as_bytes())
-            .unwrap();
+        let message =
+            begun(password(), None).step(server_first(&"x".repeat(427), "1").as_bytes()).unwrap();
         assert_eq!(message.len(), MAX_FINAL);
     }
 
@@ -442,14 +411,8 @@ mod tests {
             ("v=".into(), "(malformed server signature)"),
             ("v=AAAA".into(), "(malformed server signature)"),
             (format!("v={zeros}"), "invalid server signature"),
-            (
-                "e=other-error,x".into(),
-                "error received from server in SCRAM exchange: other-error",
-            ),
-            (
-                "e=a\nb".into(),
-                "error received from server in SCRAM exchange: a?b",
-            ),
+            ("e=other-error,x".into(), "error received from server in SCRAM exchange: other-error"),
+            ("e=a\nb".into(), "error received from server in SCRAM exchange: a?b"),
             ("e".into(), "(expected \"=\" after attribute \"e\")"),
         ] {
             let mut exchange = answered();
@@ -509,10 +472,7 @@ mod tests {
         assert_eq!(again, Challenge::Answer(message));
         let other = server_first("x", "3");
         let challenge = begun(password(), kept).challenge(other.as_bytes());
-        assert!(matches!(
-            challenge,
-            Ok(Challenge::Derive { iterations: 3, .. })
-        ));
+        assert!(matches!(challenge, Ok(Challenge::Derive { iterations: 3, .. })));
     }
 
     #[test]
@@ -523,9 +483,7 @@ mod tests {
             let mut server = ServerExchange::new(Verifier::Secret(secret));
             let mut client = begun(Credential::Keys(keys.clone()), None);
             let hello = format!("n,,n=,r={NONCE}");
-            let first = server
-                .first(MECHANISM.as_bytes(), hello.as_bytes(), [3; 18])
-                .unwrap();
+            let first = server.first(MECHANISM.as_bytes(), hello.as_bytes(), [3; 18]).unwrap();
             let accepted = server.last(&client.step(&first).unwrap());
             assert_eq!(accepted.is_ok(), opens);
             if let Ok(accepted) = accepted {

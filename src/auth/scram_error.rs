@@ -114,26 +114,17 @@ impl ScramError {
             Self::BindingFlag(c) => format!("unexpected channel-binding flag \"{}\"", Shown(*c)),
             Self::NoComma(c) => format!("comma expected, but found character \"{}\"", Shown(*c)),
             Self::FirstAttribute(c) => {
-                format!(
-                    "unexpected attribute \"{}\" in client-first-message",
-                    Shown(*c)
-                )
+                format!("unexpected attribute \"{}\" in client-first-message", Shown(*c))
             }
             Self::Expected(name) => format!("attribute \"{}\" expected", char::from(*name)),
             Self::ExpectedEquals(name) => {
                 format!("expected \"=\" after attribute \"{}\"", char::from(*name))
             }
             Self::NotAnAttribute(c) => {
-                format!(
-                    "attribute expected, but found invalid character \"{}\"",
-                    Shown(*c)
-                )
+                format!("attribute expected, but found invalid character \"{}\"", Shown(*c))
             }
             Self::AnyEquals(name) => {
-                format!(
-                    "expected character \"=\" after attribute \"{}\"",
-                    char::from(*name)
-                )
+                format!("expected character \"=\" after attribute \"{}\"", char::from(*name))
             }
             Self::MalformedProof => "malformed proof in client-final-message".into(),
             Self::GarbageInClientFinal => "garbage at the end of client-final-message".into(),

@@ -63,10 +63,7 @@ struct Challenged {
 impl ServerExchange {
     /// Begins where AuthenticationSASL has been sent.
     pub fn new(verifier: Verifier) -> Self {
-        Self {
-            state: State::Start(verifier),
-            complaint: None,
-        }
+        Self { state: State::Start(verifier), complaint: None }
     }
 
     /// Takes what SASLInitialResponse holds; `random` makes our nonce. Returns the body of
@@ -168,11 +165,7 @@ impl ServerExchange {
         while !reader.rest().is_empty() {
             reader.any()?;
         }
-        Ok(Hello {
-            binding,
-            bare,
-            nonce,
-        })
+        Ok(Hello { binding, bare, nonce })
     }
 
     fn read_final<'a>(
@@ -239,10 +232,7 @@ impl Challenged {
         let signature = hmac(self.secret.server_key.as_bytes(), &said);
         Ok(Accepted {
             server_final: format!("v={}", encode(signature.as_bytes())).into_bytes(),
-            keys: PassKeys {
-                client_key,
-                server_key: self.secret.server_key.clone(),
-            },
+            keys: PassKeys { client_key, server_key: self.secret.server_key.clone() },
         })
     }
 }
@@ -309,10 +299,7 @@ mod tests {
                   p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=",
             )
             .unwrap();
-        assert_eq!(
-            accepted.server_final,
-            b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
-        );
+        assert_eq!(accepted.server_final, b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
         assert!(!exchange.is_challenged());
     }
 
@@ -324,39 +311,21 @@ mod tests {
             ("\x01,,", "(unexpected channel-binding flag \"0x01\")"),
             ("n", "(comma expected, but found character \"0x00\")"),
             ("nn", "(comma expected, but found character \"'n'\")"),
-            (
-                "n,",
-                "(unexpected attribute \"0x00\" in client-first-message)",
-            ),
-            (
-                "n,b=,",
-                "(unexpected attribute \"'b'\" in client-first-message)",
-            ),
+            ("n,", "(unexpected attribute \"0x00\" in client-first-message)"),
+            ("n,b=,", "(unexpected attribute \"'b'\" in client-first-message)"),
             (
                 "p=tls-unique,,n=,r=x",
                 "client requires SCRAM channel binding, but it is not supported",
             ),
-            (
-                "n,a=bob,n=,r=x",
-                "client uses authorization identity, but it is not supported",
-            ),
-            (
-                "n,,m=x,n=,r=x",
-                "client requires an unsupported SCRAM extension",
-            ),
+            ("n,a=bob,n=,r=x", "client uses authorization identity, but it is not supported"),
+            ("n,,m=x,n=,r=x", "client requires an unsupported SCRAM extension"),
             ("n,,n=", "(attribute \"r\" expected)"),
             ("n,,n=,x=r", "(attribute \"r\" expected)"),
             ("n,,n=,r", "(expected \"=\" after attribute \"r\")"),
             ("n,,n=,r=a b", "non-printable characters in SCRAM nonce"),
             ("n,,n=,r=\u{e4}", "non-printable characters in SCRAM nonce"),
-            (
-                "n,,n=,r=x,1=",
-                "(attribute expected, but found invalid character \"'1'\")",
-            ),
-            (
-                "n,,n=,r=x,y",
-                "(expected character \"=\" after attribute \"y\")",
-            ),
+            ("n,,n=,r=x,1=", "(attribute expected, but found invalid character \"'1'\")"),
+            ("n,,n=,r=x,y", "(expected character \"=\" after attribute \"y\")"),
         ] {
             let error = first(&mut exchange(), message.as_bytes()).unwrap_err();
             assert_eq!(error.to_string(), whole(want), "{message}");
@@ -378,10 +347,7 @@ mod tests {
         ] {
             let mut exchange = exchange();
             let reply = first(&mut exchange, message).unwrap();
-            assert_eq!(
-                String::from_utf8(reply).unwrap(),
-                format!("r={nonce}{OURS}{want}")
-            );
+            assert_eq!(String::from_utf8(reply).unwrap(), format!("r={nonce}{OURS}{want}"));
             let complaint = exchange.take_complaint().map(|e| e.to_string());
             let want = complains.then_some("malformed SCRAM message (attribute \"n\" expected)");
             assert_eq!(complaint.as_deref(), want);
@@ -407,10 +373,7 @@ mod tests {
         assert_eq!(error.unwrap_err().client_text(), text);
         let mut exchange = ServerExchange::new(Verifier::Md5Secret);
         let error = first(&mut exchange, b"n,,n=,r=x").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "SCRAM authentication failed: user has MD5 secret"
-        );
+        assert_eq!(error.to_string(), "SCRAM authentication failed: user has MD5 secret");
     }
 
     #[test]
@@ -434,42 +397,18 @@ mod tests {
             (format!("c=biws,r={r},p"), "could not read proof"),
             (format!("c=biws,r={r},p=!"), "could not decode proof"),
             (format!("c=biws,r={r},p= {PROOF}"), "could not decode proof"),
-            (
-                format!("c=biws,r={r},p="),
-                "(malformed proof in client-final-message)",
-            ),
-            (
-                format!("c=biws,r={r},p=AAAA"),
-                "(malformed proof in client-final-message)",
-            ),
-            (
-                format!("c=biws,r={r},p={PROOF},x=1"),
-                "(garbage at the end of client-final-message)",
-            ),
-            (
-                format!("c=biws,r={r},p={PROOF},,"),
-                "(garbage at the end of client-final-message)",
-            ),
+            (format!("c=biws,r={r},p="), "(malformed proof in client-final-message)"),
+            (format!("c=biws,r={r},p=AAAA"), "(malformed proof in client-final-message)"),
+            (format!("c=biws,r={r},p={PROOF},x=1"), "(garbage at the end of client-final-message)"),
+            (format!("c=biws,r={r},p={PROOF},,"), "(garbage at the end of client-final-message)"),
             (
                 format!("c=biws,r=x{NONCE},p={PROOF}"),
                 "invalid SCRAM response (nonce does not match)",
             ),
-            (
-                format!("c=biws,r={r},p={PROOF}"),
-                "password authentication failed",
-            ),
-            (
-                format!("c=biws,r={r},p={PROOF},"),
-                "password authentication failed",
-            ),
-            (
-                format!("c=biws,r={r},x=1,p={PROOF}"),
-                "password authentication failed",
-            ),
-            (
-                format!("c=biws,r={r},p={PROOF}\0,x"),
-                "password authentication failed",
-            ),
+            (format!("c=biws,r={r},p={PROOF}"), "password authentication failed"),
+            (format!("c=biws,r={r},p={PROOF},"), "password authentication failed"),
+            (format!("c=biws,r={r},x=1,p={PROOF}"), "password authentication failed"),
+            (format!("c=biws,r={r},p={PROOF}\0,x"), "password authentication failed"),
         ] {
             let mut exchange = exchange();
             first(&mut exchange, b"n,,n=,r=x").unwrap();
@@ -483,19 +422,10 @@ mod tests {
     #[test]
     fn steps_out_of_order_are_refused() {
         let mut exchange = exchange();
-        assert_eq!(
-            exchange.last(b"c=biws").unwrap_err(),
-            ScramError::OutOfOrder
-        );
-        assert_eq!(
-            first(&mut exchange, b"n,,n=,r=x"),
-            Err(ScramError::OutOfOrder)
-        );
+        assert_eq!(exchange.last(b"c=biws").unwrap_err(), ScramError::OutOfOrder);
+        assert_eq!(first(&mut exchange, b"n,,n=,r=x"), Err(ScramError::OutOfOrder));
         let mut exchange = self::exchange();
         first(&mut exchange, b"n,,n=,r=x").unwrap();
-        assert_eq!(
-            first(&mut exchange, b"n,,n=,r=x"),
-            Err(ScramError::OutOfOrder)
-        );
+        assert_eq!(first(&mut exchange, b"n,,n=,r=x"), Err(ScramError::OutOfOrder));
     }
 }

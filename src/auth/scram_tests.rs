@@ -40,26 +40,10 @@ fn both_roles_understand_each_other() {
     };
     for (verifier, password, want) in [
         (Verifier::Secret(secret(4)), "pencil", Ok(())),
-        (
-            Verifier::Secret(secret(4)),
-            "pen",
-            Err(ScramError::WrongPassword),
-        ),
-        (
-            Verifier::Secret(secret(4)),
-            "",
-            Err(ScramError::WrongPassword),
-        ),
-        (
-            Verifier::Secret(zero_keys),
-            "pencil",
-            Err(ScramError::WrongPassword),
-        ),
-        (
-            Verifier::Mock { salt, iterations },
-            "",
-            Err(ScramError::WrongPassword),
-        ),
+        (Verifier::Secret(secret(4)), "pen", Err(ScramError::WrongPassword)),
+        (Verifier::Secret(secret(4)), "", Err(ScramError::WrongPassword)),
+        (Verifier::Secret(zero_keys), "pencil", Err(ScramError::WrongPassword)),
+        (Verifier::Mock { salt, iterations }, "", Err(ScramError::WrongPassword)),
     ] {
         assert_eq!(log_in(verifier, password.as_bytes(), |_| {}), want);
     }

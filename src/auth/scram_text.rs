@@ -68,9 +68,7 @@ impl<'a> Reader<'a> {
         if *first != name {
             return Err(ScramError::Expected(name));
         }
-        let value = rest
-            .strip_prefix(b"=")
-            .ok_or(ScramError::ExpectedEquals(name))?;
+        let value = rest.strip_prefix(b"=").ok_or(ScramError::ExpectedEquals(name))?;
         Ok(self.consume(value))
     }
 
@@ -81,9 +79,7 @@ impl<'a> Reader<'a> {
             return Err(ScramError::NotAnAttribute(name));
         }
         let after = self.rest.get(1..).unwrap_or_default();
-        let value = after
-            .strip_prefix(b"=")
-            .ok_or(ScramError::AnyEquals(name))?;
+        let value = after.strip_prefix(b"=").ok_or(ScramError::AnyEquals(name))?;
         Ok((name, self.consume(value)))
     }
 
@@ -109,10 +105,7 @@ mod tests {
         assert_eq!(reader.value(b'p').unwrap(), b"1");
         assert_eq!(reader.rest(), b"");
         assert_eq!(reader.any(), Err(ScramError::NotAnAttribute(0)));
-        assert_eq!(
-            Reader::new(b"r").value(b'r'),
-            Err(ScramError::ExpectedEquals(b'r'))
-        );
+        assert_eq!(Reader::new(b"r").value(b'r'), Err(ScramError::ExpectedEquals(b'r')));
         assert_eq!(Reader::new(b"r").any(), Err(ScramError::AnyEquals(b'r')));
     }
 

@@ -138,11 +138,7 @@ mod tests {
             ("SCRAM-SHA-256$".into(), "Plain(..)"),
             ("SCRAM-SHA-256$1:$:".into(), "Plain(..)"),
         ] {
-            assert_eq!(
-                format!("{:?}", Secret::classify(text.as_bytes())),
-                want,
-                "{text}"
-            );
+            assert_eq!(format!("{:?}", Secret::classify(text.as_bytes())), want, "{text}");
         }
     }
 
@@ -178,10 +174,7 @@ mod tests {
         let [empty, plain, hashed, scram] = of_each_kind();
         assert_eq!(*empty.cleartext_answer(), b"");
         assert_eq!(*plain.cleartext_answer(), b"secret");
-        assert_eq!(
-            *hashed.cleartext_answer(),
-            md5_hash(b"secret", USER).into_bytes()
-        );
+        assert_eq!(*hashed.cleartext_answer(), md5_hash(b"secret", USER).into_bytes());
         assert_eq!(*scram.cleartext_answer(), scram_text().into_bytes());
         let want = md5_answer(md5_hash(b"secret", USER).as_bytes(), salt);
         assert_eq!(plain.md5_answer(USER, salt).unwrap(), want);

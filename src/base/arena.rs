@@ -14,11 +14,7 @@ pub struct Id<T> {
 impl<T> Id<T> {
     /// Rebuilds a key from its two halves, as they travel through an event token.
     pub fn from_parts(index: u32, generation: u32) -> Self {
-        Id {
-            index,
-            generation,
-            kind: PhantomData,
-        }
+        Id { index, generation, kind: PhantomData }
     }
 
     /// The slot number.
@@ -71,10 +67,7 @@ pub struct Arena<T> {
 
 impl<T> Default for Arena<T> {
     fn default() -> Self {
-        Arena {
-            slots: Slab::new(),
-            next_generation: 1,
-        }
+        Arena { slots: Slab::new(), next_generation: 1 }
     }
 }
 
@@ -155,11 +148,7 @@ pub struct Side<T, U> {
 
 impl<T, U> Default for Side<T, U> {
     fn default() -> Self {
-        Side {
-            slots: Vec::new(),
-            len: 0,
-            kind: PhantomData,
-        }
+        Side { slots: Vec::new(), len: 0, kind: PhantomData }
     }
 }
 
@@ -181,10 +170,7 @@ impl<T, U> Side<T, U> {
     pub fn remove(&mut self, id: Id<T>) -> Option<U> {
         self.get(id)?;
         self.len -= 1;
-        self.slots
-            .get_mut(id.index as usize)?
-            .take()
-            .map(|(_, value)| value)
+        self.slots.get_mut(id.index as usize)?.take().map(|(_, value)| value)
     }
 
     /// The value beside the object that `id` names.
@@ -250,10 +236,7 @@ mod tests {
         let second = arena.insert("b");
         assert_eq!(side.get(second), None);
         side.insert(second, 2);
-        assert_eq!(
-            (side.get(first), side.get(second), side.len()),
-            (None, Some(&2), 1)
-        );
+        assert_eq!((side.get(first), side.get(second), side.len()), (None, Some(&2), 1));
         assert_eq!(side.remove(first), None);
         assert_eq!(side.remove(second), Some(2));
         assert!(side.is_empty());

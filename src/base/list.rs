@@ -10,10 +10,7 @@ pub struct Links<T> {
 
 impl<T> Default for Links<T> {
     fn default() -> Self {
-        Links {
-            prev: None,
-            next: None,
-        }
+        Links { prev: None, next: None }
     }
 }
 
@@ -34,11 +31,7 @@ pub struct List<T> {
 
 impl<T> Default for List<T> {
     fn default() -> Self {
-        List {
-            head: None,
-            tail: None,
-            len: 0,
-        }
+        List { head: None, tail: None, len: 0 }
     }
 }
 
@@ -68,10 +61,7 @@ impl<T: Linked> List<T> {
         let Some(item) = arena.get_mut(id) else {
             return;
         };
-        *item.links_mut() = Links {
-            prev: None,
-            next: self.head,
-        };
+        *item.links_mut() = Links { prev: None, next: self.head };
         match self.head.and_then(|head| arena.get_mut(head)) {
             Some(old) => old.links_mut().prev = Some(id),
             None => self.tail = Some(id),
@@ -85,10 +75,7 @@ impl<T: Linked> List<T> {
         let Some(item) = arena.get_mut(id) else {
             return;
         };
-        *item.links_mut() = Links {
-            prev: self.tail,
-            next: None,
-        };
+        *item.links_mut() = Links { prev: self.tail, next: None };
         match self.tail.and_then(|tail| arena.get_mut(tail)) {
             Some(old) => old.links_mut().next = Some(id),
             None => self.head = Some(id),
@@ -150,9 +137,7 @@ mod tests {
         for gone in 0..4_usize {
             let mut arena = Arena::default();
             let mut list = List::default();
-            let ids: Vec<_> = (0..4)
-                .map(|n| arena.insert(Item(n, Links::default())))
-                .collect();
+            let ids: Vec<_> = (0..4).map(|n| arena.insert(Item(n, Links::default()))).collect();
             list.push_back(&mut arena, ids[1]);
             list.push_back(&mut arena, ids[2]);
             list.push_front(&mut arena, ids[0]);

@@ -4,9 +4,7 @@
 /// Comparison is by byte; there is no quoting (config 2.5).
 pub fn in_word_list(list: &str, name: &str) -> bool {
     !name.is_empty()
-        && list
-            .split(|c: char| c == ',' || c.is_ascii_whitespace())
-            .any(|word| word == name)
+        && list.split(|c: char| c == ',' || c.is_ascii_whitespace()).any(|word| word == name)
 }
 
 /// Cuts a text to at most `max` bytes, never inside a character.

@@ -79,11 +79,7 @@ mod tests {
             ("", &[], true),
             ("   ", &[], true),
             ("host=x", &[("host", "x")], true),
-            (
-                "  host = x   port=1 ",
-                &[("host", "x"), ("port", "1")],
-                true,
-            ),
+            ("  host = x   port=1 ", &[("host", "x"), ("port", "1")], true),
             ("host=x\tport=1", &[("host", "x\tport=1")], true),
             ("host='x y' port=1", &[("host", "x y"), ("port", "1")], true),
             ("password='a''b'", &[("password", "a'b")], true),
@@ -108,11 +104,7 @@ mod tests {
         ];
         for (text, want, good) in rows {
             let all: Vec<_> = pairs(text).collect();
-            let read: Vec<_> = all
-                .iter()
-                .flatten()
-                .map(|(k, v)| (*k, v.as_str()))
-                .collect();
+            let read: Vec<_> = all.iter().flatten().map(|(k, v)| (*k, v.as_str())).collect();
             assert_eq!(read, *want, "{text}");
             assert_eq!(all.iter().all(Result::is_ok), *good, "{text}");
         }

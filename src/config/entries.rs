@@ -193,13 +193,7 @@ fn pool_mode(value: &str, journal: &mut Journal) -> Option<PoolMode> {
 
 fn load_balance(value: &str, journal: &mut Journal) -> Option<LoadBalance> {
     let choice = LoadBalance::parse(value);
-    refuse(
-        choice,
-        Option::is_some,
-        "load_balance_hosts",
-        value,
-        journal,
-    )?
+    refuse(choice, Option::is_some, "load_balance_hosts", value, journal)?
 }
 
 fn refuse<T>(
@@ -247,15 +241,8 @@ const DATABASE_WORDS: Words = Words {
     key: "connection",
     old_names: &[("reserve_pool", "reserve_pool_size")],
 };
-const USER_WORDS: Words = Words {
-    string: "user settings",
-    key: "user",
-    old_names: &[],
-};
-const PEER_WORDS: Words = Words {
-    old_names: &[],
-    ..DATABASE_WORDS
-};
+const USER_WORDS: Words = Words { string: "user settings", key: "user", old_names: &[] };
+const PEER_WORDS: Words = Words { old_names: &[], ..DATABASE_WORDS };
 
 /// Reads a string into an entry.
 fn fill<E: Default>(
@@ -333,9 +320,7 @@ mod tests {
 
     fn lines(journal: &mut Journal) -> Vec<String> {
         let lines = std::iter::from_fn(|| journal.pop());
-        lines
-            .map(|(level, text)| format!("{level:?} {text}"))
-            .collect()
+        lines.map(|(level, text)| format!("{level:?} {text}")).collect()
     }
 
     fn database(name: &str, string: &str) -> (Option<DatabaseEntry>, Vec<String>) {
@@ -346,10 +331,7 @@ mod tests {
 
     #[test]
     fn databases_take_what_is_given_and_nothing_else() {
-        let empty = DatabaseEntry {
-            dbname: Some("foo".into()),
-            ..DatabaseEntry::default()
-        };
+        let empty = DatabaseEntry { dbname: Some("foo".into()), ..DatabaseEntry::default() };
         assert_eq!(database("foo", ""), (Some(empty.clone()), vec![]));
         let string = "dbname=d host=a,b port=5432x user=u password='a''b' pool_size=abc \
                       server_lifetime=1.5 pool_mode=Transaction load_balance_hosts=DISABLE \
@@ -381,42 +363,18 @@ mod tests {
         for (name, string, want) in [
             ("a", "host=", "Error syntax error in connection string"),
             ("a", "host=x ; y", "Error syntax error in connection string"),
-            (
-                "a",
-                "host='x'port=5",
-                "Error unrecognized connection parameter: ort",
-            ),
-            (
-                "a",
-                "Host=x",
-                "Error unrecognized connection parameter: Host",
-            ),
-            (
-                "a",
-                "query_timeout=1",
-                "Error unrecognized connection parameter: query_timeout",
-            ),
+            ("a", "host='x'port=5", "Error unrecognized connection parameter: ort"),
+            ("a", "Host=x", "Error unrecognized connection parameter: Host"),
+            ("a", "query_timeout=1", "Error unrecognized connection parameter: query_timeout"),
             ("a", "port=0", "Error invalid port: 0"),
             ("a", "port=x", "Error invalid port: x"),
             ("a", "pool_mode=x", "Error invalid pool mode: x"),
-            (
-                "a",
-                "load_balance_hosts=x",
-                "Error invalid load_balance_hosts: x",
-            ),
-            (
-                "pgbouncer",
-                "",
-                "Error database name \"pgbouncer\" is reserved",
-            ),
+            ("a", "load_balance_hosts=x", "Error invalid load_balance_hosts: x"),
+            ("pgbouncer", "", "Error database name \"pgbouncer\" is reserved"),
             (&long, "", &too_long),
         ] {
             let (entry, lines) = database(name, string);
-            assert_eq!(
-                (entry, lines.first().map(String::as_str)),
-                (None, Some(want)),
-                "{string}"
-            );
+            assert_eq!((entry, lines.first().map(String::as_str)), (None, Some(want)), "{string}");
         }
         let (_, lines) = database(&long, "");
         assert_eq!(lines[1], "Error cannot create database, no memory?");
@@ -430,10 +388,7 @@ mod tests {
         let (entry, lines) = database("a", &format!("user={user} password={password}"));
         let entry = entry.unwrap_or_default();
         assert_eq!(entry.user.map(|user| user.len()), Some(127));
-        assert_eq!(
-            entry.password.map(|password| password.0.len()),
-            Some(65_530)
-        );
+        assert_eq!(entry.password.map(|password| password.0.len()), Some(65_530));
         assert_eq!(lines.len(), 2);
         for line in lines {
             assert!(line.starts_with("Warning bug in ") && line.ends_with(" - string truncated"));
@@ -449,10 +404,7 @@ mod tests {
         assert_eq!(entry.query_timeout, Some(Micros::from_secs(2)));
         for (string, want) in [
             ("pool_size", "Error syntax error in user settings"),
-            (
-                "reserve_pool=1",
-                "Error unrecognized user parameter: reserve_pool",
-            ),
+            ("reserve_pool=1", "Error unrecognized user parameter: reserve_pool"),
             ("pool_mode=x", "Error invalid pool mode: x"),
         ] {
             assert_eq!(parse_user("a", string, &mut journal), None);
@@ -478,11 +430,7 @@ mod tests {
             ("7", "port=1", Err("Error host was not provided for peer 7")),
             ("7", "", Err("Error host was not provided for peer 7")),
             ("7", "host=x port=0", Err("Error invalid port: 0")),
-            (
-                "7",
-                "host=x dbname=y",
-                Err("Error unrecognized connection parameter: dbname"),
-            ),
+            ("7", "host=x dbname=y", Err("Error unrecognized connection parameter: dbname")),
             (
                 "7",
                 "host=x reserve_pool=1",
@@ -502,18 +450,9 @@ mod tests {
     fn only_what_a_connection_is_made_of_replaces_servers() {
         let base = database("a", "host=h").0.unwrap_or_default();
         for (string, alike) in [
-            (
-                "host=h port=5432 load_balance_hosts=round-robin dbname=a",
-                true,
-            ),
-            (
-                "host=h password=x pool_size=3 pool_mode=statement application_name=y",
-                true,
-            ),
-            (
-                "host=h auth_user=x timezone=y server_lifetime=1 query_wait_timeout=1",
-                true,
-            ),
+            ("host=h port=5432 load_balance_hosts=round-robin dbname=a", true),
+            ("host=h password=x pool_size=3 pool_mode=statement application_name=y", true),
+            ("host=h auth_user=x timezone=y server_lifetime=1 query_wait_timeout=1", true),
             ("host=i", false),
             ("host=h port=1", false),
             ("host=h dbname=b", false),

@@ -33,10 +33,8 @@ fn read_level(target: &mut dyn Target, file: &str, level: u32) -> bool {
             return fail(target, format!("could not load file \"{file}\": {reason}"));
         }
     };
-    let mut scanner = Scanner {
-        text: text.split(|byte| *byte == 0).next().unwrap_or_default(),
-        at: 0,
-    };
+    let mut scanner =
+        Scanner { text: text.split(|byte| *byte == 0).next().unwrap_or_default(), at: 0 };
     loop {
         let element = scanner.element();
         let place = |extra: usize| format!("({file}:{})", scanner.line().saturating_add(extra));
@@ -78,9 +76,7 @@ fn read_level(target: &mut dyn Target, file: &str, level: u32) -> bool {
                 debug(target, || format!("parse_ini_file: '{key}' = '{value}'"));
                 let ok = target.assign(&key, &value);
                 let digit = u8::from(ok);
-                debug(target, || {
-                    format!("parse_ini_file: '{key}' = '{value}' ok:{digit}")
-                });
+                debug(target, || format!("parse_ini_file: '{key}' = '{value}' ok:{digit}"));
                 if !ok {
                     let text = format!("invalid value \"{value}\" for parameter {key}");
                     return fail(target, format!("{text} in configuration {}", place(late)));
@@ -204,16 +200,8 @@ impl<'a> Scanner<'a> {
         let rest = self.rest();
         let gap = rest.iter().take_while(|byte| is_space(**byte)).count();
         let ends = newlines(rest.get(..gap).unwrap_or_default());
-        let late = if tail.is_empty() {
-            ends.saturating_sub(1)
-        } else {
-            ends
-        };
-        Element::Assign {
-            key: lossy(key),
-            value: lossy(value),
-            late,
-        }
+        let late = if tail.is_empty() { ends.saturating_sub(1) } else { ends };
+        Element::Assign { key: lossy(key), value: lossy(value), late }
     }
 
     fn key(&mut self) -> Option<&'a [u8]> {
@@ -289,17 +277,11 @@ mod tests {
     }
 
     fn run(files: &[(&str, &[u8])], verbose: i32) -> (bool, String, Vec<String>) {
-        let mut notes = Notes {
-            files,
-            told: String::new(),
-            journal: Journal::default(),
-        };
+        let mut notes = Notes { files, told: String::new(), journal: Journal::default() };
         notes.journal.set_verbose(verbose);
         let good = read(&mut notes, "f");
         let lines = std::iter::from_fn(|| notes.journal.pop());
-        let lines = lines
-            .map(|(level, text)| format!("{level:?} {text}"))
-            .collect();
+        let lines = lines.map(|(level, text)| format!("{level:?} {text}")).collect();
         (good, notes.told, lines)
     }
 
@@ -311,10 +293,7 @@ mod tests {
             (b"# a = b\n  ; c = d", ""),
             (b"[s]\na = b\n", "[s]a=b|"),
             (b"  [s]\r\n   a=b\r\n", "[s]a=b|"),
-            (
-                b"[pgbouncer] listen_port = 7000",
-                "[pgbouncer]listen_port=7000|",
-            ),
+            (b"[pgbouncer] listen_port = 7000", "[pgbouncer]listen_port=7000|"),
             (b"[pgbouncer] ; note\n[x][y]", "[pgbouncer][x][y]"),
             (b"a = b ; c\n", "a=b ; c|"),
             (b"a = b # c\n", "a=b # c|"),
@@ -336,11 +315,7 @@ mod tests {
             (b"a = b\0junk", "a=b|"),
         ] {
             let shown = String::from_utf8_lossy(text).into_owned();
-            assert_eq!(
-                run(&[("f", text)], 0),
-                (true, told.to_owned(), vec![]),
-                "{shown}"
-            );
+            assert_eq!(run(&[("f", text)], 0), (true, told.to_owned(), vec![]), "{shown}");
         }
     }
 
@@ -399,10 +374,8 @@ mod tests {
 
     #[test]
     fn includes_share_the_section_and_report_every_level() {
-        let (good, told, lines) = run(
-            &[("f", b"%include\tg h \r\na = 1\n"), ("g h", b"[s]\nb = 2")],
-            0,
-        );
+        let (good, told, lines) =
+            run(&[("f", b"%include\tg h \r\na = 1\n"), ("g h", b"[s]\nb = 2")], 0);
         assert_eq!((good, told.as_str(), lines.len()), (true, "[s]b=2|a=1|", 0));
 
         let want = [
@@ -426,9 +399,8 @@ mod tests {
     #[test]
     fn eleven_levels_are_read_and_the_twelfth_is_refused() {
         let names: Vec<String> = (0..12).map(|n| format!("f{n}")).collect();
-        let texts: Vec<String> = (1..12)
-            .map(|n| format!("k{} = v\n%include f{n}\n", n - 1))
-            .collect();
+        let texts: Vec<String> =
+            (1..12).map(|n| format!("k{} = v\n%include f{n}\n", n - 1)).collect();
         for (last, good) in [("k10 = v\n", true), (texts[10].as_str(), false)] {
             let mut files: Vec<(&str, &[u8])> = vec![("f", texts[0].as_bytes())];
             for level in 1..10 {
@@ -463,10 +435,7 @@ mod tests {
         ];
         assert_eq!(run(files, 1).2, want);
         let files: &[(&str, &[u8])] = &[("f", b"%include g\n"), ("g", b"")];
-        let want = [
-            "Debug processing include: g",
-            "Debug returned to processing file f",
-        ];
+        let want = ["Debug processing include: g", "Debug returned to processing file f"];
         assert_eq!(run(files, 1).2, want);
     }
 }

@@ -245,13 +245,8 @@ mod tests {
 
     fn read(text: &str) -> (Settings, bool) {
         let mut file = |_: &str| Ok(text.as_bytes().to_vec());
-        let (config, good) = load(
-            &Settings::default(),
-            "sample",
-            true,
-            &mut file,
-            &mut Journal::default(),
-        );
+        let (config, good) =
+            load(&Settings::default(), "sample", true, &mut file, &mut Journal::default());
         (config.settings, good)
     }
 
@@ -276,11 +271,7 @@ mod tests {
         for param in PARAMS {
             let line = format!("\n;{} = {}", param.name, param.default.unwrap_or_default());
             let chosen = format!("\n{} = ", param.name);
-            assert!(
-                sample.contains(line.trim_end()) || sample.contains(&chosen),
-                "{}",
-                param.name
-            );
+            assert!(sample.contains(line.trim_end()) || sample.contains(&chosen), "{}", param.name);
         }
         assert!(sample.lines().all(|line| line.len() <= 200));
     }
@@ -303,12 +294,8 @@ mod tests {
 
     #[test]
     fn roff_reads_nothing_into_text() {
-        for (text, want) in [
-            (".x", "\\&.x"),
-            ("'x", "\\&'x"),
-            ("a-b", "a\\-b"),
-            ("a\\b", "a\\eb"),
-        ] {
+        for (text, want) in [(".x", "\\&.x"), ("'x", "\\&'x"), ("a-b", "a\\-b"), ("a\\b", "a\\eb")]
+        {
             assert_eq!(escape(text), want);
         }
     }

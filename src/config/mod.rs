@@ -46,10 +46,7 @@ pub fn load(
     journal: &mut Journal,
 ) -> (Config, bool) {
     let mut loader = Loader {
-        config: Config {
-            settings: current.clone(),
-            ..Config::default()
-        },
+        config: Config { settings: current.clone(), ..Config::default() },
         section: Section::None,
         main_seen: false,
         starting,
@@ -214,9 +211,7 @@ mod tests {
         };
         let (config, good) = load(current, "x.ini", starting, &mut read, &mut journal);
         let lines = std::iter::from_fn(|| journal.pop());
-        let lines = lines
-            .map(|(level, text)| format!("{level:?} {text}"))
-            .collect();
+        let lines = lines.map(|(level, text)| format!("{level:?} {text}")).collect();
         (config, good, lines)
     }
 
@@ -257,10 +252,7 @@ mod tests {
         };
         let (config, good, lines) = load_over(&running, "[pgbouncer]\nlisten_port = abc\n", false);
         assert_eq!((good, lines), (true, vec![]));
-        let want = Settings {
-            default_pool_size: 20,
-            ..running
-        };
+        let want = Settings { default_pool_size: 20, ..running };
         assert_eq!(config.settings, want);
     }
 
@@ -271,27 +263,9 @@ mod tests {
             format!("{value} for parameter {key} in configuration (x.ini:{line})")
         };
         for (text, first, key, value, line) in [
-            (
-                "a = b",
-                "load_init_file: value without section: a",
-                "a",
-                "b",
-                1,
-            ),
-            (
-                "[pgbouncer]\nx = y",
-                "unknown parameter: pgbouncer/x",
-                "x",
-                "y",
-                2,
-            ),
-            (
-                "[pgbouncer]\n= y",
-                "unknown parameter: pgbouncer/",
-                "",
-                "y",
-                2,
-            ),
+            ("a = b", "load_init_file: value without section: a", "a", "b", 1),
+            ("[pgbouncer]\nx = y", "unknown parameter: pgbouncer/x", "x", "y", 2),
+            ("[pgbouncer]\n= y", "unknown parameter: pgbouncer/", "", "y", 2),
             (
                 "[pgbouncer]\nListen_Port = 1",
                 "unknown parameter: pgbouncer/Listen_Port",
@@ -306,20 +280,8 @@ mod tests {
                 "pgbouncer",
                 2,
             ),
-            (
-                "[databases]\na = b",
-                "syntax error in connection string",
-                "a",
-                "b",
-                2,
-            ),
-            (
-                "[users]\na = b",
-                "syntax error in user settings",
-                "a",
-                "b",
-                2,
-            ),
+            ("[databases]\na = b", "syntax error in connection string", "a", "b", 2),
+            ("[users]\na = b", "syntax error in user settings", "a", "b", 2),
             (
                 "[peers]\n0 = host=x",
                 "ids of peers must be a number larger than 0 and at most 65536",
@@ -353,11 +315,8 @@ mod tests {
 
     #[test]
     fn what_stands_before_an_error_counts() {
-        let running = Settings {
-            max_client_conn: 7,
-            admin_users: "root".into(),
-            ..Settings::default()
-        };
+        let running =
+            Settings { max_client_conn: 7, admin_users: "root".into(), ..Settings::default() };
         let text = "[databases]\na =\n[pgbouncer]\nmax_client_conn = 8\nx = y\nadmin_users = r\n";
         let (config, good, _) = load_over(&running, text, false);
         assert!(!good && config.databases.contains_key("a"));
@@ -368,10 +327,7 @@ mod tests {
     #[test]
     fn a_missing_file_changes_nothing_and_says_why() {
         let mut journal = Journal::default();
-        let running = Settings {
-            max_client_conn: 7,
-            ..Settings::default()
-        };
+        let running = Settings { max_client_conn: 7, ..Settings::default() };
         let mut read = |_: &str| Err(io::Error::from_raw_os_error(13));
         let (config, good) = load(&running, "y.ini", false, &mut read, &mut journal);
         assert_eq!((good, config.settings), (false, running));
@@ -385,10 +341,7 @@ mod tests {
         let (_, _, lines) = start("[pgbouncer]\nverbose = 1\n[users]\nverbose=0");
         let want = "Debug parse_ini_file: 'verbose' = '1' ok:1";
         assert_eq!(lines.first().map(String::as_str), Some(want));
-        assert_eq!(
-            lines.get(1).map(String::as_str),
-            Some("Debug parse_ini_file: [users]")
-        );
+        assert_eq!(lines.get(1).map(String::as_str), Some("Debug parse_ini_file: [users]"));
     }
 
     #[test]
@@ -412,10 +365,7 @@ mod tests {
         let later = |name: &str| param(name).is_some_and(|param| param.later);
         let mut want: Vec<&str> = ["auth_user", "resolv_conf"].to_vec();
         want.retain(|name| later(name));
-        want.extend([
-            "databases/*: reserve_pool_size",
-            "databases/foo: min_pool_size",
-        ]);
+        want.extend(["databases/*: reserve_pool_size", "databases/foo: min_pool_size"]);
         want.extend(["users/bob: query_timeout", "peers/3: host"]);
         assert_eq!(without_effect(&config), want);
     }

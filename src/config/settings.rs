@@ -474,11 +474,7 @@ mod tests {
             };
             assert_eq!((param.show)(&settings).as_deref(), want, "{}", param.name);
             assert!((param.same)(&settings, &Settings::default()));
-            assert!(
-                !param.help.is_empty() && param.help.ends_with('.'),
-                "{}",
-                param.name
-            );
+            assert!(!param.help.is_empty() && param.help.ends_with('.'), "{}", param.name);
         }
     }
 
@@ -492,22 +488,10 @@ mod tests {
             ("listen_port", "abc", false, Ok(()), Some("6432")),
             ("listen_port", "abc", true, Err(Refused(None)), Some("6432")),
             ("user", "", true, Ok(()), Some("")),
-            (
-                "default_pool_size",
-                "",
-                false,
-                Err(Refused(None)),
-                Some("20"),
-            ),
+            ("default_pool_size", "", false, Err(Refused(None)), Some("20")),
             ("log_stats", "yes", false, Err(Refused(None)), Some("1")),
             ("log_stats", "-3", false, Ok(()), Some("-3")),
-            (
-                "query_wait_timeout",
-                "5s",
-                false,
-                Err(Refused(None)),
-                Some("120"),
-            ),
+            ("query_wait_timeout", "5s", false, Err(Refused(None)), Some("120")),
             ("query_wait_timeout", "0.5", false, Ok(()), Some("0.5")),
             ("max_packet_size", "-1", false, Ok(()), Some("4294967295")),
             ("pool_mode", "STATEMENT", false, Ok(()), Some("statement")),
@@ -517,20 +501,12 @@ mod tests {
             ("auth_dbname", "postgres", false, Ok(()), Some("postgres")),
         ] {
             let mut settings = Settings::default();
-            assert_eq!(
-                settings.assign(name, text, starting),
-                result,
-                "{name} {text}"
-            );
+            assert_eq!(settings.assign(name, text, starting), result, "{name} {text}");
             let show = param(name).and_then(|param| (param.show)(&settings));
             assert_eq!(show.as_deref(), shown, "{name} {text}");
         }
         for name in ["Listen_Port", "service_name", "", "listen_port "] {
-            assert_eq!(
-                Settings::default().assign(name, "1", true),
-                Err(Unknown),
-                "{name}"
-            );
+            assert_eq!(Settings::default().assign(name, "1", true), Err(Unknown), "{name}");
         }
     }
 
@@ -545,14 +521,8 @@ mod tests {
                 ..Settings::default()
             };
             settings.reset(starting);
-            assert_eq!(
-                (settings.listen_port, settings.default_pool_size),
-                (port, 20)
-            );
-            assert_eq!(
-                (settings.auth_file.as_deref(), settings.verbose),
-                (Some("x"), 2)
-            );
+            assert_eq!((settings.listen_port, settings.default_pool_size), (port, 20));
+            assert_eq!((settings.auth_file.as_deref(), settings.verbose), (Some("x"), 2));
         }
     }
 }

@@ -48,9 +48,7 @@ fn skip_idle(mut rest: &[u8]) -> &[u8] {
 }
 
 fn behind_line(rest: &[u8]) -> &[u8] {
-    rest.splitn(2, |byte| *byte == b'\n')
-        .nth(1)
-        .unwrap_or_default()
+    rest.splitn(2, |byte| *byte == b'\n').nth(1).unwrap_or_default()
 }
 
 const BROKEN: &str = "broken auth file";
@@ -60,10 +58,8 @@ fn entry(rest: &[u8]) -> Result<(FileUser, &[u8]), &'static str> {
     let (name, rest) = quoted(rest, NAME_MAX, "username too long in auth file")?;
     let rest = rest.splitn(2, |byte| *byte == b'"').nth(1).ok_or(BROKEN)?;
     let (secret, rest) = quoted(rest, SECRET_MAX, "password too long in auth file")?;
-    let user = FileUser {
-        name: String::from_utf8_lossy(&name).into_owned(),
-        secret: Secret(secret),
-    };
+    let user =
+        FileUser { name: String::from_utf8_lossy(&name).into_owned(), secret: Secret(secret) };
     Ok((user, behind_line(rest)))
 }
 
@@ -115,21 +111,9 @@ mod tests {
             (b"", &[], None),
             (b" \n\t; note\n;\n", &[], None),
             (b"; note without end", &[], None),
-            (
-                b"\"a\" \"b\"\n\"c\" \"d\"",
-                &[("a", b"b"), ("c", b"d")],
-                None,
-            ),
-            (
-                b"\"a\" \"b\"\r\n  \"c\"\"d\"\r\n",
-                &[("a", b"b")],
-                Some(BROKEN),
-            ),
-            (
-                b"\"a\" \"b\" \"third\" ; x\n\"c\" \"d\"",
-                &[("a", b"b"), ("c", b"d")],
-                None,
-            ),
+            (b"\"a\" \"b\"\n\"c\" \"d\"", &[("a", b"b"), ("c", b"d")], None),
+            (b"\"a\" \"b\"\r\n  \"c\"\"d\"\r\n", &[("a", b"b")], Some(BROKEN)),
+            (b"\"a\" \"b\" \"third\" ; x\n\"c\" \"d\"", &[("a", b"b"), ("c", b"d")], None),
             (b"\"a\" junk\n = \"b\"", &[("a", b"b")], None),
             (b"\"a\"\"x\" \"p\"\"q\"", &[("a\"x", b"p\"q")], None),
             (b"\"a\nb\" \"c\\\"", &[("a\nb", b"c\\")], None),
@@ -146,16 +130,8 @@ mod tests {
             (b"\"a\" \"b\"\n\0broken", &[("a", b"b")], None),
         ];
         for (file, want, error) in rows_wanted {
-            let want: Vec<_> = want
-                .iter()
-                .map(|(n, s)| ((*n).to_owned(), s.to_vec()))
-                .collect();
-            assert_eq!(
-                rows(file),
-                (want, *error),
-                "{}",
-                String::from_utf8_lossy(file)
-            );
+            let want: Vec<_> = want.iter().map(|(n, s)| ((*n).to_owned(), s.to_vec())).collect();
+            assert_eq!(rows(file), (want, *error), "{}", String::from_utf8_lossy(file));
         }
     }
 
@@ -163,21 +139,9 @@ mod tests {
     fn lengths_count_as_written() {
         for (name, secret, error) in [
             ("n".repeat(127), "s".repeat(65_530), None),
-            (
-                "n".repeat(128),
-                String::new(),
-                Some("username too long in auth file"),
-            ),
-            (
-                "\"\"".repeat(64),
-                String::new(),
-                Some("username too long in auth file"),
-            ),
-            (
-                "n".into(),
-                "s".repeat(65_531),
-                Some("password too long in auth file"),
-            ),
+            ("n".repeat(128), String::new(), Some("username too long in auth file")),
+            ("\"\"".repeat(64), String::new(), Some("username too long in auth file")),
+            ("n".into(), "s".repeat(65_531), Some("password too long in auth file")),
         ] {
             let file = format!("\"{name}\" \"{secret}\"\n");
             assert_eq!(parse(file.as_bytes()).1, error);

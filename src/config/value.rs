@@ -40,16 +40,10 @@ fn number(text: &str, detect_base: bool) -> Option<Number<'_>> {
     let mut rest = digits;
     let mut chars = digits.chars();
     while let Some(digit) = chars.next().and_then(|c| c.to_digit(base)) {
-        size = size
-            .saturating_mul(u128::from(base))
-            .saturating_add(u128::from(digit));
+        size = size.saturating_mul(u128::from(base)).saturating_add(u128::from(digit));
         rest = chars.as_str();
     }
-    (rest.len() < digits.len()).then_some(Number {
-        negative,
-        size,
-        rest,
-    })
+    (rest.len() < digits.len()).then_some(Number { negative, size, rest })
 }
 
 impl Number<'_> {
@@ -341,10 +335,7 @@ choice! {
 impl SslMode {
     /// True for the modes in which nothing may go over TCP in plain text.
     pub fn forbids_plain(self) -> bool {
-        matches!(
-            self,
-            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull
-        )
+        matches!(self, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull)
     }
 }
 
@@ -440,11 +431,7 @@ mod tests {
         ] {
             let value = Micros::parse(text);
             assert_eq!(value, Some(Micros(micros)), "{text}");
-            assert_eq!(
-                value.and_then(|v| v.show()).as_deref(),
-                Some(shown),
-                "{text}"
-            );
+            assert_eq!(value.and_then(|v| v.show()).as_deref(), Some(shown), "{text}");
         }
         for text in [
             "", " ", "-1", "-inf", "5s", "5 ", "1e", "1,5", "0x", "0xp1", "0x1p", "+-1", ".",
@@ -476,10 +463,7 @@ mod tests {
         assert_eq!(PoolMode::parse("TransAction"), Some(PoolMode::Transaction));
         assert_eq!(PoolMode::Statement.show().as_deref(), Some("statement"));
         assert_eq!(PoolMode::parse("trans"), None);
-        assert_eq!(
-            AuthType::parse("SCRAM-sha-256"),
-            Some(AuthType::ScramSha256)
-        );
+        assert_eq!(AuthType::parse("SCRAM-sha-256"), Some(AuthType::ScramSha256));
         for text in ["peer", "reject", "password", "gss", ""] {
             assert_eq!(AuthType::parse(text), None, "{text}");
         }
@@ -492,10 +476,7 @@ mod tests {
     fn text_is_kept_and_may_be_unset() {
         assert_eq!(Option::<String>::parse(""), Some(Some(String::new())));
         assert_eq!(None::<String>.show(), None);
-        assert_eq!(
-            String::parse("'x' ").and_then(|v| v.show()).as_deref(),
-            Some("'x' ")
-        );
+        assert_eq!(String::parse("'x' ").and_then(|v| v.show()).as_deref(), Some("'x' "));
         assert_eq!(format!("{:?}", Secret(b"hidden".to_vec())), "Secret");
     }
 }

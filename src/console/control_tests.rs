@@ -10,16 +10,8 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ("pause", "kill one", "already suspended/paused"),
     ("", "pause pgbouncer", "cannot pause admin db: pgbouncer"),
     ("", "kill pgbouncer", "cannot kill admin db: pgbouncer"),
-    (
-        "",
-        "reconnect pgbouncer",
-        "cannot reconnect admin db: pgbouncer",
-    ),
-    (
-        "",
-        "disable pgbouncer",
-        "cannot disable admin db: pgbouncer",
-    ),
+    ("", "reconnect pgbouncer", "cannot reconnect admin db: pgbouncer"),
+    ("", "disable pgbouncer", "cannot disable admin db: pgbouncer"),
     ("", "enable pgbouncer", "cannot enable admin db: pgbouncer"),
     ("", "resume pgbouncer", "database pgbouncer is not paused"),
     ("", "resume", "pooler is not paused/suspended"),
@@ -29,21 +21,9 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ("", "resume nowhere", "no such database: nowhere"),
     ("", "enable nowhere", "no such database: nowhere"),
     ("", "resume ONE", "no such database: ONE"),
-    (
-        "shutdown wait_for_servers",
-        "resume",
-        "pooler is shutting down",
-    ),
-    (
-        "shutdown wait_for_clients",
-        "resume",
-        "pooler is shutting down",
-    ),
-    (
-        "shutdown wait_for_servers",
-        "pause",
-        "already suspended/paused",
-    ),
+    ("shutdown wait_for_servers", "resume", "pooler is shutting down"),
+    ("shutdown wait_for_clients", "resume", "pooler is shutting down"),
+    ("shutdown wait_for_servers", "pause", "already suspended/paused"),
     ("", "kill_client", "invalid client pointer supplied"),
     ("", "kill_client x1", "invalid client pointer supplied"),
     ("", "kill_client 999", "client not found"),
@@ -71,43 +51,19 @@ fn commands_answer_with_their_names_and_are_logged() {
     for (command, tag, log) in [
         ("Pause;", "PAUSE", Some("PAUSE command issued")),
         ("pause one", "PAUSE", Some("PAUSE 'one' command issued")),
-        (
-            "pause \"my-db\"",
-            "PAUSE",
-            Some("PAUSE 'my-db' command issued"),
-        ),
+        ("pause \"my-db\"", "PAUSE", Some("PAUSE 'my-db' command issued")),
         ("kill", "KILL", Some("KILL command issued")),
         ("kill \"one\"", "KILL", Some("KILL 'one' command issued")),
         ("reconnect", "RECONNECT", Some("RECONNECT command issued")),
-        (
-            "reconnect two",
-            "RECONNECT",
-            Some("RECONNECT 'two' command issued"),
-        ),
-        (
-            "disable one",
-            "DISABLE",
-            Some("DISABLE 'one' command issued"),
-        ),
+        ("reconnect two", "RECONNECT", Some("RECONNECT 'two' command issued")),
+        ("disable one", "DISABLE", Some("DISABLE 'one' command issued")),
         ("enable one", "ENABLE", Some("ENABLE 'one' command issued")),
-        (
-            "shutdown Wait_For_Servers",
-            "SHUTDOWN",
-            Some("SHUTDOWN WAIT_FOR_SERVERS command issued"),
-        ),
-        (
-            "shutdown wait_for_clients",
-            "SHUTDOWN",
-            Some("SHUTDOWN WAIT_FOR_CLIENTS command issued"),
-        ),
+        ("shutdown Wait_For_Servers", "SHUTDOWN", Some("SHUTDOWN WAIT_FOR_SERVERS command issued")),
+        ("shutdown wait_for_clients", "SHUTDOWN", Some("SHUTDOWN WAIT_FOR_CLIENTS command issued")),
         ("set log_stats to 0", "SET log_stats=0", None),
         ("set server_lifetime='1.5'", "SET server_lifetime=1.5", None),
         ("set listen_port=x", "SET listen_port=x", None),
-        (
-            "set default_pool_size = 0x10",
-            "SET default_pool_size=0x10",
-            None,
-        ),
+        ("set default_pool_size = 0x10", "SET default_pool_size=0x10", None),
         ("set Client_Encoding to 'x'", "SET", None),
     ] {
         let mut at = Fixture::new();
@@ -126,26 +82,10 @@ fn refused_commands_are_logged_if_they_pass_the_first_check() {
         ("pause", "kill", "Error already suspended/paused"),
         ("set x", "resume", "Log RESUME command issued"),
         ("set x", "resume one", "Log RESUME 'one' command issued"),
-        (
-            "set x",
-            "pause pgbouncer",
-            "Log PAUSE 'pgbouncer' command issued",
-        ),
-        (
-            "set x",
-            "kill pgbouncer",
-            "Log KILL 'pgbouncer' command issued",
-        ),
-        (
-            "set x",
-            "enable nowhere",
-            "Log ENABLE 'nowhere' command issued",
-        ),
-        (
-            "set x",
-            "set nothing=1",
-            "Error unknown parameter: pgbouncer/nothing",
-        ),
+        ("set x", "pause pgbouncer", "Log PAUSE 'pgbouncer' command issued"),
+        ("set x", "kill pgbouncer", "Log KILL 'pgbouncer' command issued"),
+        ("set x", "enable nowhere", "Log ENABLE 'nowhere' command issued"),
+        ("set x", "set nothing=1", "Error unknown parameter: pgbouncer/nothing"),
         ("set x", "set log_stats=x", "Error SET failed"),
     ] {
         let mut at = Fixture::new();
@@ -183,11 +123,7 @@ fn pause_of_a_database_waits_for_all_that_are_paused() {
     let alice = at.client("two", "alice");
     let free = at.serve();
     at.feed(bob, "select 1");
-    assert_eq!(
-        at.tag(boss, "pause \"my-db\""),
-        "PAUSE",
-        "it has no servers"
-    );
+    assert_eq!(at.tag(boss, "pause \"my-db\""), "PAUSE", "it has no servers");
     at.feed(alice, "select 1");
     at.run(boss, "pause two");
     assert_eq!(at.taken(boss), []);
@@ -252,10 +188,7 @@ fn kill_client_finds_clients_by_number() {
     at.taken(bob);
     let command = format!("kill_client \" {bob_id}abc\"");
     assert_eq!(at.tag(boss, &command), "KILL_CLIENT");
-    let told = (
-        "E".to_owned(),
-        "SFATAL C08P01 Madmin forced disconnect".to_owned(),
-    );
+    let told = ("E".to_owned(), "SFATAL C08P01 Madmin forced disconnect".to_owned());
     assert_eq!(at.taken(bob), [told]);
     assert!(at.core.servers().get(server).is_none(), "it was busy");
     let own = at.show(boss, "show clients").column("id")[0].to_owned();
@@ -271,10 +204,7 @@ fn a_disabled_database_takes_no_new_clients() {
     at.tag(boss, "disable one");
     let new = at.client("one", "bob");
     assert!(at.is_closed(new) && !at.is_closed(old));
-    assert_eq!(
-        at.taken(new)[0].1,
-        "SFATAL C08P01 Mdatabase \"one\" is disabled"
-    );
+    assert_eq!(at.taken(new)[0].1, "SFATAL C08P01 Mdatabase \"one\" is disabled");
     at.tag(boss, "enable one");
     let newer = at.client("one", "bob");
     assert!(!at.is_closed(newer));
@@ -287,10 +217,7 @@ fn commands_make_databases_from_the_star_entry() {
     at.log();
     assert_eq!(at.tag(boss, "disable new"), "DISABLE");
     let log = at.log();
-    assert!(
-        log[1].ends_with("registered new auto-database: new"),
-        "{log:?}"
-    );
+    assert!(log[1].ends_with("registered new auto-database: new"), "{log:?}");
     assert_eq!(at.tag(boss, "enable new"), "ENABLE");
 }
 
@@ -312,15 +239,9 @@ fn shutdown_exits_or_waits() {
     let boss = at.console("boss");
     at.tag(boss, "shutdown wait_for_clients");
     assert_eq!((at.exit, at.closed_listeners), (None, true));
-    assert_eq!(
-        at.show(boss, "show state").column("value"),
-        ["yes", "no", "no"]
-    );
+    assert_eq!(at.show(boss, "show state").column("value"), ["yes", "no", "no"]);
     at.tag(boss, "shutdown wait_for_servers");
-    assert_eq!(
-        at.show(boss, "show state").column("value"),
-        ["no", "yes", "no"]
-    );
+    assert_eq!(at.show(boss, "show state").column("value"), ["no", "yes", "no"]);
     at.log();
     at.run(boss, "shutdown");
     assert_eq!((at.exit, at.taken(boss)), (Some(0), vec![]));
@@ -335,11 +256,9 @@ fn set_changes_what_may_be_changed() {
     at.tag(boss, "set listen_port=1");
     at.tag(boss, "set query_wait_timeout='2.5'");
     let config = at.show(boss, "show config");
-    for (key, value) in [
-        ("default_pool_size", "16"),
-        ("listen_port", "6432"),
-        ("query_wait_timeout", "2.5"),
-    ] {
+    for (key, value) in
+        [("default_pool_size", "16"), ("listen_port", "6432"), ("query_wait_timeout", "2.5")]
+    {
         let row = config.rows.iter().find(|row| row[0] == key).unwrap();
         assert_eq!(row[1], value, "{key}");
     }

@@ -35,11 +35,7 @@ impl Around for Process {
         format!("second {}", at.secs())
     }
     fn dns(&self) -> DnsCounts {
-        DnsCounts {
-            names: 5,
-            zones: 6,
-            queries: 7,
-        }
+        DnsCounts { names: 5, zones: 6, queries: 7 }
     }
 }
 
@@ -63,12 +59,8 @@ pub(super) struct Fixture {
 impl Fixture {
     /// The configuration above, nobody connected.
     pub(super) fn new() -> Fixture {
-        let around = Surroundings {
-            now: START,
-            seed: [7; 32],
-            own_uid: 1000,
-            host_name: "host".into(),
-        };
+        let around =
+            Surroundings { now: START, seed: [7; 32], own_uid: 1000, host_name: "host".into() };
         let mut core = Core::new(Settings::default(), around);
         let mut read = |_: &str| -> io::Result<Vec<u8>> { Ok(CONFIG.as_bytes().to_vec()) };
         let settings = Settings::default();
@@ -109,19 +101,10 @@ impl Fixture {
         };
         let id = self.core.accepted(Origin { remote, local, uid });
         let mut packet = Vec::new();
-        let parameters = [
-            ("user", user),
-            ("database", database),
-            ("application_name", "app"),
-        ];
+        let parameters = [("user", user), ("database", database), ("application_name", "app")];
         let parameters = parameters.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
         write::startup(&mut packet, parameters.into_iter());
-        let packet = Packet {
-            tag: 0,
-            len: packet.len() as u32,
-            seen: &packet[4..],
-            behind: false,
-        };
+        let packet = Packet { tag: 0, len: packet.len() as u32, seen: &packet[4..], behind: false };
         self.decide(id, packet);
         self.pump();
         id
@@ -145,12 +128,7 @@ impl Fixture {
     /// A Query packet; what follows from it is done by `pump`.
     pub(super) fn feed(&mut self, id: ClientId, sql: &str) -> Verdict {
         let body = [sql.as_bytes(), b"\0"].concat();
-        let packet = Packet {
-            tag: b'Q',
-            len: body.len() as u32 + 5,
-            seen: &body,
-            behind: false,
-        };
+        let packet = Packet { tag: b'Q', len: body.len() as u32 + 5, seen: &body, behind: false };
         self.decide(id, packet)
     }
 
@@ -175,12 +153,7 @@ impl Fixture {
 
     /// A packet of a server.
     pub(super) fn say(&mut self, id: ServerId, tag: u8, body: &[u8]) {
-        let packet = Packet {
-            tag,
-            len: body.len() as u32 + 5,
-            seen: body,
-            behind: false,
-        };
+        let packet = Packet { tag, len: body.len() as u32 + 5, seen: body, behind: false };
         self.core.server_packet(id, packet, &mut Sink::default());
     }
 

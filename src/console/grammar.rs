@@ -40,9 +40,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Statement, Malformed> {
             argument: value(argument, ARGUMENT_MAX)?,
         });
     }
-    let (key, set_to) = set(text, string)
-        .or_else(|| set(text, word))
-        .ok_or(Malformed::Invalid)?;
+    let (key, set_to) = set(text, string).or_else(|| set(text, word)).ok_or(Malformed::Invalid)?;
     let key = value(key, ARGUMENT_MAX)?;
     let set_to = value(set_to, VALUE_MAX)?;
     if key.is_empty() {
@@ -123,9 +121,7 @@ fn value(raw: Raw<'_>, limit: usize) -> Result<String, Malformed> {
     }
     let text = String::from_utf8_lossy(raw).into_owned();
     for quote in ["\"", "'"] {
-        let inner = text
-            .strip_prefix(quote)
-            .and_then(|rest| rest.strip_suffix(quote));
+        let inner = text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
         if let Some(inner) = inner {
             return Ok(inner.replace(&quote.repeat(2), quote));
         }
@@ -149,10 +145,7 @@ fn some_blanks(text: &[u8]) -> Option<&[u8]> {
 
 fn is_end(rest: &[u8]) -> bool {
     let rest = blanks(rest);
-    rest.is_empty()
-        || rest
-            .strip_prefix(b";")
-            .is_some_and(|r| blanks(r).is_empty())
+    rest.is_empty() || rest.strip_prefix(b";").is_some_and(|r| blanks(r).is_empty())
 }
 
 #[cfg(test)]
@@ -160,27 +153,18 @@ mod tests {
     use super::*;
 
     fn command(name: &str, argument: &str) -> Result<Statement, Malformed> {
-        Ok(Statement::Command {
-            name: name.into(),
-            argument: argument.into(),
-        })
+        Ok(Statement::Command { name: name.into(), argument: argument.into() })
     }
 
     fn set(key: &str, value: &str) -> Result<Statement, Malformed> {
-        Ok(Statement::Set {
-            key: key.into(),
-            value: value.into(),
-        })
+        Ok(Statement::Set { key: key.into(), value: value.into() })
     }
 
     #[test]
     fn commands_have_one_or_two_words() {
         for (text, want) in [
             ("show version", command("show", "version")),
-            (
-                " \t\r\nSHOW\n\n version \r;\t\n",
-                command("SHOW", "version"),
-            ),
+            (" \t\r\nSHOW\n\n version \r;\t\n", command("SHOW", "version")),
             ("pause;", command("pause", "")),
             ("pause", command("pause", "")),
             ("\"show\" \"version\"", command("show", "version")),

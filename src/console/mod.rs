@@ -120,13 +120,7 @@ const fn command(
     help: &'static [&'static str],
     run: fn(&mut Call<'_>, &str) -> Outcome,
 ) -> Command {
-    Command {
-        name,
-        access,
-        argument,
-        help,
-        run,
-    }
+    Command { name, access, argument, help, run }
 }
 
 /// All commands but SET, in the order of SHOW HELP.
@@ -307,11 +301,7 @@ mod tests {
             "show fds",
             "set nothing=1",
         ] {
-            assert_eq!(
-                at.refusal(watcher, command),
-                "admin access needed",
-                "{command}"
-            );
+            assert_eq!(at.refusal(watcher, command), "admin access needed", "{command}");
         }
     }
 
@@ -352,10 +342,7 @@ mod tests {
         assert_eq!(text.len(), 484);
         at.run(boss, &"-".repeat(451));
         assert!(at.is_closed(boss));
-        assert_eq!(
-            at.taken(boss),
-            [("E".into(), "SFATAL C08P01 Mfailure".into())]
-        );
+        assert_eq!(at.taken(boss), [("E".into(), "SFATAL C08P01 Mfailure".into())]);
     }
 
     #[test]
@@ -386,9 +373,6 @@ mod tests {
         let text = "SERROR CF0000 MRELOAD failed, see logs for additional details";
         assert_eq!(reply[0], ("E".into(), text.into()));
         assert_eq!(reply[1].0, "Z");
-        assert_eq!(
-            at.log()[0],
-            "Error RELOAD Failed, see logs for more details"
-        );
+        assert_eq!(at.log()[0], "Error RELOAD Failed, see logs for more details");
     }
 }

@@ -32,8 +32,7 @@ impl DatabaseRow<'_> {
         global: fn(&Settings) -> i32,
     ) -> i64 {
         let own = own.filter(|value| *value >= least);
-        own.unwrap_or_else(|| global(self.view.core.settings()))
-            .into()
+        own.unwrap_or_else(|| global(self.view.core.settings())).into()
     }
 
     pub(super) fn server_lifetime(&self) -> i64 {
@@ -100,9 +99,7 @@ impl PoolRow<'_> {
 
 /// SHOW POOLS.
 pub(super) fn pools(view: View<'_>) -> impl Iterator<Item = PoolRow<'_>> {
-    view.core
-        .pools()
-        .map(move |(_, pool)| PoolRow { view, pool })
+    view.core.pools().map(move |(_, pool)| PoolRow { view, pool })
 }
 
 /// One end of a connection: who is there, and the port to show.
@@ -181,9 +178,7 @@ fn client_row<'a>(view: View<'a>, pool: &'a Pool, client: &'a Client) -> SocketR
         local: End::new(client.local(), port),
         connect_time: client.connect_time(),
         request_time: client.last_packet(),
-        wait: client
-            .query_start()
-            .map_or(Micros(0), |start| core.now.since(start)),
+        wait: client.query_start().map_or(Micros(0), |start| core.now.since(start)),
         close_needed: false,
         number: client.number(),
         link: server.map(Server::number),
@@ -263,8 +258,7 @@ impl UserRow<'_> {
     /// The user's own value if it is a limit, else the global one.
     pub(super) fn or_global(&self, own: Option<i32>, global: fn(&Settings) -> i32) -> i64 {
         let own = own.filter(|value| *value > 0);
-        own.unwrap_or_else(|| global(self.view.core.settings()))
-            .into()
+        own.unwrap_or_else(|| global(self.view.core.settings())).into()
     }
 }
 

@@ -28,21 +28,11 @@ struct Topic {
 }
 
 const fn topic(line: u8, name: &'static str, show: fn(View<'_>) -> Vec<u8>) -> Topic {
-    Topic {
-        name,
-        line,
-        access: Access::Stats,
-        show: Some(show),
-    }
+    Topic { name, line, access: Access::Stats, show: Some(show) }
 }
 
 const fn later(line: u8, name: &'static str, access: Access) -> Topic {
-    Topic {
-        name,
-        line,
-        access,
-        show: None,
-    }
+    Topic { name, line, access, show: None }
 }
 
 /// All topics but the parameters, in the order of SHOW HELP.
@@ -89,10 +79,7 @@ pub(super) fn parameter(name: &str) -> Option<(&'static str, &'static str)> {
 /// SHOW and SELECT.
 pub(super) fn run(call: &mut Call<'_>, name: &str) -> Outcome {
     if let Some((name, value)) = parameter(name) {
-        return Ok(Answer::Now(table(
-            &[text(name, |v: &&str| (*v).into())],
-            [value],
-        )));
+        return Ok(Answer::Now(table(&[text(name, |v: &&str| (*v).into())], [value])));
     }
     let topic = TOPICS
         .iter()
@@ -129,11 +116,7 @@ fn help() -> Vec<u8> {
 }
 
 fn version(_: View<'_>) -> Vec<u8> {
-    const VERSION: &str = concat!(
-        "PgBouncer 1.25.2 (pgturnstile ",
-        env!("CARGO_PKG_VERSION"),
-        ")"
-    );
+    const VERSION: &str = concat!("PgBouncer 1.25.2 (pgturnstile ", env!("CARGO_PKG_VERSION"), ")");
     table(&[text("version", |v: &&str| (*v).into())], [VERSION])
 }
 
@@ -153,22 +136,15 @@ fn state(view: View<'_>) -> Vec<u8> {
 }
 
 fn pairs(name: &'static str, items: &'static str, rows: Vec<(&'static str, usize)>) -> Vec<u8> {
-    let columns = [
-        text(name, |row: &(&str, usize)| row.0.into()),
-        int(items, |row| count(row.1)),
-    ];
+    let columns = [text(name, |row: &(&str, usize)| row.0.into()), int(items, |row| count(row.1))];
     table(&columns, rows)
 }
 
 fn config(view: View<'_>) -> Vec<u8> {
     let settings = view.core.settings();
     let columns = [
-        text("key", |(param, _): &(&crate::config::Param, _)| {
-            param.name.into()
-        }),
-        text("value", |(_, value): &(_, Option<String>)| {
-            value.clone().into()
-        }),
+        text("key", |(param, _): &(&crate::config::Param, _)| param.name.into()),
+        text("value", |(_, value): &(_, Option<String>)| value.clone().into()),
         text("default", |(param, _)| param.default.into()),
         text("changeable", |(param, _)| {
             match param.when {
@@ -188,25 +164,15 @@ fn databases(view: View<'_>) -> Vec<u8> {
         text("host", |r| r.entry().host.as_deref().into()),
         int("port", |r| r.database.port().into()),
         text("database", |r| r.entry().dbname.as_deref().into()),
-        text("force_user", |r| {
-            r.database.forced_user().map(|u| &**u).into()
-        }),
-        int("pool_size", |r| {
-            r.or_global(r.entry().pool_size, 0, |s| s.default_pool_size)
-        }),
-        int("min_pool_size", |r| {
-            r.or_global(r.entry().min_pool_size, 0, |s| s.min_pool_size)
-        }),
+        text("force_user", |r| r.database.forced_user().map(|u| &**u).into()),
+        int("pool_size", |r| r.or_global(r.entry().pool_size, 0, |s| s.default_pool_size)),
+        int("min_pool_size", |r| r.or_global(r.entry().min_pool_size, 0, |s| s.min_pool_size)),
         int("reserve_pool_size", |r| {
             r.or_global(r.entry().reserve_pool_size, 0, |s| s.reserve_pool_size)
         }),
         int("server_lifetime", DatabaseRow::server_lifetime),
-        text("pool_mode", |r| {
-            r.entry().pool_mode.map(|mode| mode.word()).into()
-        }),
-        text("load_balance_hosts", |r| {
-            rows::load_balance(r.database).into()
-        }),
+        text("pool_mode", |r| r.entry().pool_mode.map(|mode| mode.word()).into()),
+        text("load_balance_hosts", |r| rows::load_balance(r.database).into()),
         int("max_connections", |r| {
             r.or_global(r.entry().max_db_connections, 1, |s| s.max_db_connections)
         }),
@@ -230,28 +196,18 @@ fn pools(view: View<'_>) -> Vec<u8> {
         text("user", |r| r.pool.names().1.into()),
         int("cl_active", |r| count(r.pool.clients(C::Active).len())),
         int("cl_waiting", |r| count(r.pool.clients(C::Waiting).len())),
-        int("cl_active_cancel_req", |r| {
-            count(r.pool.clients(C::ActiveCancel).len())
-        }),
-        int("cl_waiting_cancel_req", |r| {
-            count(r.pool.clients(C::WaitingCancel).len())
-        }),
+        int("cl_active_cancel_req", |r| count(r.pool.clients(C::ActiveCancel).len())),
+        int("cl_waiting_cancel_req", |r| count(r.pool.clients(C::WaitingCancel).len())),
         int("sv_active", |r| count(r.pool.servers(S::Active).len())),
-        int("sv_active_cancel", |r| {
-            count(r.pool.servers(S::ActiveCancel).len())
-        }),
-        int("sv_being_canceled", |r| {
-            count(r.pool.servers(S::BeingCanceled).len())
-        }),
+        int("sv_active_cancel", |r| count(r.pool.servers(S::ActiveCancel).len())),
+        int("sv_being_canceled", |r| count(r.pool.servers(S::BeingCanceled).len())),
         int("sv_idle", |r| count(r.pool.servers(S::Idle).len())),
         int("sv_used", |r| count(r.pool.servers(S::Used).len())),
         int("sv_tested", |r| count(r.pool.servers(S::Tested).len())),
         int("sv_login", |r| count(r.pool.servers(S::Login).len())),
         int("maxwait", |r| r.longest_wait().secs() as i64),
         int("maxwait_us", |r| r.longest_wait().subsec_micros() as i64),
-        text("pool_mode", |r| {
-            r.view.core.effective(r.pool).pool_mode().word().into()
-        }),
+        text("pool_mode", |r| r.view.core.effective(r.pool).pool_mode().word().into()),
         text("load_balance_hosts", |r| r.load_balance().into()),
     ];
     table(&columns, rows::pools(view))
@@ -269,19 +225,13 @@ fn sockets<'a>() -> [Column<SocketRow<'a>>; 21] {
         int("port", |r| r.remote.port.into()),
         text("local_addr", |r| r.local.text().into()),
         int("local_port", |r| r.local.port.into()),
-        text("connect_time", |r| {
-            r.view.around.time_text(r.connect_time).into()
-        }),
-        text("request_time", |r| {
-            r.view.around.time_text(r.request_time).into()
-        }),
+        text("connect_time", |r| r.view.around.time_text(r.connect_time).into()),
+        text("request_time", |r| r.view.around.time_text(r.request_time).into()),
         int("wait", |r| r.wait.secs() as i64),
         int("wait_us", |r| r.wait.subsec_micros() as i64),
         int("close_needed", |r| r.close_needed.into()),
         text("ptr", |r| rows::pointer(r.number).into()),
-        text("link", |r| {
-            r.link.map_or_else(String::new, rows::pointer).into()
-        }),
+        text("link", |r| r.link.map_or_else(String::new, rows::pointer).into()),
         int("remote_pid", |r| r.process_id),
         // TLS and statement tracking come with later versions.
         text("tls", |_| "".into()),
@@ -294,19 +244,11 @@ fn sockets<'a>() -> [Column<SocketRow<'a>>; 21] {
 fn users(view: View<'_>) -> Vec<u8> {
     let columns: [Column<UserRow<'_>>; 8] = [
         text("name", |r| (&**r.user.name()).into()),
-        text("pool_size", |r| {
-            rows::size_text(r.user.entry().pool_size).into()
-        }),
-        text("reserve_pool_size", |r| {
-            rows::size_text(r.user.entry().reserve_pool_size).into()
-        }),
-        text("pool_mode", |r| {
-            r.user.entry().pool_mode.map(|mode| mode.word()).into()
-        }),
+        text("pool_size", |r| rows::size_text(r.user.entry().pool_size).into()),
+        text("reserve_pool_size", |r| rows::size_text(r.user.entry().reserve_pool_size).into()),
+        text("pool_mode", |r| r.user.entry().pool_mode.map(|mode| mode.word()).into()),
         int("max_user_connections", |r| {
-            r.or_global(r.user.entry().max_user_connections, |s| {
-                s.max_user_connections
-            })
+            r.or_global(r.user.entry().max_user_connections, |s| s.max_user_connections)
         }),
         int("current_connections", |r| count(r.servers)),
         int("max_user_client_connections", |r| {

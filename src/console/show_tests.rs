@@ -32,10 +32,7 @@ const COLUMNS: &[(&str, &str)] = &[
          current_client_connections int4",
     ),
     ("lists", "list text, items int4"),
-    (
-        "config",
-        "key text, value text, default text, changeable text",
-    ),
+    ("config", "key text, value text, default text, changeable text"),
     (
         "stats",
         "database text, total_server_assignment_count num, total_xact_count num, \
@@ -348,16 +345,9 @@ fn statistics_are_summed_and_averaged() {
 fn what_a_later_version_shows_is_refused() {
     let mut at = Fixture::new();
     let boss = at.console("boss");
-    for topic in [
-        "PEERS",
-        "PEER_POOLS",
-        "SOCKETS",
-        "ACTIVE_SOCKETS",
-        "MEM",
-        "DNS_HOSTS",
-        "DNS_ZONES",
-        "FDS",
-    ] {
+    for topic in
+        ["PEERS", "PEER_POOLS", "SOCKETS", "ACTIVE_SOCKETS", "MEM", "DNS_HOSTS", "DNS_ZONES", "FDS"]
+    {
         let text = at.refusal(boss, &format!("show {topic}"));
         let want = format!("SHOW {topic} is not supported by this version of pgturnstile");
         assert_eq!(text, want);

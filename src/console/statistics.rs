@@ -24,12 +24,7 @@ const fn name(
     average: &'static str,
     suffix: &'static str,
 ) -> Name {
-    Name {
-        counter,
-        total,
-        average,
-        suffix,
-    }
+    Name { counter, total, average, suffix }
 }
 
 #[rustfmt::skip]
@@ -56,10 +51,7 @@ struct Sum {
 
 impl Sum {
     fn new(view: View<'_>) -> Sum {
-        Sum {
-            stats: PoolStats::default(),
-            elapsed: view.core.now.since(view.core.period().older),
-        }
+        Sum { stats: PoolStats::default(), elapsed: view.core.now.since(view.core.period().older) }
     }
 
     fn total(&self, counter: Counter) -> u64 {
@@ -79,21 +71,15 @@ type Figure = (&'static str, Counter, fn(&Sum, Counter) -> u64);
 fn by_database(view: View<'_>, figures: &[Figure]) -> Vec<u8> {
     let mut sums: BTreeMap<DatabaseId, Sum> = BTreeMap::new();
     for (_, pool) in view.core.pools() {
-        let sum = sums
-            .entry(pool.database())
-            .or_insert_with(|| Sum::new(view));
+        let sum = sums.entry(pool.database()).or_insert_with(|| Sum::new(view));
         sum.stats.merge(pool.stats());
     }
     let columns = figures.iter().map(|(name, ..)| (*name, Kind::Num));
-    let heads: Vec<_> = std::iter::once(("database", Kind::Text))
-        .chain(columns)
-        .collect();
+    let heads: Vec<_> = std::iter::once(("database", Kind::Text)).chain(columns).collect();
     let rows = view.core.databases().filter_map(|(id, database)| {
         let sum = sums.get(&id)?;
         let name: Cell = (&**database.name()).into();
-        let values = figures
-            .iter()
-            .map(|(_, counter, get)| get(sum, *counter).into());
+        let values = figures.iter().map(|(_, counter, get)| get(sum, *counter).into());
         Some(std::iter::once(name).chain(values).collect())
     });
     result(&heads, rows)
@@ -104,9 +90,8 @@ pub(super) fn stats(view: View<'_>) -> Vec<u8> {
     let totals = COUNTERS
         .iter()
         .map(|(counter, total, ..)| (*total, *counter, Sum::total as fn(&Sum, Counter) -> u64));
-    let averages = COUNTERS
-        .iter()
-        .map(|(counter, _, average, _)| (*average, *counter, Sum::average as _));
+    let averages =
+        COUNTERS.iter().map(|(counter, _, average, _)| (*average, *counter, Sum::average as _));
     by_database(view, &totals.chain(averages).collect::<Vec<Figure>>())
 }
 
@@ -117,10 +102,7 @@ pub(super) fn totals_by_database(view: View<'_>) -> Vec<u8> {
 
 /// SHOW STATS_AVERAGES.
 pub(super) fn averages_by_database(view: View<'_>) -> Vec<u8> {
-    by_database(
-        view,
-        &NAMES.map(|n| (n.average, n.counter, Sum::average as _)),
-    )
+    by_database(view, &NAMES.map(|n| (n.average, n.counter, Sum::average as _)))
 }
 
 /// SHOW TOTALS: all pools, the console's too.
@@ -133,8 +115,5 @@ pub(super) fn totals(view: View<'_>) -> Vec<u8> {
     let average = |n: &Name| (format!("avg_{}", n.suffix), sum.average(n.counter));
     let rows = NAMES.iter().map(total).chain(NAMES.iter().map(average));
     let heads = [("name", Kind::Text), ("value", Kind::Num)];
-    result(
-        &heads,
-        rows.map(|(name, value)| vec![name.into(), value.into()]),
-    )
+    result(&heads, rows.map(|(name, value)| vec![name.into(), value.into()]))
 }

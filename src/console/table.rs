@@ -136,10 +136,8 @@ mod tests {
 
     #[test]
     fn types_and_values_come_from_one_declaration() {
-        let columns = [
-            text("t", |row: &i64| (*row > 0).then_some("x").into()),
-            int("i", |row| *row),
-        ];
+        let columns =
+            [text("t", |row: &i64| (*row > 0).then_some("x").into()), int("i", |row| *row)];
         let reply = table(&columns, [1, -1, (1 << 32) + 5]);
         let mut want = b"T\0\0\0\x2e\0\x02".to_vec();
         want.extend(b"t\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");

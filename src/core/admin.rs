@@ -10,8 +10,7 @@ use crate::base::Level;
 impl Core {
     /// Sends bytes to a console behind everything that is on its way to it.
     pub fn answer_console(&mut self, console: ClientId, bytes: Vec<u8>) {
-        self.actions
-            .push_back(Action::Send(Peer::Client(console), bytes));
+        self.actions.push_back(Action::Send(Peer::Client(console), bytes));
     }
 
     /// Logs a line about a client.
@@ -40,11 +39,8 @@ impl Core {
     /// their clients and servers (admin 4.4).
     pub fn kill(&mut self, database: Option<DatabaseId>) {
         let pools = self.pools_of(database);
-        let with_pool: Vec<DatabaseId> = pools
-            .iter()
-            .filter_map(|id| self.pools.get(*id))
-            .map(|pool| pool.database)
-            .collect();
+        let with_pool: Vec<DatabaseId> =
+            pools.iter().filter_map(|id| self.pools.get(*id)).map(|pool| pool.database).collect();
         for id in with_pool.into_iter().chain(database) {
             if let Some(database) = self.databases.get_mut(id) {
                 database.paused = true;
@@ -87,8 +83,7 @@ impl Core {
     pub fn user_of(&self, client: &Client) -> Option<UserId> {
         let by_pool = || {
             let pool = client.pool.and_then(|pool| self.pools.get(pool));
-            pool.filter(|pool| client.welcomed && !pool.is_console())
-                .map(|pool| pool.user)
+            pool.filter(|pool| client.welcomed && !pool.is_console()).map(|pool| pool.user)
         };
         client.user.or_else(by_pool)
     }
@@ -108,10 +103,7 @@ impl Core {
 }
 
 fn is_cancel(client: &Client) -> bool {
-    matches!(
-        client.state,
-        ClientState::WaitingCancel | ClientState::ActiveCancel
-    )
+    matches!(client.state, ClientState::WaitingCancel | ClientState::ActiveCancel)
 }
 
 impl Pool {

@@ -79,10 +79,7 @@ pub fn launch(count: Counts, limit: Limits, now: Micros) -> Launch {
     if count.logging_in > 0 {
         return Launch::No(Why::LoginInProgress);
     }
-    if limit
-        .failed_launch
-        .is_some_and(|at| now.since(at) < limit.login_retry)
-    {
+    if limit.failed_launch.is_some_and(|at| now.since(at) < limit.login_retry) {
         return Launch::No(Why::ServerUnreachable);
     }
     let size = usize::try_from(limit.pool_size).unwrap_or(0);
@@ -189,10 +186,7 @@ impl Core {
         let Some(client) = self.clients.get_mut(id) else {
             return;
         };
-        let waited = client
-            .wait_start
-            .take()
-            .map_or(Micros(0), |start| now.since(start));
+        let waited = client.wait_start.take().map_or(Micros(0), |start| now.since(start));
         let (pool, welcomed) = (client.pool, client.welcomed);
         if let Some(pool) = pool {
             self.count(pool, Counter::WaitTime, waited.0);
@@ -209,10 +203,8 @@ impl Core {
             self.mark(pool_id);
             return;
         }
-        let waiter = self
-            .pools
-            .get(pool_id)
-            .and_then(|pool| pool.clients(ClientState::Waiting).head());
+        let waiter =
+            self.pools.get(pool_id).and_then(|pool| pool.clients(ClientState::Waiting).head());
         if let Some(waiter) = waiter {
             self.activate(waiter);
         }
@@ -267,21 +259,12 @@ impl Core {
         };
         let mut idle = pool.servers(ServerState::Idle).len();
         let mut tested = pool.servers(ServerState::Tested).len();
-        let mut used = pool
-            .servers(ServerState::Used)
-            .ids(&self.servers)
-            .into_iter();
+        let mut used = pool.servers(ServerState::Used).ids(&self.servers).into_iter();
         let mut next = pool.clients(ClientState::Waiting).head();
         while let Some(waiter) = next {
             next = List::after(&self.clients, waiter);
-            let welcomed = self
-                .clients
-                .get(waiter)
-                .is_some_and(|client| client.welcomed);
-            let known = self
-                .pools
-                .get(id)
-                .is_some_and(|pool| pool.welcome.is_some());
+            let welcomed = self.clients.get(waiter).is_some_and(|client| client.welcomed);
+            let known = self.pools.get(id).is_some_and(|pool| pool.welcome.is_some());
             if !welcomed && known {
                 self.activate(waiter);
             } else if idle > 0 && known {
@@ -311,15 +294,8 @@ mod tests {
             failed_launch: None,
             login_retry: Micros::from_secs(15),
         };
-        let count = |total, logging_in, cancels| Counts {
-            logging_in,
-            total,
-            cancels,
-        };
-        let failed = Limits {
-            failed_launch: Some(Micros::from_secs(90)),
-            ..limit
-        };
+        let count = |total, logging_in, cancels| Counts { logging_in, total, cancels };
+        let failed = Limits { failed_launch: Some(Micros::from_secs(90)), ..limit };
         let now = Micros::from_secs(100);
         let later = Micros::from_secs(105);
         for (count, limit, now, want) in [
@@ -329,30 +305,9 @@ mod tests {
             (count(2, 0, 0), limit, now, Launch::No(Why::PoolFull)),
             (count(2, 0, 1), limit, now, Launch::Yes),
             (count(4, 0, 1), limit, now, Launch::No(Why::PoolFull)),
-            (
-                count(2, 0, 0),
-                Limits {
-                    pool_size: 0,
-                    ..limit
-                },
-                now,
-                Launch::Yes,
-            ),
-            (
-                count(2, 0, 0),
-                Limits {
-                    welcome_known: false,
-                    ..limit
-                },
-                now,
-                Launch::Yes,
-            ),
-            (
-                count(0, 0, 0),
-                failed,
-                now,
-                Launch::No(Why::ServerUnreachable),
-            ),
+            (count(2, 0, 0), Limits { pool_size: 0, ..limit }, now, Launch::Yes),
+            (count(2, 0, 0), Limits { welcome_known: false, ..limit }, now, Launch::Yes),
+            (count(0, 0, 0), failed, now, Launch::No(Why::ServerUnreachable)),
             (count(0, 0, 0), failed, later, Launch::Yes),
         ] {
             assert_eq!(launch(count, limit, now), want, "{count:?} {limit:?}");

@@ -38,11 +38,7 @@ impl Core {
         }
         let server = client.server.ok_or(fault::CANCEL_IDLE_CLIENT)?;
         let pool = client.pool.ok_or(fault::CANCEL_UNKNOWN_KEY)?;
-        if self
-            .servers
-            .get(server)
-            .is_some_and(|server| server.is_aligning())
-        {
+        if self.servers.get(server).is_some_and(|server| server.is_aligning()) {
             return Err(fault::CANCEL_DURING_ALIGN);
         }
         let now = self.now;
@@ -65,11 +61,7 @@ impl Core {
     /// A cancel request against a console ends its PAUSE.
     fn cancel_console(&mut self, from: ClientId, target: ClientId) {
         if !self.console_waits(target) {
-            self.client_log(
-                from,
-                Level::Warning,
-                "admin cancel request for non-waiting client?",
-            );
+            self.client_log(from, Level::Warning, "admin cancel request for non-waiting client?");
         }
         if self.shutdown.is_none() {
             self.resume_all();
@@ -92,9 +84,7 @@ impl Core {
             pool.connect_failed = false;
         }
         let target = self.clients.get(request).and_then(|client| client.cancels);
-        let key = target
-            .and_then(|target| self.servers.get(target))
-            .and_then(|target| target.key);
+        let key = target.and_then(|target| self.servers.get(target)).and_then(|target| target.key);
         let (Some(target), Some(key)) = (target, key) else {
             self.close_client(request, &fault::CANCEL_NOW_IDLE);
             self.close_server(server, &fault::CANCEL_GIVEN_UP, false);
@@ -110,29 +100,20 @@ impl Core {
         self.move_server(server, ServerState::ActiveCancel);
         let mut packet = Vec::new();
         write::cancel_request(&mut packet, key);
-        self.actions
-            .push_back(Action::Send(Peer::Server(server), packet));
+        self.actions.push_back(Action::Send(Peer::Server(server), packet));
         true
     }
 
     /// A server has been released: requests against it that were not sent yet make no sense.
     pub(super) fn detach_cancels(&mut self, server: ServerId) {
-        let Some(pool) = self
-            .servers
-            .get(server)
-            .and_then(|s| self.pools.get(s.pool))
-        else {
+        let Some(pool) = self.servers.get(server).and_then(|s| self.pools.get(s.pool)) else {
             return;
         };
         if pool.clients(ClientState::WaitingCancel).is_empty() {
             return;
         }
         for id in pool.clients(ClientState::WaitingCancel).ids(&self.clients) {
-            if let Some(client) = self
-                .clients
-                .get_mut(id)
-                .filter(|c| c.cancels == Some(server))
-            {
+            if let Some(client) = self.clients.get_mut(id).filter(|c| c.cancels == Some(server)) {
                 client.cancels = None;
             }
         }

@@ -15,15 +15,12 @@ impl Core {
             return;
         };
         let (server, pool, state) = (client.server, client.pool, client.state);
-        let canceled = client
-            .cancels
-            .filter(|_| state == ClientState::ActiveCancel);
+        let canceled = client.cancels.filter(|_| state == ClientState::ActiveCancel);
         self.log_closed_client(id, fault);
         if fault.told {
             let mut packet = Vec::new();
             write::error(&mut packet, "FATAL", &fault.sqlstate, fault.text.as_bytes());
-            self.actions
-                .push_back(Action::Send(Peer::Client(id), packet));
+            self.actions.push_back(Action::Send(Peer::Client(id), packet));
         }
         self.actions.push_back(Action::Close(Peer::Client(id)));
         self.unlist_client(id);
@@ -87,8 +84,7 @@ impl Core {
         }
         if term {
             let packet = write::TERMINATE.to_vec();
-            self.actions
-                .push_back(Action::Send(Peer::Server(id), packet));
+            self.actions.push_back(Action::Send(Peer::Server(id), packet));
         }
         self.actions.push_back(Action::Close(Peer::Server(id)));
         let client = self.unlink(id);
@@ -115,10 +111,7 @@ impl Core {
                 self.close_client(id, &fault);
             }
             Peer::Server(id) => {
-                let carries = self
-                    .servers
-                    .get(id)
-                    .is_some_and(|server| server.carries.is_some());
+                let carries = self.servers.get(id).is_some_and(|server| server.carries.is_some());
                 let fault = match why {
                     Loss::Receive if carries => fault::CANCEL_SENT,
                     _ => Core::loss_of_server(why),

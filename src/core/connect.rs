@@ -48,10 +48,7 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
         return;
     };
     let effective = core.effective(pool);
-    let hosts = core
-        .databases
-        .get(pool.database)
-        .map_or(1, |database| database.hosts().len());
+    let hosts = core.databases.get(pool.database).map_or(1, |database| database.hosts().len());
     let stays = effective.load_balance() == LoadBalance::Disable;
     let failed = pool.connect_failed || pool.login_failed.is_some();
     let Some(pool) = core.pools.get_mut(pool_id) else {
@@ -104,10 +101,7 @@ impl Core {
             None | Some("") => self.settings.unix_socket_dir.clone(),
             Some(host) => host.to_owned(),
         };
-        Some(Target {
-            host,
-            port: u16::try_from(database.port()).unwrap_or(0),
-        })
+        Some(Target { host, port: u16::try_from(database.port()).unwrap_or(0) })
     }
 
     /// The connection is open: carry a cancel request, or log in.
@@ -134,15 +128,10 @@ impl Core {
             return;
         }
         let startup = self.startup_packet(pool);
-        if let Some(login) = self
-            .servers
-            .get_mut(id)
-            .and_then(|server| server.login.as_mut())
-        {
+        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
             login.stage = Stage::Authenticating;
         }
-        self.actions
-            .push_back(Action::Send(Peer::Server(id), startup));
+        self.actions.push_back(Action::Send(Peer::Server(id), startup));
     }
 
     fn startup_packet(&self, pool: PoolId) -> Vec<u8> {
@@ -216,11 +205,7 @@ impl Core {
     }
 
     fn stage(&self, id: ServerId) -> Option<Stage> {
-        self.servers
-            .get(id)?
-            .login
-            .as_ref()
-            .map(|login| login.stage)
+        self.servers.get(id)?.login.as_ref().map(|login| login.stage)
     }
 
     fn in_connect_query(&self, id: ServerId) -> bool {
@@ -310,10 +295,7 @@ impl Core {
     }
 
     fn scram(&mut self, id: ServerId) -> Result<&mut Option<ClientExchange>, Option<ScramError>> {
-        let login = self
-            .servers
-            .get_mut(id)
-            .and_then(|server| server.login.as_mut());
+        let login = self.servers.get_mut(id).and_then(|server| server.login.as_mut());
         login.map(|login| &mut login.scram).ok_or(None)
     }
 
@@ -342,16 +324,9 @@ impl Core {
 
     /// AuthenticationOk. A server that began SCRAM must have proved itself before (auth 10.3-F).
     fn authenticated(&mut self, id: ServerId) -> Result<(), Option<ScramError>> {
-        let login = self
-            .servers
-            .get_mut(id)
-            .and_then(|server| server.login.as_mut())
-            .ok_or(None)?;
-        if login
-            .scram
-            .as_ref()
-            .is_some_and(|exchange| !exchange.is_verified())
-        {
+        let login =
+            self.servers.get_mut(id).and_then(|server| server.login.as_mut()).ok_or(None)?;
+        if login.scram.as_ref().is_some_and(|exchange| !exchange.is_verified()) {
             return Err(None);
         }
         login.stage = Stage::Authenticated;
@@ -360,9 +335,7 @@ impl Core {
 
     fn pool_user(&self, pool: PoolId) -> Option<&User> {
         let pool = self.pools.get(pool)?;
-        self.users
-            .get(pool.user)
-            .filter(|_| !self.has_own_password(pool))
+        self.users.get(pool.user).filter(|_| !self.has_own_password(pool))
     }
 
     /// The database entry brings the password for its forced user.
@@ -410,11 +383,7 @@ impl Core {
                 return Verdict::Stop;
             }
             write::query(&mut sink.to_server, query.as_bytes());
-            if let Some(login) = self
-                .servers
-                .get_mut(id)
-                .and_then(|server| server.login.as_mut())
-            {
+            if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
                 login.stage = Stage::ConnectQuery;
             }
             return Verdict::Drop;
@@ -427,10 +396,7 @@ impl Core {
         let Some(server) = self.servers.get_mut(id) else {
             return;
         };
-        let untracked = server
-            .login
-            .take()
-            .map_or_else(Vec::new, |login| login.untracked);
+        let untracked = server.login.take().map_or_else(Vec::new, |login| login.untracked);
         server.status = Status::Ready;
         let vars = server.vars.clone();
         let Some(pool) = self.pools.get_mut(pool_id) else {
@@ -473,11 +439,7 @@ impl Core {
     /// A login came to nothing. `refusal` goes to all clients that wait, unless the pool has other
     /// servers and knows what to welcome clients with.
     fn login_failed(&mut self, id: ServerId, reason: Fault, refusal: Option<Fault>, term: bool) {
-        if let Some(login) = self
-            .servers
-            .get_mut(id)
-            .and_then(|server| server.login.as_mut())
-        {
+        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
             login.refusal = refusal;
         }
         self.close_server(id, &reason, term);
@@ -501,13 +463,10 @@ impl Core {
         }
         pool.connect_failed = true;
         pool.login_failed = Some(crate::base::text::cut(&reason.text, 99).to_owned());
-        let refused = login
-            .refusal
-            .filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
+        let refused =
+            login.refusal.filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
         if let Some(refusal) = refused {
-            let waiting = pool
-                .clients(super::client::ClientState::Waiting)
-                .ids(&self.clients);
+            let waiting = pool.clients(super::client::ClientState::Waiting).ids(&self.clients);
             for client in waiting {
                 self.close_client(client, &refusal);
             }

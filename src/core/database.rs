@@ -79,11 +79,7 @@ impl Database {
     /// The elements of the list of hosts; one empty text if none is configured.
     pub fn hosts(&self) -> Vec<&str> {
         let hosts = self.entry.host.as_deref().unwrap_or("");
-        match hosts
-            .split(',')
-            .filter(|host| !host.is_empty())
-            .collect::<Vec<_>>()
-        {
+        match hosts.split(',').filter(|host| !host.is_empty()).collect::<Vec<_>>() {
             empty if empty.is_empty() => vec![""],
             list => list,
         }
@@ -133,10 +129,7 @@ impl Core {
             return *id;
         }
         let name: Rc<str> = name.into();
-        let id = self.users.insert(User {
-            name: name.clone(),
-            ..User::default()
-        });
+        let id = self.users.insert(User { name: name.clone(), ..User::default() });
         self.user_names.insert(name, id);
         id
     }
@@ -154,15 +147,11 @@ impl Core {
         }
         let string = self.autodb.clone()?;
         if name.len() > DATABASE_NAME_MAX {
-            self.journal
-                .line(Level::Warning, format!("too long db name: {name}"));
+            self.journal.line(Level::Warning, format!("too long db name: {name}"));
             return None;
         }
         let entry = config::parse_autodb(name, &string, &mut self.journal)?;
-        self.journal.line(
-            Level::Log,
-            format!("{prefix}registered new auto-database: {name}"),
-        );
+        self.journal.line(Level::Log, format!("{prefix}registered new auto-database: {name}"));
         Some(self.add_database(name, entry, Source::Auto))
     }
 

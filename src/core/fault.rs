@@ -35,10 +35,7 @@ impl Fault {
             cut if cut.len() < text.len() => cut.to_owned(),
             _ => text,
         };
-        Fault {
-            text: Cow::Owned(text),
-            ..Fault::fixed("", true)
-        }
+        Fault { text: Cow::Owned(text), ..Fault::fixed("", true) }
     }
 
     /// A server's own words at login, passed on uncut (pooling 10.5).
@@ -53,10 +50,7 @@ impl Fault {
 
     /// The same reason without a word to the client.
     pub fn silently(&self) -> Fault {
-        Fault {
-            told: false,
-            ..self.clone()
-        }
+        Fault { told: false, ..self.clone() }
     }
 }
 

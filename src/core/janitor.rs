@@ -123,10 +123,7 @@ impl Core {
             close_needed: server.close_needed,
             idle: self.now.since(server.last_packet),
             age: self.now.since(server.connect_time),
-            limits: (
-                settings.server_idle_timeout,
-                self.effective(pool).server_lifetime(),
-            ),
+            limits: (settings.server_idle_timeout, self.effective(pool).server_lifetime()),
             check_delay: (!settings.server_check_query.is_empty())
                 .then_some(settings.server_check_delay),
         })
@@ -141,11 +138,7 @@ impl Core {
             return;
         };
         for id in pool.servers(ServerState::Active).ids(&self.servers) {
-            if self
-                .servers
-                .get(id)
-                .is_some_and(|server| server.close_needed && server.is_clean())
-            {
+            if self.servers.get(id).is_some_and(|server| server.close_needed && server.is_clean()) {
                 self.close_server(id, &fault::CONFIGURATION_CHANGED, true);
             }
         }
@@ -218,10 +211,7 @@ impl Core {
             return;
         };
         for id in pool.clients(ClientState::WaitingCancel).ids(&self.clients) {
-            let asked = self
-                .clients
-                .get(id)
-                .map_or(self.now, |client| client.last_packet);
+            let asked = self.clients.get(id).map_or(self.now, |client| client.last_packet);
             if self.now.since(asked) > limit {
                 self.close_client(id, &fault::CANCEL_WAIT_TIMEOUT);
             }
@@ -290,61 +280,24 @@ mod tests {
             limits: (Micros::from_secs(600), Micros::from_secs(3600)),
             check_delay: Some(Micros::from_secs(30)),
         };
-        let dirty = Unused {
-            is_clean: false,
-            ..fine
-        };
+        let dirty = Unused { is_clean: false, ..fine };
         let long = Micros::from_secs(601);
         for (server, want) in [
             (fine, Chore::Keep),
-            (
-                Unused {
-                    close_needed: true,
-                    ..dirty
-                },
-                Chore::Close(fault::CONFIGURATION_CHANGED),
-            ),
+            (Unused { close_needed: true, ..dirty }, Chore::Close(fault::CONFIGURATION_CHANGED)),
             (dirty, Chore::Close(fault::IDLE_LIST_GOT_DIRTY)),
             (
-                Unused {
-                    state: ServerState::Used,
-                    ..dirty
-                },
+                Unused { state: ServerState::Used, ..dirty },
                 Chore::Close(fault::USED_LIST_GOT_DIRTY),
             ),
+            (Unused { state: ServerState::Tested, ..dirty }, Chore::Keep),
+            (Unused { idle: long, ..fine }, Chore::Close(fault::SERVER_IDLE_TIMEOUT)),
+            (Unused { idle: Micros::from_secs(31), ..fine }, Chore::NeedsCheck),
             (
-                Unused {
-                    state: ServerState::Tested,
-                    ..dirty
-                },
-                Chore::Keep,
-            ),
-            (
-                Unused { idle: long, ..fine },
-                Chore::Close(fault::SERVER_IDLE_TIMEOUT),
-            ),
-            (
-                Unused {
-                    idle: Micros::from_secs(31),
-                    ..fine
-                },
+                Unused { idle: long, limits: (Micros(0), Micros::from_secs(3600)), ..fine },
                 Chore::NeedsCheck,
             ),
-            (
-                Unused {
-                    idle: long,
-                    limits: (Micros(0), Micros::from_secs(3600)),
-                    ..fine
-                },
-                Chore::NeedsCheck,
-            ),
-            (
-                Unused {
-                    age: Micros::from_secs(3600),
-                    ..fine
-                },
-                Chore::CloseForAge,
-            ),
+            (Unused { age: Micros::from_secs(3600), ..fine }, Chore::CloseForAge),
         ] {
             assert_eq!(chore(server), want, "{server:?}");
         }

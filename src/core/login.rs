@@ -45,12 +45,7 @@ pub(super) enum Stage {
 
 impl Login {
     pub(super) fn new() -> Login {
-        Login {
-            stage: Stage::Opening,
-            database: None,
-            known: None,
-            admin: None,
-        }
+        Login { stage: Stage::Opening, database: None, known: None, admin: None }
     }
 }
 
@@ -75,12 +70,7 @@ impl Core {
         };
         match done {
             // A cancel request is not read any more: its client may hang up long before it is sent.
-            Ok(())
-                if self
-                    .clients
-                    .get(id)
-                    .is_some_and(|client| client.cancels.is_some()) =>
-            {
+            Ok(()) if self.clients.get(id).is_some_and(|client| client.cancels.is_some()) => {
                 Verdict::Stop
             }
             Ok(()) => Verdict::Drop,
@@ -122,21 +112,13 @@ impl Core {
         if is_tcp && self.settings.client_tls_sslmode.forbids_plain() {
             return Err(fault::SSL_REQUIRED);
         }
-        if !matches!(
-            client.login.as_ref().map(|login| &login.stage),
-            Some(Stage::Opening)
-        ) {
+        if !matches!(client.login.as_ref().map(|login| &login.stage), Some(Stage::Opening)) {
             return Err(fault::STARTUP_AGAIN);
         }
         let wishes = self.read_wishes(id, parameters)?;
-        let user = wishes
-            .user
-            .filter(|user| !user.is_empty())
-            .ok_or(fault::NO_USER_NAME)?;
-        let database = wishes
-            .database
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| user.clone());
+        let user = wishes.user.filter(|user| !user.is_empty()).ok_or(fault::NO_USER_NAME)?;
+        let database =
+            wishes.database.filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
         let limit = usize::try_from(self.settings.max_client_conn).unwrap_or(0);
         if self.clients.len() > limit && database != CONSOLE {
             return Err(fault::TOO_MANY_CLIENTS);
@@ -223,9 +205,7 @@ impl Core {
 
     /// Sends the authentication request of the method (auth 2.3, 2.4).
     fn ask(&mut self, id: ClientId, known: Option<UserId>, sink: &mut Sink) -> Result<(), Fault> {
-        let secret = known
-            .and_then(|user| self.users.get(user))
-            .map(|user| &user.secret);
+        let secret = known.and_then(|user| self.users.get(user)).map(|user| &user.secret);
         let is_scram = matches!(secret, Some(Secret::Scram(_)));
         let stage = match self.settings.auth_type {
             AuthType::Any => return self.authenticated_client(id, sink),
@@ -257,9 +237,7 @@ impl Core {
 
     /// What a SCRAM proof is held against, and whether that is a stored SCRAM secret.
     fn verifier(&mut self, id: ClientId, known: Option<UserId>) -> (Verifier, bool) {
-        let iterations = u32::try_from(self.settings.scram_iterations)
-            .unwrap_or(0)
-            .max(1);
+        let iterations = u32::try_from(self.settings.scram_iterations).unwrap_or(0).max(1);
         let salt: [u8; 16] = self.random.bytes();
         if let Some(user) = known.and_then(|user| self.users.get_mut(user)) {
             match &user.secret {
@@ -273,10 +251,7 @@ impl Core {
                 Secret::Empty => {}
             }
         }
-        let name = self
-            .clients
-            .get(id)
-            .and_then(|client| client.user_name.clone());
+        let name = self.clients.get(id).and_then(|client| client.user_name.clone());
         let name = name.as_deref().unwrap_or("");
         let salt = auth::mock_salt(name.as_bytes(), &self.mock_key);
         (Verifier::Mock { salt, iterations }, false)
@@ -363,10 +338,7 @@ impl Core {
     ) -> Result<(), Fault> {
         write::authentication(&mut sink.to_client, 12, &accepted.server_final);
         let user = self.clients.get(id).and_then(|client| client.user);
-        if let Some(user) = user
-            .and_then(|user| self.users.get_mut(user))
-            .filter(|_| stored)
-        {
+        if let Some(user) = user.and_then(|user| self.users.get_mut(user)).filter(|_| stored) {
             user.keys = Some(accepted.keys);
         }
         self.authenticated_client(id, sink)
@@ -405,11 +377,7 @@ impl Core {
 
     /// Welcomes the client, or has it wait for the pool's first server.
     fn move_to_pool(&mut self, id: ClientId, pool_id: PoolId, sink: &mut Sink) {
-        if self
-            .pools
-            .get(pool_id)
-            .is_some_and(|pool| pool.welcome.is_some())
-        {
+        if self.pools.get(pool_id).is_some_and(|pool| pool.welcome.is_some()) {
             self.move_client(id, ClientState::Active);
             self.welcome(id, &mut sink.to_client);
             return;
@@ -443,10 +411,7 @@ impl Core {
             .and_then(|login| login.admin)
             .ok_or(fault::NOT_ALLOWED)?;
         if let Some(client) = self.clients.get_mut(id) {
-            client.console = Some(Box::new(Console {
-                access,
-                commands: VecDeque::new(),
-            }));
+            client.console = Some(Box::new(Console { access, commands: VecDeque::new() }));
         }
         self.move_client(id, ClientState::Active);
         self.welcome(id, &mut sink.to_client);
@@ -454,21 +419,13 @@ impl Core {
     }
 
     fn set_stage(&mut self, id: ClientId, stage: Stage) {
-        if let Some(login) = self
-            .clients
-            .get_mut(id)
-            .and_then(|client| client.login.as_mut())
-        {
+        if let Some(login) = self.clients.get_mut(id).and_then(|client| client.login.as_mut()) {
             login.stage = stage;
         }
     }
 
     fn set_admin(&mut self, id: ClientId, access: Access) {
-        if let Some(login) = self
-            .clients
-            .get_mut(id)
-            .and_then(|client| client.login.as_mut())
-        {
+        if let Some(login) = self.clients.get_mut(id).and_then(|client| client.login.as_mut()) {
             login.admin = Some(access);
         }
     }
@@ -490,10 +447,7 @@ impl Core {
     }
 
     fn log_failed_login(&mut self, id: ClientId) {
-        let Some(client) = self
-            .clients
-            .get(id)
-            .filter(|_| self.settings.log_connections.on())
+        let Some(client) = self.clients.get(id).filter(|_| self.settings.log_connections.on())
         else {
             return;
         };
@@ -504,10 +458,7 @@ impl Core {
     }
 
     fn log_attempt(&mut self, id: ClientId) {
-        let Some(client) = self
-            .clients
-            .get(id)
-            .filter(|_| self.settings.log_connections.on())
+        let Some(client) = self.clients.get(id).filter(|_| self.settings.log_connections.on())
         else {
             return;
         };
@@ -524,10 +475,7 @@ impl Core {
             return;
         }
         for id in self.login_clients.ids(&self.clients) {
-            let age = self
-                .clients
-                .get(id)
-                .map_or(Micros(0), |c| self.now.since(c.connect_time));
+            let age = self.clients.get(id).map_or(Micros(0), |c| self.now.since(c.connect_time));
             if age > limit {
                 self.close_client(id, &fault::CLIENT_LOGIN_TIMEOUT);
             }
@@ -537,10 +485,7 @@ impl Core {
 
 /// The fault for bytes that can't be a packet.
 pub(super) fn bad_header(raw: &[u8]) -> Fault {
-    Fault::formatted(format!(
-        "bad packet header: '{}'",
-        crate::base::text::hex(raw)
-    ))
+    Fault::formatted(format!("bad packet header: '{}'", crate::base::text::hex(raw)))
 }
 
 /// Mechanism and message of a SASLInitialResponse.

@@ -244,10 +244,7 @@ impl Core {
             Addr::Unix { pid } => format!("unix({pid}):{}", self.settings.listen_port),
             Addr::Unknown => "(bad-af):0".into(),
         };
-        format!(
-            "C-0x{:x}: {database}/{user}@{at} ",
-            client::pointer(client.number)
-        )
+        format!("C-0x{:x}: {database}/{user}@{at} ", client::pointer(client.number))
     }
 
     /// `S-0x...: db/user@host:port `.
@@ -267,10 +264,7 @@ impl Core {
             }
             Addr::Unknown => "(bad-af):0".into(),
         };
-        format!(
-            "S-0x{:x}: {database}/{user}@{at} ",
-            client::pointer(server.number)
-        )
+        format!("S-0x{:x}: {database}/{user}@{at} ", client::pointer(server.number))
     }
 }
 
@@ -290,9 +284,7 @@ impl Core {
     }
     /// The pools in the order of their names.
     pub fn pools(&self) -> impl Iterator<Item = (PoolId, &Pool)> {
-        self.pool_names
-            .values()
-            .filter_map(|id| Some((*id, self.pools.get(*id)?)))
+        self.pool_names.values().filter_map(|id| Some((*id, self.pools.get(*id)?)))
     }
     /// One pool.
     pub fn pool(&self, id: PoolId) -> Option<&Pool> {
@@ -300,15 +292,11 @@ impl Core {
     }
     /// The databases in the order of their names.
     pub fn databases(&self) -> impl Iterator<Item = (DatabaseId, &Database)> {
-        self.database_names
-            .values()
-            .filter_map(|id| Some((*id, self.databases.get(*id)?)))
+        self.database_names.values().filter_map(|id| Some((*id, self.databases.get(*id)?)))
     }
     /// The users in the order of their names.
     pub fn users(&self) -> impl Iterator<Item = (UserId, &User)> {
-        self.user_names
-            .values()
-            .filter_map(|id| Some((*id, self.users.get(*id)?)))
+        self.user_names.values().filter_map(|id| Some((*id, self.users.get(*id)?)))
     }
     /// Clients that are logging in, oldest first.
     pub fn login_clients(&self) -> Vec<ClientId> {

@@ -93,10 +93,8 @@ impl Core {
             database.paused = true;
         }
         self.mark_all();
-        let has_servers = self
-            .pools
-            .iter()
-            .any(|(_, pool)| pool.database == id && pool.server_count() > 0);
+        let has_servers =
+            self.pools.iter().any(|(_, pool)| pool.database == id && pool.server_count() > 0);
         if has_servers {
             self.await_pause(Some(console), Some(id));
         } else {
@@ -119,10 +117,8 @@ impl Core {
 
     /// RESUME db; false if it is not paused.
     pub fn resume_database(&mut self, id: DatabaseId) -> bool {
-        let was = self
-            .databases
-            .get_mut(id)
-            .is_some_and(|database| std::mem::take(&mut database.paused));
+        let was =
+            self.databases.get_mut(id).is_some_and(|database| std::mem::take(&mut database.paused));
         if was {
             self.mark_all();
             self.answer_pauses(|waiter| waiter.database == Some(id));
@@ -131,9 +127,7 @@ impl Core {
     }
 
     fn answer_pauses(&mut self, is_over: impl Fn(&PauseWaiter) -> bool) {
-        let (over, still) = std::mem::take(&mut self.pause_waiters)
-            .into_iter()
-            .partition(is_over);
+        let (over, still) = std::mem::take(&mut self.pause_waiters).into_iter().partition(is_over);
         self.pause_waiters = still;
         let over: Vec<PauseWaiter> = over;
         for waiter in over {
@@ -215,8 +209,7 @@ impl Core {
             }
             _ => return,
         };
-        self.journal
-            .line(Level::Log, format!("{line} connections dropped, exiting"));
+        self.journal.line(Level::Log, format!("{line} connections dropped, exiting"));
         self.exit_now(0);
     }
 

@@ -159,9 +159,7 @@ impl Core {
 
     /// The pool mode that counts for a pool.
     pub(super) fn pool_mode(&self, id: PoolId) -> PoolMode {
-        self.pools.get(id).map_or(self.settings.pool_mode, |pool| {
-            self.effective(pool).pool_mode()
-        })
+        self.pools.get(id).map_or(self.settings.pool_mode, |pool| self.effective(pool).pool_mode())
     }
 
     /// Adds to a counter of a pool.

@@ -139,10 +139,7 @@ impl Core {
             self.close_server(id, &fault::BROKEN_PARAMETER_STATUS, true);
             return Verdict::Stop;
         }
-        let is_tested = self
-            .servers
-            .get(id)
-            .is_some_and(|s| s.state == ServerState::Tested);
+        let is_tested = self.servers.get(id).is_some_and(|s| s.state == ServerState::Tested);
         if client.is_none() && !is_tested {
             return self.unasked_packet(id, kind, packet);
         }
@@ -277,10 +274,7 @@ impl Core {
 
     /// A packet from a server that nobody uses (pooling 3.6).
     fn unasked_packet(&mut self, id: ServerId, kind: FromServer, packet: Packet<'_>) -> Verdict {
-        let text = format!(
-            "got packet '{}' from server when not linked",
-            packet.tag as char
-        );
+        let text = format!("got packet '{}' from server when not linked", packet.tag as char);
         self.server_log(id, Level::Warning, &text);
         if let Some(server) = self.servers.get_mut(id) {
             if kind != FromServer::NotificationResponse {
@@ -376,19 +370,12 @@ impl Core {
 
     /// The next command of a console client that has not been run.
     pub fn next_command(&mut self, id: ClientId) -> Option<Vec<u8>> {
-        self.clients
-            .get_mut(id)?
-            .console
-            .as_mut()?
-            .commands
-            .pop_front()
+        self.clients.get_mut(id)?.console.as_mut()?.commands.pop_front()
     }
 
     /// True if packets of this client are to be kept until `Resume`.
     pub(super) fn must_wait(&self, id: ClientId) -> bool {
-        self.clients
-            .get(id)
-            .is_some_and(|client| client.state == ClientState::Waiting)
+        self.clients.get(id).is_some_and(|client| client.state == ClientState::Waiting)
     }
 }
 

@@ -136,8 +136,7 @@ impl Core {
         server.status = Status::Busy;
         let mut packet = Vec::new();
         write::query(&mut packet, query);
-        self.actions
-            .push_back(Action::Send(Peer::Server(id), packet));
+        self.actions.push_back(Action::Send(Peer::Server(id), packet));
     }
 
     /// A client waits for a server that was idle for long: check it, or take it as it is.
@@ -157,11 +156,7 @@ impl Core {
             self.activate_next(pool);
         } else {
             let query = self.settings.server_check_query.clone();
-            let query = if query == "<empty>" {
-                ""
-            } else {
-                query.as_str()
-            };
+            let query = if query == "<empty>" { "" } else { query.as_str() };
             self.test(id, query.as_bytes());
         }
     }
@@ -217,10 +212,7 @@ impl Core {
     /// connection that is being made.
     pub(super) fn close_paused(&mut self, id: PoolId, cancels: bool) {
         let login = (!cancels).then_some(ServerState::Login);
-        for state in [ServerState::Idle, ServerState::Used]
-            .into_iter()
-            .chain(login)
-        {
+        for state in [ServerState::Idle, ServerState::Used].into_iter().chain(login) {
             let Some(pool) = self.pools.get(id) else {
                 return;
             };
@@ -232,9 +224,7 @@ impl Core {
 
     /// Clients in the wait queue of a pool.
     pub fn waiting(&self, id: PoolId) -> usize {
-        self.pools
-            .get(id)
-            .map_or(0, |pool| pool.clients(ClientState::Waiting).len())
+        self.pools.get(id).map_or(0, |pool| pool.clients(ClientState::Waiting).len())
     }
 }
 
@@ -255,70 +245,25 @@ mod tests {
             being_canceled: false,
             was_tested: false,
         };
-        let session = Leaving {
-            mode: PoolMode::Session,
-            ..fine
-        };
+        let session = Leaving { mode: PoolMode::Session, ..fine };
         for (leaving, want) in [
             (fine, AfterRelease::Idle),
             (session, AfterRelease::Reset),
+            (Leaving { reset_always: true, ..fine }, AfterRelease::Reset),
+            (Leaving { has_reset: false, ..session }, AfterRelease::Idle),
+            (Leaving { was_tested: true, ..session }, AfterRelease::Idle),
+            (Leaving { check_always: true, ..fine }, AfterRelease::Used),
+            (Leaving { being_canceled: true, ..session }, AfterRelease::BeingCanceled),
             (
-                Leaving {
-                    reset_always: true,
-                    ..fine
-                },
-                AfterRelease::Reset,
-            ),
-            (
-                Leaving {
-                    has_reset: false,
-                    ..session
-                },
-                AfterRelease::Idle,
-            ),
-            (
-                Leaving {
-                    was_tested: true,
-                    ..session
-                },
-                AfterRelease::Idle,
-            ),
-            (
-                Leaving {
-                    check_always: true,
-                    ..fine
-                },
-                AfterRelease::Used,
-            ),
-            (
-                Leaving {
-                    being_canceled: true,
-                    ..session
-                },
-                AfterRelease::BeingCanceled,
-            ),
-            (
-                Leaving {
-                    close_needed: true,
-                    being_canceled: true,
-                    ..fine
-                },
+                Leaving { close_needed: true, being_canceled: true, ..fine },
                 AfterRelease::Close(fault::CLOSE_NEEDED),
             ),
             (
-                Leaving {
-                    owes: true,
-                    close_needed: true,
-                    ..fine
-                },
+                Leaving { owes: true, close_needed: true, ..fine },
                 AfterRelease::Close(fault::CLIENT_LEFT_IN_QUERIES),
             ),
             (
-                Leaving {
-                    is_old: true,
-                    owes: true,
-                    ..fine
-                },
+                Leaving { is_old: true, owes: true, ..fine },
                 AfterRelease::Close(fault::SERVER_LIFETIME),
             ),
         ] {

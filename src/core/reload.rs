@@ -131,10 +131,7 @@ impl Core {
             .ids(&self.clients)
             .into_iter()
             .filter(|client| {
-                let login = self
-                    .clients
-                    .get(*client)
-                    .and_then(|client| client.login.as_ref());
+                let login = self.clients.get(*client).and_then(|client| client.login.as_ref());
                 login.is_some_and(|login| login.database == Some(id))
             })
             .collect();
@@ -156,12 +153,8 @@ impl Core {
         for client in clients {
             self.close_client(client, &fault::DATABASE_REMOVED);
         }
-        let servers: Vec<_> = self
-            .servers
-            .iter()
-            .filter(|(_, server)| server.pool == id)
-            .map(|(id, _)| id)
-            .collect();
+        let servers: Vec<_> =
+            self.servers.iter().filter(|(_, server)| server.pool == id).map(|(id, _)| id).collect();
         for server in servers {
             self.close_server(server, &fault::DATABASE_REMOVED, true);
         }
@@ -203,12 +196,8 @@ impl Core {
     /// Takes over the user list. Users that it does not name any more can't log in, and whatever
     /// came from their secrets is forgotten (auth 10.3-B).
     pub fn set_users(&mut self, entries: Vec<(String, Vec<u8>)>) {
-        let mut gone: Vec<_> = self
-            .users
-            .iter()
-            .filter(|(_, user)| user.listed)
-            .map(|(id, _)| id)
-            .collect();
+        let mut gone: Vec<_> =
+            self.users.iter().filter(|(_, user)| user.listed).map(|(id, _)| id).collect();
         for (name, secret) in entries {
             let id = self.user(&name);
             if let Some(user) = self.users.get_mut(id) {
@@ -227,8 +216,6 @@ impl Core {
 
     /// What `[users]` says about a user.
     pub fn user_entry(&self, name: &str) -> Option<&UserEntry> {
-        self.users
-            .get(*self.user_names.get(name)?)
-            .map(|user| &user.entry)
+        self.users.get(*self.user_names.get(name)?).map(|user| &user.entry)
     }
 }

@@ -213,11 +213,7 @@ impl Replies {
 
     /// Removes entries from `from` on, up to and including the first `last`; false if there is none.
     fn drop_through(&mut self, from: usize, last: Request) -> bool {
-        let at = self
-            .queue
-            .iter()
-            .skip(from)
-            .position(|expected| expected.request == last);
+        let at = self.queue.iter().skip(from).position(|expected| expected.request == last);
         if let Some(at) = at {
             self.queue.drain(from..=from + at);
         }
@@ -300,11 +296,7 @@ mod tests {
             ("F", "EZ", 0),
             ("CS", "3Z", 0),
         ] {
-            assert_eq!(
-                run(requests, replies),
-                (left, left == 0, None),
-                "{requests} {replies}"
-            );
+            assert_eq!(run(requests, replies), (left, left == 0, None), "{requests} {replies}");
         }
     }
 
@@ -326,11 +318,7 @@ mod tests {
             // not a COPY at all: the messages are ignored, both Syncs count
             ("PBESdcS", "12CZZ", 0),
         ] {
-            assert_eq!(
-                run(requests, replies),
-                (left, left == 0, None),
-                "{requests} {replies}"
-            );
+            assert_eq!(run(requests, replies), (left, left == 0, None), "{requests} {replies}");
         }
     }
 

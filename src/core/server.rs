@@ -173,10 +173,7 @@ mod tests {
     #[test]
     fn only_an_idle_server_becomes_active() {
         for (state, _) in ServerState::SHOWN {
-            assert_eq!(
-                state.may_become(ServerState::Active),
-                state == ServerState::Idle
-            );
+            assert_eq!(state.may_become(ServerState::Active), state == ServerState::Idle);
         }
     }
 }

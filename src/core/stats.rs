@@ -77,16 +77,12 @@ impl Counters {
     /// The average over the time `elapsed`, in which the counters grew from `older` to `self`.
     pub fn average(&self, older: &Counters, elapsed: Micros, counter: Counter) -> u64 {
         let grown = |counter| self.get(counter).saturating_sub(older.get(counter));
-        let how = COUNTERS
-            .get(counter as usize)
-            .map_or(Average::PerSecond, |row| row.3);
+        let how = COUNTERS.get(counter as usize).map_or(Average::PerSecond, |row| row.3);
         let (amount, divisor) = match how {
             Average::PerSecond => (u128::from(grown(counter)) * 1_000_000, elapsed.0),
             Average::PerUnit(unit) => (u128::from(grown(counter)), grown(unit)),
         };
-        amount
-            .checked_div(u128::from(divisor))
-            .map_or(0, |value| value.min(u64::MAX.into()) as u64)
+        amount.checked_div(u128::from(divisor)).map_or(0, |value| value.min(u64::MAX.into()) as u64)
     }
 }
 

@@ -15,13 +15,8 @@ pub type Value = Rc<[u8]>;
 /// A SET statement's value may take so many bytes, quotes included; longer ones are not applied.
 const QUOTED_MAX: usize = 127;
 
-const FIXED: [&str; 5] = [
-    "DateStyle",
-    "client_encoding",
-    "TimeZone",
-    "standard_conforming_strings",
-    "application_name",
-];
+const FIXED: [&str; 5] =
+    ["DateStyle", "client_encoding", "TimeZone", "standard_conforming_strings", "application_name"];
 
 /// Place of application_name among the tracked parameters.
 pub const APPLICATION_NAME: usize = 4;
@@ -29,14 +24,8 @@ pub const APPLICATION_NAME: usize = 4;
 impl Tracked {
     /// The fixed parameters and those of `track_extra_parameters`.
     pub fn new(extra: &str) -> Tracked {
-        let mut tracked = Tracked {
-            names: FIXED.iter().map(|name| (*name).into()).collect(),
-        };
-        for name in extra
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
-        {
+        let mut tracked = Tracked { names: FIXED.iter().map(|name| (*name).into()).collect() };
+        for name in extra.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             if tracked.find(name.as_bytes()).is_none() && !name.eq_ignore_ascii_case("options") {
                 tracked.names.push(name.into());
             }
@@ -46,9 +35,7 @@ impl Tracked {
 
     /// The place of a parameter, whatever its letters' case.
     pub fn find(&self, name: &[u8]) -> Option<usize> {
-        self.names
-            .iter()
-            .position(|known| known.as_bytes().eq_ignore_ascii_case(name))
+        self.names.iter().position(|known| known.as_bytes().eq_ignore_ascii_case(name))
     }
 
     /// The names in order.
@@ -183,12 +170,7 @@ mod tests {
     fn sql(client: &[(&str, &str)], server: &[(&str, &str)]) -> String {
         let tracked = Tracked::new("IntervalStyle, search_path,datestyle");
         let mut sql = Vec::new();
-        align(
-            &mut sql,
-            &tracked,
-            &vars(&tracked, client),
-            &vars(&tracked, server),
-        );
+        align(&mut sql, &tracked, &vars(&tracked, client), &vars(&tracked, server));
         String::from_utf8(sql).unwrap()
     }
 
@@ -211,26 +193,10 @@ mod tests {
                 vec![("application_name", "a"), ("DateStyle", "ISO")],
                 "SET DateStyle='german';SET application_name='';",
             ),
-            (
-                vec![("TimeZone", "a'b\\c")],
-                vec![("TimeZone", "x")],
-                "SET TimeZone=E'a''b\\\\c';",
-            ),
-            (
-                vec![("application_name", &long)],
-                vec![("application_name", "x")],
-                "",
-            ),
-            (
-                vec![("search_path", "\"\"")],
-                vec![("search_path", "a")],
-                "SET search_path='';",
-            ),
-            (
-                vec![("search_path", "a, b")],
-                vec![("search_path", "a")],
-                "SET search_path=a, b;",
-            ),
+            (vec![("TimeZone", "a'b\\c")], vec![("TimeZone", "x")], "SET TimeZone=E'a''b\\\\c';"),
+            (vec![("application_name", &long)], vec![("application_name", "x")], ""),
+            (vec![("search_path", "\"\"")], vec![("search_path", "a")], "SET search_path='';"),
+            (vec![("search_path", "a, b")], vec![("search_path", "a")], "SET search_path=a, b;"),
         ] {
             assert_eq!(sql(&client, &server), want);
         }

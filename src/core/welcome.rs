@@ -9,8 +9,7 @@ impl Core {
     pub(super) fn send_welcome(&mut self, id: ClientId) {
         let mut message = Vec::new();
         self.welcome(id, &mut message);
-        self.actions
-            .push_back(Action::Send(Peer::Client(id), message));
+        self.actions.push_back(Action::Send(Peer::Client(id), message));
     }
 
     /// Writes AuthenticationOk, the parameters, the cancel key and ReadyForQuery.
@@ -27,9 +26,7 @@ impl Core {
                 write::parameter_status(out, name.as_bytes(), value.as_bytes());
             }
         } else {
-            let welcome = client
-                .pool
-                .and_then(|pool| self.pools.get(pool)?.welcome.clone());
+            let welcome = client.pool.and_then(|pool| self.pools.get(pool)?.welcome.clone());
             if let Some(welcome) = welcome {
                 out.extend_from_slice(&welcome.untracked);
                 client.vars.fill(&self.tracked, &welcome.vars);

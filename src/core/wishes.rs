@@ -73,11 +73,7 @@ impl Core {
         if in_word_list(ignored, &name) || in_options && in_word_list(ignored, "options") {
             return Ok(());
         }
-        self.client_log(
-            id,
-            Level::Warning,
-            &format!("unsupported {what}: {name}={value}"),
-        );
+        self.client_log(id, Level::Warning, &format!("unsupported {what}: {name}={value}"));
         Err(Fault::formatted(format!("unsupported {what}: {name}")))
     }
 
@@ -105,9 +101,7 @@ impl Core {
             }
         };
         if let Some(client) = self.clients.get_mut(id) {
-            client
-                .vars
-                .set(&self.tracked, APPLICATION_NAME, value.into());
+            client.vars.set(&self.tracked, APPLICATION_NAME, value.into());
         }
     }
 
@@ -116,10 +110,7 @@ impl Core {
         match addr {
             Addr::Inet(at) => at.to_string(),
             Addr::Unix { pid } => {
-                format!(
-                    "unix({pid}@{}):{}",
-                    self.host_name, self.settings.listen_port
-                )
+                format!("unix({pid}@{}):{}", self.host_name, self.settings.listen_port)
             }
             Addr::Unknown => "(bad-af):0".into(),
         }

@@ -138,11 +138,8 @@ impl<W: Wire> Conn<W> {
         if !self.may_receive(scratch.len()) {
             return Received::Nothing;
         }
-        let kept = if self.held.len() <= SHORT.min(scratch.len() / 2) {
-            self.held.len()
-        } else {
-            0
-        };
+        let kept =
+            if self.held.len() <= SHORT.min(scratch.len() / 2) { self.held.len() } else { 0 };
         let (front, room) = scratch.split_at_mut(kept);
         match recv(&mut self.wire, room) {
             Ok(0) => Received::End,

@@ -33,10 +33,7 @@ pub(super) struct Refused {
 
 impl From<Errno> for Refused {
     fn from(error: Errno) -> Self {
-        Refused {
-            option: None,
-            error: error.into(),
-        }
+        Refused { option: None, error: error.into() }
     }
 }
 

@@ -386,9 +386,7 @@ fn group_id(group: &str) -> Option<Gid> {
 fn welcome(stream: Stream, options: &SocketOptions) -> Result<(Stream, Origin), Option<String>> {
     let (local, remote) = match &stream {
         Stream::Tcp(tcp) => {
-            options
-                .apply(tcp)
-                .map_err(|failure| Some(failure.to_string()))?;
+            options.apply(tcp).map_err(|failure| Some(failure.to_string()))?;
             stream.ends().map_err(|_| None)?
         }
         Stream::Unix(_) => {

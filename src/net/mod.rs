@@ -218,8 +218,7 @@ impl Net {
     /// The next connection at a listening socket. Dropping the stream closes it.
     pub fn accept(&mut self, listener: usize) -> Option<(Stream, Origin)> {
         let journal = &mut self.journal;
-        self.listeners
-            .accept(listener, &self.sockets, self.now, journal)
+        self.listeners.accept(listener, &self.sockets, self.now, journal)
     }
 
     /// Takes over the stream of an accepted client. On failure the core is told that it is lost.
@@ -322,10 +321,8 @@ impl Net {
     fn dial<D: Decisions>(&mut self, id: ServerId, place: &Place, core: &mut D) {
         let opened = dial::open(place, &self.sockets).and_then(|stream| {
             let token = token_of(Peer::Server(id));
-            Socket::connecting(stream, token, &self.registry).map_err(|error| dial::Refused {
-                option: None,
-                error,
-            })
+            Socket::connecting(stream, token, &self.registry)
+                .map_err(|error| dial::Refused { option: None, error })
         });
         match opened {
             Ok(socket) => self.dials.insert(id, Dial::Connecting(socket)),

@@ -48,12 +48,7 @@ impl SocketOptions {
             }
         }
         let timeout = self.user_timeout;
-        set_number(
-            fd,
-            "setsockopt/TCP_USER_TIMEOUT",
-            sockopt::TcpUserTimeout,
-            timeout,
-        )?;
+        set_number(fd, "setsockopt/TCP_USER_TIMEOUT", sockopt::TcpUserTimeout, timeout)?;
         if self.buffer != 0 {
             let bytes = usize::try_from(self.buffer).unwrap_or(0);
             set(fd, "setsockopt/SO_SNDBUF", sockopt::SndBuf, &bytes)?;
@@ -137,10 +132,7 @@ mod tests {
 
     #[test]
     fn failure_names_the_call() {
-        let options = SocketOptions {
-            keepidle: -1,
-            ..SocketOptions::default()
-        };
+        let options = SocketOptions { keepidle: -1, ..SocketOptions::default() };
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let text = options.apply(&socket).unwrap_err().to_string();
         assert!(text.starts_with("socket_set_keepalive("), "{text}");

@@ -85,10 +85,7 @@ impl<W: Wire> Relay<W> {
     /// A relay that receives at most `bytes` at a time.
     pub fn with_scratch(limits: Limits, bytes: usize) -> Self {
         Relay {
-            conns: Conns {
-                clients: Side::default(),
-                servers: Side::default(),
-            },
+            conns: Conns { clients: Side::default(), servers: Side::default() },
             limits,
             scratch: vec![0; bytes.max(16)].into_boxed_slice(),
             joined: Vec::new(),

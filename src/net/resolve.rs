@@ -53,9 +53,7 @@ impl Entry {
         };
         let at = self.next.min(count);
         self.next = if at == count { 0 } else { at.saturating_add(1) };
-        self.addrs
-            .get(at)
-            .map_or(Answer::Failed, |ip| Answer::Address(*ip))
+        self.addrs.get(at).map_or(Answer::Failed, |ip| Answer::Address(*ip))
     }
 }
 
@@ -174,16 +172,14 @@ impl Resolver {
         let (names, asked) = channel::<String>();
         let (answers, found) = channel();
         let (lookup, waker) = (self.lookup, Arc::clone(&self.waker));
-        std::thread::Builder::new()
-            .name("dns".to_owned())
-            .spawn(move || {
-                while let Ok(name) = asked.recv() {
-                    let result = lookup(&name);
-                    if answers.send((name, result)).is_err() || waker.wake().is_err() {
-                        break;
-                    }
+        std::thread::Builder::new().name("dns".to_owned()).spawn(move || {
+            while let Ok(name) = asked.recv() {
+                let result = lookup(&name);
+                if answers.send((name, result)).is_err() || waker.wake().is_err() {
+                    break;
                 }
-            })?;
+            }
+        })?;
         Ok(Helper { names, found })
     }
 }
@@ -230,8 +226,7 @@ mod tests {
         let mut events = Events::with_capacity(4);
         let mut journal = Journal::default();
         while resolver.collect(now, &mut journal).is_empty() {
-            poll.poll(&mut events, Some(Duration::from_secs(5)))
-                .unwrap();
+            poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
         }
         std::iter::from_fn(|| journal.pop()).collect()
     }
@@ -240,10 +235,7 @@ mod tests {
     fn answers_are_cached_and_taken_in_turn() {
         let mut poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
-        let times = DnsTimes {
-            found: Micros::from_secs(15),
-            failed: Micros::from_secs(5),
-        };
+        let times = DnsTimes { found: Micros::from_secs(15), failed: Micros::from_secs(5) };
         let mut resolver = Resolver::new(waker, times, scripted);
         let at = Micros::from_secs;
         let address = |last| Answer::Address([10, 0, 0, last].into());
@@ -261,10 +253,7 @@ mod tests {
 
         assert_eq!(resolver.ask("none", at(1)), Answer::Pending);
         let line = "DNS lookup failed: none: result=0".to_owned();
-        assert_eq!(
-            collect(&mut poll, &mut resolver, at(1)),
-            [(Level::Warning, line)]
-        );
+        assert_eq!(collect(&mut poll, &mut resolver, at(1)), [(Level::Warning, line)]);
         assert_eq!(resolver.ask("none", at(5)), Answer::Failed);
         assert_eq!(resolver.ask("none", at(6)), Answer::Pending);
     }

@@ -126,16 +126,10 @@ impl Decisions for Script {
         self.log.push(format!("lost {} {why:?}", name(peer)));
     }
     fn server_of(&self, id: ClientId) -> Option<ServerId> {
-        self.links
-            .iter()
-            .find(|link| link.0 == id)
-            .map(|link| link.1)
+        self.links.iter().find(|link| link.0 == id).map(|link| link.1)
     }
     fn client_of(&self, id: ServerId) -> Option<ClientId> {
-        self.links
-            .iter()
-            .find(|link| link.1 == id)
-            .map(|link| link.0)
+        self.links.iter().find(|link| link.1 == id).map(|link| link.0)
     }
     fn in_startup(&self, _: ClientId) -> bool {
         self.startup
@@ -145,8 +139,7 @@ impl Decisions for Script {
     }
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
         let server = name(Peer::Server(id));
-        self.log
-            .push(format!("connected {server} {local:?} {remote:?}"));
+        self.log.push(format!("connected {server} {local:?} {remote:?}"));
     }
     fn target(&self, _: ServerId) -> Option<Target> {
         self.target.clone()
@@ -169,10 +162,7 @@ impl World {
         scratch: usize,
         rule: impl FnMut(Peer, &Packet<'_>, &mut Sink) -> Verdict + 'static,
     ) -> World {
-        let limits = Limits {
-            rounds: 5,
-            unsent: 4096,
-        };
+        let limits = Limits { rounds: 5, unsent: 4096 };
         let (client_id, server_id) = (ClientId::from_parts(3, 1), ServerId::from_parts(7, 2));
         let (client_wire, server_wire) = (TestWire::new(), TestWire::new());
         let mut relay = Relay::with_scratch(limits, scratch);

@@ -23,10 +23,9 @@ impl Stream {
     /// Both ends: ours, theirs. Fails if the socket is not connected.
     pub fn ends(&self) -> io::Result<(Addr, Addr)> {
         match self {
-            Stream::Tcp(stream) => Ok((
-                Addr::Inet(stream.local_addr()?),
-                Addr::Inet(stream.peer_addr()?),
-            )),
+            Stream::Tcp(stream) => {
+                Ok((Addr::Inet(stream.local_addr()?), Addr::Inet(stream.peer_addr()?)))
+            }
             Stream::Unix(stream) => {
                 stream.peer_addr()?;
                 let pid = self.peer().map_or(0, |(pid, _)| pid);
@@ -101,11 +100,7 @@ impl Socket {
         interest: Interest,
     ) -> io::Result<Socket> {
         on.register(stream.source(), token, interest)?;
-        Ok(Socket {
-            stream,
-            token,
-            registry: Rc::clone(on),
-        })
+        Ok(Socket { stream, token, registry: Rc::clone(on) })
     }
 
     /// The stream.
@@ -136,7 +131,6 @@ impl Wire for Socket {
             true => Interest::READABLE | Interest::WRITABLE,
             false => Interest::READABLE,
         };
-        self.registry
-            .reregister(self.stream.source(), self.token, interest)
+        self.registry.reregister(self.stream.source(), self.token, interest)
     }
 }

@@ -19,15 +19,9 @@ struct Process {
 fn process() -> Process {
     let seconds = Micros::from_secs;
     let net = Net::new(NetOptions {
-        limits: Limits {
-            rounds: 5,
-            unsent: 4096,
-        },
+        limits: Limits { rounds: 5, unsent: 4096 },
         sockets: SocketOptions::default(),
-        dns: DnsTimes {
-            found: seconds(15),
-            failed: seconds(15),
-        },
+        dns: DnsTimes { found: seconds(15), failed: seconds(15) },
     });
     let (client, server) = (ClientId::from_parts(5, 6), ServerId::from_parts(7, 8));
     Process {
@@ -51,11 +45,7 @@ impl Process {
     fn until(&mut self, mut done: impl FnMut(&mut Process) -> bool) {
         let start = Instant::now();
         while !done(self) {
-            assert!(
-                start.elapsed() < Duration::from_secs(10),
-                "{:?}",
-                self.core.log
-            );
+            assert!(start.elapsed() < Duration::from_secs(10), "{:?}", self.core.log);
             self.net.wait(Duration::from_millis(50)).unwrap();
             while let Some(event) = self.net.next_event() {
                 match event {
@@ -76,10 +66,7 @@ impl Process {
     }
 
     fn connect(&mut self, host: &str, port: u16) {
-        self.core.target = Some(Target {
-            host: host.to_owned(),
-            port,
-        });
+        self.core.target = Some(Target { host: host.to_owned(), port });
         self.net.connect(self.server, &mut self.core);
     }
 
@@ -140,10 +127,7 @@ fn bytes_go_from_client_to_server_and_back() {
     let (server, reply) = thread.join().unwrap();
     let (client, got) = reader.join().unwrap();
     assert!(got == reply);
-    assert!(!process
-        .net
-        .relay()
-        .owns_memory(Peer::Client(process.client)));
+    assert!(!process.net.relay().owns_memory(Peer::Client(process.client)));
 
     drop(client);
     process.until_logged("lost C5 Receive");
@@ -205,10 +189,7 @@ fn unknown_names_are_reported_and_closed_ones_forgotten() {
     let mut process = process();
     process.net.resolver = Resolver::new(
         process.net.waker(),
-        DnsTimes {
-            found: Micros::from_secs(1),
-            failed: Micros::from_secs(1),
-        },
+        DnsTimes { found: Micros::from_secs(1), failed: Micros::from_secs(1) },
         |_| Err(io::ErrorKind::NotFound.into()),
     );
     process.connect("nowhere", 5432);
@@ -238,18 +219,12 @@ fn own_sources_and_helpers_wake_the_loop() {
 fn events_of_older_connections_find_nothing() {
     let mut process = process();
     let stale = Peer::Client(ClientId::from_parts(5, 1));
-    process
-        .net
-        .handle(Event::Readable(stale), &mut process.core);
-    process
-        .net
-        .handle(Event::Writable(stale), &mut process.core);
+    process.net.handle(Event::Readable(stale), &mut process.core);
+    process.net.handle(Event::Writable(stale), &mut process.core);
     let stale = ServerId::from_parts(5, 1);
     process.net.handle(Event::Dialled(stale), &mut process.core);
     process.net.close(Peer::Server(stale));
-    process
-        .net
-        .send(Peer::Server(stale), b"x", &mut process.core);
+    process.net.send(Peer::Server(stale), b"x", &mut process.core);
     assert!(process.core.log.is_empty());
 }
 

@@ -76,24 +76,9 @@ mod tests {
             (false, 100, b"Q\0\0\0\x04", packet(b'Q', 5)),
             (false, 100, b"Q\0\0\0\x63rest", packet(b'Q', 100)),
             (false, 100, b"Q\0\0\0\x64", Frame::Bad(b"Q\0\0\0\x64")),
-            (
-                false,
-                100,
-                b"Q\0\0\0\x03abcdef",
-                Frame::Bad(b"Q\0\0\0\x03abc"),
-            ),
-            (
-                false,
-                u32::MAX,
-                b"Q\xff\xff\xff\xfe",
-                packet(b'Q', u32::MAX),
-            ),
-            (
-                false,
-                u32::MAX,
-                b"Q\xff\xff\xff\xff",
-                Frame::Bad(b"Q\xff\xff\xff\xff"),
-            ),
+            (false, 100, b"Q\0\0\0\x03abcdef", Frame::Bad(b"Q\0\0\0\x03abc")),
+            (false, u32::MAX, b"Q\xff\xff\xff\xfe", packet(b'Q', u32::MAX)),
+            (false, u32::MAX, b"Q\xff\xff\xff\xff", Frame::Bad(b"Q\xff\xff\xff\xff")),
             (false, 100, b"\0\0\0\x08", Frame::Bad(b"\0\0\0\x08")),
             (true, 100, b"\0\0\0", Frame::NeedMore),
             (true, 100, b"\0\0\0\x08", packet(0, 8)),
@@ -104,20 +89,14 @@ mod tests {
             (true, 100, b"p\0\0\0\x08", packet(b'p', 9)),
         ];
         for (startup, max, bytes, want) in table {
-            let framer = Framer {
-                startup: *startup,
-                max: *max,
-            };
+            let framer = Framer { startup: *startup, max: *max };
             assert_eq!(framer.first(bytes), *want, "{startup} {max} {bytes:?}");
         }
     }
 
     #[test]
     fn nothing_panics() {
-        let framer = Framer {
-            startup: true,
-            max: u32::MAX,
-        };
+        let framer = Framer { startup: true, max: u32::MAX };
         let mut seed = 1_u64;
         for _ in 0..100_000 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

@@ -81,10 +81,7 @@ mod tests {
             (b'H', FromClient::Flush, FromServer::CopyOutResponse),
             (b'y', FromClient::Unknown, FromServer::Unknown),
         ] {
-            assert_eq!(
-                (FromClient::of(byte), FromServer::of(byte)),
-                (client, server)
-            );
+            assert_eq!((FromClient::of(byte), FromServer::of(byte)), (client, server));
         }
     }
 }

@@ -86,11 +86,7 @@ impl<'a> ErrorFields<'a> {
 
     /// `severity: message`, or `severity message` with another separator, for log lines.
     pub fn line(&self, separator: &str) -> Option<String> {
-        Some(format!(
-            "{}{separator}{}",
-            lossy(self.severity?),
-            lossy(self.message?)
-        ))
+        Some(format!("{}{separator}{}", lossy(self.severity?), lossy(self.message?)))
     }
 }
 

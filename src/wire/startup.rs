@@ -42,10 +42,9 @@ impl<'a> Opening<'a> {
             Some(GSSENC_REQUEST) => Opening::GssEncRequest,
             Some(CANCEL_REQUEST) => Opening::CancelRequest(reader.rest()),
             Some(0x0002_0000) => Opening::OldProtocol,
-            Some(code) if code >> 16 == 3 => Opening::Startup {
-                minor: (code & 0xffff) as u16,
-                parameters: reader.rest(),
-            },
+            Some(code) if code >> 16 == 3 => {
+                Opening::Startup { minor: (code & 0xffff) as u16, parameters: reader.rest() }
+            }
             _ => Opening::Unknown,
         }
     }
@@ -126,13 +125,7 @@ mod tests {
             (80_877_104, Opening::GssEncRequest),
             (80_877_102, Opening::CancelRequest(b"xy")),
             (0x0002_0000, Opening::OldProtocol),
-            (
-                0x0003_0002,
-                Opening::Startup {
-                    minor: 2,
-                    parameters: b"xy",
-                },
-            ),
+            (0x0003_0002, Opening::Startup { minor: 2, parameters: b"xy" }),
             (0x0004_0000, Opening::Unknown),
             (0x0002_0001, Opening::Unknown),
         ] {
@@ -147,14 +140,7 @@ mod tests {
     fn parameters_must_end_with_the_terminator() {
         assert_eq!(parameters(b"a\0b\0\0"), Ok(vec![(&b"a"[..], &b"b"[..])]));
         assert_eq!(parameters(b"\0"), Ok(vec![]));
-        for broken in [
-            &b""[..],
-            b"a\0b\0",
-            b"a\0b\0\0x",
-            b"a\0\0",
-            b"a\0b",
-            b"\0\0",
-        ] {
+        for broken in [&b""[..], b"a\0b\0", b"a\0b\0\0x", b"a\0\0", b"a\0b", b"\0\0"] {
             assert!(parameters(broken).is_err(), "{broken:?}");
         }
     }
@@ -163,10 +149,7 @@ mod tests {
     fn options_follow_their_grammar() {
         let pair = |name: &[u8], value: &[u8]| (name.to_vec(), value.to_vec());
         assert_eq!(options(b""), Some(vec![]));
-        assert_eq!(
-            options(b"-c a=b --c=d"),
-            Some(vec![pair(b"a", b"b"), pair(b"c", b"d")])
-        );
+        assert_eq!(options(b"-c a=b --c=d"), Some(vec![pair(b"a", b"b"), pair(b"c", b"d")]));
         assert_eq!(options(b"-ca=b\\ c"), Some(vec![pair(b"a", b"b c")]));
         assert_eq!(options(b"  -c  a=b=c\\"), Some(vec![pair(b"a", b"b=c")]));
         for broken in [&b"-c a=b "[..], b" ", b"-c a", b"-x a=b", b"a=b", b"-- a=b"] {

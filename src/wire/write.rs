@@ -200,10 +200,7 @@ mod tests {
         ready(&mut out, b'I');
         query(&mut out, b"");
         cancel_request(&mut out, 1);
-        assert_eq!(
-            out,
-            b"Z\0\0\0\x05IQ\0\0\0\x05\0\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\0\0\0\0\x01"
-        );
+        assert_eq!(out, b"Z\0\0\0\x05IQ\0\0\0\x05\0\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\0\0\0\0\x01");
         out.clear();
         data_row(&mut out, [Some(&b"ab"[..]), None].into_iter());
         assert_eq!(out, b"D\0\0\0\x10\0\x02\0\0\0\x02ab\xff\xff\xff\xff");

@@ -2,10 +2,7 @@
 //! specification says that nothing changed since.
 
 #[path = "../rig/mod.rs"]
-#[expect(
-    dead_code,
-    reason = "the rig serves the live tests, too; these need a part of it"
-)]
+#[expect(dead_code, reason = "the rig serves the live tests, too; these need a part of it")]
 mod rig;
 
 mod sessions;

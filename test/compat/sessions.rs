@@ -24,42 +24,31 @@ fn setup(settings: &str) -> Setup {
         postgres().port,
         postgres().new_database()
     );
-    Setup {
-        databases,
-        settings: settings.to_owned(),
-        users,
-    }
+    Setup { databases, settings: settings.to_owned(), users }
 }
 
 #[test]
 fn logins_with_every_method() {
     for auth_type in ["trust", "any", "plain", "md5", "scram-sha-256"] {
-        same(
-            &setup(&format!("auth_type = {auth_type}\n")),
-            |pooler, seen| {
-                for user in ["plain", "md", "scrammer", "nobody"] {
-                    for (password, kind) in
-                        [(format!("{user}-pw"), "right"), ("wrong".into(), "wrong")]
+        same(&setup(&format!("auth_type = {auth_type}\n")), |pooler, seen| {
+            for user in ["plain", "md", "scrammer", "nobody"] {
+                for (password, kind) in [(format!("{user}-pw"), "right"), ("wrong".into(), "wrong")]
+                {
+                    let name = format!("{auth_type}: {user}, {kind} password");
+                    if let Some(mut raw) = seen.login(&name, pooler.login(user, "shop", &password))
                     {
-                        let name = format!("{auth_type}: {user}, {kind} password");
-                        if let Some(mut raw) =
-                            seen.login(&name, pooler.login(user, "shop", &password))
-                        {
-                            seen.query(&mut raw, "select current_user");
-                            raw.bye();
-                        }
+                        seen.query(&mut raw, "select current_user");
+                        raw.bye();
                     }
                 }
-                for (user, database) in [
-                    ("plain", "nowhere"),
-                    ("nobody", "nowhere"),
-                    ("plain", "pgbouncer"),
-                ] {
-                    let login = pooler.login(user, database, "plain-pw");
-                    seen.login(&format!("{user} to {database}"), login);
-                }
-            },
-        );
+            }
+            for (user, database) in
+                [("plain", "nowhere"), ("nobody", "nowhere"), ("plain", "pgbouncer")]
+            {
+                let login = pooler.login(user, database, "plain-pw");
+                seen.login(&format!("{user} to {database}"), login);
+            }
+        });
     }
 }
 
@@ -78,12 +67,9 @@ fn logins_by_rules_and_by_query() {
     let mut by_query = setup("auth_type = md5\nauth_user = trusty\n");
     by_query.databases = format!("* = host=127.0.0.1 port={}\n", postgres().port);
     same(&by_query, |pooler, seen| {
-        for (user, password) in [
-            ("md5y", "md5y-pw"),
-            ("md5y", "wrong"),
-            ("scramy", "scramy-pw"),
-            ("nobody", "x"),
-        ] {
+        for (user, password) in
+            [("md5y", "md5y-pw"), ("md5y", "wrong"), ("scramy", "scramy-pw"), ("nobody", "x")]
+        {
             if let Some(mut raw) = seen.login(user, pooler.login(user, "template1", password)) {
                 seen.query(&mut raw, "select current_user");
             }
@@ -95,9 +81,7 @@ fn logins_by_rules_and_by_query() {
 fn simple_queries() {
     for mode in ["session", "transaction"] {
         same(&setup(&format!("pool_mode = {mode}\n")), |pooler, seen| {
-            let mut raw = seen
-                .login("in", pooler.login("trusty", "shop", ""))
-                .unwrap();
+            let mut raw = seen.login("in", pooler.login("trusty", "shop", "")).unwrap();
             let batch = [
                 "select 1 as one, null as two, 'text'::text",
                 "",
@@ -140,21 +124,9 @@ fn unnamed_batches() -> Vec<Vec<u8>> {
             sync(),
         ]
         .concat(),
-        [
-            parse("", "select 1 / 0"),
-            bind("", &[]),
-            execute(),
-            parse("", "select 1"),
-            sync(),
-        ]
-        .concat(),
-        [
-            parse("", "select nothing"),
-            bind("", &[]),
-            execute(),
-            sync(),
-        ]
-        .concat(),
+        [parse("", "select 1 / 0"), bind("", &[]), execute(), parse("", "select 1"), sync()]
+            .concat(),
+        [parse("", "select nothing"), bind("", &[]), execute(), sync()].concat(),
         [parse("", "begin"), bind("", &[]), execute(), sync()].concat(),
         [parse("", "commit"), bind("", &[]), execute(), sync()].concat(),
         [
@@ -181,13 +153,7 @@ fn unnamed(seen: &mut Transcript, raw: &mut Raw) {
     seen.note("pipeline");
     let many: Vec<u8> = (0..20)
         .flat_map(|n| {
-            [
-                parse("", &format!("select {n}")),
-                bind("", &[]),
-                execute(),
-                sync(),
-            ]
-            .concat()
+            [parse("", &format!("select {n}")), bind("", &[]), execute(), sync()].concat()
         })
         .collect();
     raw.send(&many);
@@ -206,9 +172,7 @@ fn unnamed(seen: &mut Transcript, raw: &mut Raw) {
 fn extended_queries() {
     for mode in ["session", "transaction"] {
         same(&setup(&format!("pool_mode = {mode}\n")), |pooler, seen| {
-            let mut raw = seen
-                .login("in", pooler.login("trusty", "shop", ""))
-                .unwrap();
+            let mut raw = seen.login("in", pooler.login("trusty", "shop", "")).unwrap();
             unnamed(seen, &mut raw);
             if mode == "session" {
                 let named = [
@@ -239,9 +203,7 @@ fn extended_queries() {
 fn copies() {
     for mode in ["session", "transaction"] {
         same(&setup(&format!("pool_mode = {mode}\n")), |pooler, seen| {
-            let mut raw = seen
-                .login("in", pooler.login("trusty", "shop", ""))
-                .unwrap();
+            let mut raw = seen.login("in", pooler.login("trusty", "shop", "")).unwrap();
             raw.query("drop table if exists c; create table c (n int)");
             let ends = [
                 [msg(b'd', b"1\n2\n"), msg(b'd', b"3\n"), msg(b'c', b"")].concat(),
@@ -260,23 +222,10 @@ fn copies() {
                 seen.until_ready(&mut raw);
             }
             raw.bye();
-            let mut raw = seen
-                .login("again", pooler.login("trusty", "shop", ""))
-                .unwrap();
-            seen.query(
-                &mut raw,
-                "copy (select n, n * 2 from c order by n) to stdout",
-            );
+            let mut raw = seen.login("again", pooler.login("trusty", "shop", "")).unwrap();
+            seen.query(&mut raw, "copy (select n, n * 2 from c order by n) to stdout");
             seen.query(&mut raw, "copy c to '/nowhere/at/all'");
-            raw.send(
-                &[
-                    parse("", "copy c to stdout"),
-                    bind("", &[]),
-                    execute(),
-                    sync(),
-                ]
-                .concat(),
-            );
+            raw.send(&[parse("", "copy c to stdout"), bind("", &[]), execute(), sync()].concat());
             seen.until_ready(&mut raw);
             raw.bye();
         });
@@ -285,80 +234,66 @@ fn copies() {
 
 #[test]
 fn startup_packets() {
-    same(
-        &setup("ignore_startup_parameters = extra_float_digits\n"),
-        |pooler, seen| {
-            let base = [("user", "trusty"), ("database", "shop")];
-            let with = |more: &[(&str, &str)]| startup(0, &[&base[..], more].concat());
-            seen.login("first", pooler.login("trusty", "shop", ""));
-            for more in [
-                &[("application_name", "mine"), ("client_encoding", "LATIN1")][..],
-                &[("DATESTYLE", "German"), ("timezone", "Asia/Tokyo")],
-                &[
-                    ("extra_float_digits", "3"),
-                    ("standard_conforming_strings", "off"),
-                ],
-                &[("search_path", "x")],
-                &[("Application_Name", "other case"), ("geqo", "off")],
-                &[("database", "nowhere")],
-                &[("user", "nobody")],
-            ] {
-                let login = pooler.tcp().login_with(&with(more), "trusty", "");
-                if let Some(mut raw) = seen.login(&format!("{more:?}"), login) {
-                    for name in [
-                        "application_name",
-                        "client_encoding",
-                        "datestyle",
-                        "timezone",
-                    ] {
-                        seen.query(&mut raw, &format!("show {name}"));
-                    }
+    same(&setup("ignore_startup_parameters = extra_float_digits\n"), |pooler, seen| {
+        let base = [("user", "trusty"), ("database", "shop")];
+        let with = |more: &[(&str, &str)]| startup(0, &[&base[..], more].concat());
+        seen.login("first", pooler.login("trusty", "shop", ""));
+        for more in [
+            &[("application_name", "mine"), ("client_encoding", "LATIN1")][..],
+            &[("DATESTYLE", "German"), ("timezone", "Asia/Tokyo")],
+            &[("extra_float_digits", "3"), ("standard_conforming_strings", "off")],
+            &[("search_path", "x")],
+            &[("Application_Name", "other case"), ("geqo", "off")],
+            &[("database", "nowhere")],
+            &[("user", "nobody")],
+        ] {
+            let login = pooler.tcp().login_with(&with(more), "trusty", "");
+            if let Some(mut raw) = seen.login(&format!("{more:?}"), login) {
+                for name in ["application_name", "client_encoding", "datestyle", "timezone"] {
+                    seen.query(&mut raw, &format!("show {name}"));
                 }
             }
-            for bytes in [
-                special(0x0002_0000, b"user\0x\0\0"),
-                special(0x0003_0000, b"\0"),
-                special(0x0002_0001, b"\0"),
-                special(0x0004_0000, b"\0"),
-                [special(SSL_REQUEST, b""), query("select 1")].concat(),
-                msg(b'p', b"secret\0"),
-                query("select 1"),
-                b"\0\0\0\x07\0\x03\0\0".to_vec(),
-                b"\0\0\0\x10\x04\xd2\x16\x99aaaabbbb".to_vec(),
-                b"p\0\0\0\0".to_vec(),
-                b"\xff\xff\xff\xff\xff".to_vec(),
-                special(CANCEL_REQUEST, b"12345678"),
-                special(CANCEL_REQUEST, b"1234"),
-            ] {
-                seen.throw(pooler.tcp(), &bytes);
-            }
-            let mut raw = pooler.tcp();
-            for code in [SSL_REQUEST, GSSENC_REQUEST] {
-                raw.send(&special(code, b""));
-                seen.note(&format!("{:?}", raw.byte()));
-            }
-            seen.login("behind them", raw.login("trusty", "shop", ""));
-        },
-    );
+        }
+        for bytes in [
+            special(0x0002_0000, b"user\0x\0\0"),
+            special(0x0003_0000, b"\0"),
+            special(0x0002_0001, b"\0"),
+            special(0x0004_0000, b"\0"),
+            [special(SSL_REQUEST, b""), query("select 1")].concat(),
+            msg(b'p', b"secret\0"),
+            query("select 1"),
+            b"\0\0\0\x07\0\x03\0\0".to_vec(),
+            b"\0\0\0\x10\x04\xd2\x16\x99aaaabbbb".to_vec(),
+            b"p\0\0\0\0".to_vec(),
+            b"\xff\xff\xff\xff\xff".to_vec(),
+            special(CANCEL_REQUEST, b"12345678"),
+            special(CANCEL_REQUEST, b"1234"),
+        ] {
+            seen.throw(pooler.tcp(), &bytes);
+        }
+        let mut raw = pooler.tcp();
+        for code in [SSL_REQUEST, GSSENC_REQUEST] {
+            raw.send(&special(code, b""));
+            seen.note(&format!("{:?}", raw.byte()));
+        }
+        seen.login("behind them", raw.login("trusty", "shop", ""));
+    });
 }
 
 #[test]
 fn refused_packets_after_login() {
-    same(
-        &setup("pool_mode = transaction\nmax_packet_size = 3000\n"),
-        |pooler, seen| {
-            for bytes in [
-                msg(b'y', b"what"),
-                msg(b'p', b"secret\0"),
-                b"Q\0\0\0\x03".to_vec(),
-                b"\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(),
-                b"Q\0\0\x0b\xb8selec".to_vec(),
-            ] {
-                let (raw, _) = pooler.login("trusty", "shop", "").unwrap();
-                seen.throw(raw, &bytes);
-            }
-        },
-    );
+    same(&setup("pool_mode = transaction\nmax_packet_size = 3000\n"), |pooler, seen| {
+        for bytes in [
+            msg(b'y', b"what"),
+            msg(b'p', b"secret\0"),
+            b"Q\0\0\0\x03".to_vec(),
+            b"\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(),
+            b"Q\0\0\x0b\xb8selec".to_vec(),
+        ] {
+            let (raw, _) = pooler.login("trusty", "shop", "").unwrap();
+            seen.throw(raw, &bytes);
+        }
+    });
     same(&setup("auth_type = plain\n"), |pooler, seen| {
         let hello = startup(0, &[("user", "plain"), ("database", "shop")]);
         for bytes in [
@@ -400,14 +335,11 @@ fn limits_and_timeouts() {
         ("client_idle_timeout = 1", "select 1"),
     ];
     for (setting, sql) in rows {
-        same(
-            &setup(&format!("pool_mode = transaction\n{setting}\n")),
-            |pooler, seen| {
-                let mut raw = pooler.client("shop");
-                raw.send(&query(sql));
-                seen.until_closed(&mut raw);
-            },
-        );
+        same(&setup(&format!("pool_mode = transaction\n{setting}\n")), |pooler, seen| {
+            let mut raw = pooler.client("shop");
+            raw.send(&query(sql));
+            seen.until_closed(&mut raw);
+        });
     }
     same(&setup("pool_mode = statement\n"), |pooler, seen| {
         let mut raw = pooler.client("shop");
@@ -476,13 +408,9 @@ fn console_sessions() {
         ] {
             seen.query(&mut raw, command);
         }
-        for bytes in [
-            parse("", "show pools"),
-            sync(),
-            flush(),
-            msg(b'y', b""),
-            msg(b'Q', b"no zero"),
-        ] {
+        for bytes in
+            [parse("", "show pools"), sync(), flush(), msg(b'y', b""), msg(b'Q', b"no zero")]
+        {
             seen.throw(pooler.console(), &bytes);
         }
     });
@@ -514,29 +442,24 @@ fn rights_on_the_console() {
 
 #[test]
 fn lost_clients_and_servers() {
-    same(
-        &setup("pool_mode = transaction\ndefault_pool_size = 1\n"),
-        |pooler, seen| {
-            let mut raw = pooler.client("shop");
-            seen.query(&mut raw, "begin");
-            drop(raw);
-            pooler.wait_log("client disconnect while server was not ready");
-            let mut raw = pooler.client("shop");
-            let pid = raw.value("begin; select pg_backend_pid()");
-            postgres().value("postgres", &format!("select pg_terminate_backend({pid})"));
-            seen.until_closed(&mut raw);
+    same(&setup("pool_mode = transaction\ndefault_pool_size = 1\n"), |pooler, seen| {
+        let mut raw = pooler.client("shop");
+        seen.query(&mut raw, "begin");
+        drop(raw);
+        pooler.wait_log("client disconnect while server was not ready");
+        let mut raw = pooler.client("shop");
+        let pid = raw.value("begin; select pg_backend_pid()");
+        postgres().value("postgres", &format!("select pg_terminate_backend({pid})"));
+        seen.until_closed(&mut raw);
 
-            let mut raw = pooler.client("shop");
-            raw.send(&query("select pg_sleep(60)"));
-            let running = "select count(*) from pg_stat_activity where state = 'active' and query = 'select pg_sleep(60)'";
-            wait_until("the query runs", || {
-                postgres().value("postgres", running) == "1"
-            });
-            let mut other = pooler.tcp();
-            other.send(&raw.cancel_request());
-            seen.until_closed(&mut other);
-            seen.until_ready(&mut raw);
-            seen.query(&mut raw, "select 1");
-        },
-    );
+        let mut raw = pooler.client("shop");
+        raw.send(&query("select pg_sleep(60)"));
+        let running = "select count(*) from pg_stat_activity where state = 'active' and query = 'select pg_sleep(60)'";
+        wait_until("the query runs", || postgres().value("postgres", running) == "1");
+        let mut other = pooler.tcp();
+        other.send(&raw.cancel_request());
+        seen.until_closed(&mut other);
+        seen.until_ready(&mut raw);
+        seen.query(&mut raw, "select 1");
+    });
 }

@@ -16,11 +16,7 @@ pub(crate) struct Transcript {
 fn reference() -> PathBuf {
     let path = std::env::var_os("PGBOUNCER_REFERENCE").unwrap_or("/usr/sbin/pgbouncer".into());
     let path = PathBuf::from(path);
-    assert!(
-        path.exists(),
-        "no {}; set PGBOUNCER_REFERENCE",
-        path.display()
-    );
+    assert!(path.exists(), "no {}; set PGBOUNCER_REFERENCE", path.display());
     path
 }
 
@@ -39,11 +35,7 @@ pub(crate) fn same(setup: &Setup, session: impl Fn(&Pooler, &mut Transcript)) {
         let before = expected[..n].join("\n");
         assert_eq!(want, have, "line {n} (left: reference), behind\n{before}\n");
     }
-    assert_eq!(
-        expected.len(),
-        got.len(),
-        "reference: {expected:#?}\nunder test: {got:#?}"
-    );
+    assert_eq!(expected.len(), got.len(), "reference: {expected:#?}\nunder test: {got:#?}");
 }
 
 /// Replaces everything behind each `key` up to a comma.
@@ -57,10 +49,7 @@ fn masked(text: &str, keys: &[&str]) -> String {
 
 /// A message as a line. Salts, nonces, signatures and keys become `?`; so does the console's version.
 fn line(msg: &Msg) -> String {
-    let code = msg
-        .body
-        .get(..4)
-        .map_or(0, |b| u32::from_be_bytes(b.try_into().unwrap()));
+    let code = msg.body.get(..4).map_or(0, |b| u32::from_be_bytes(b.try_into().unwrap()));
     let text = String::from_utf8_lossy(msg.body.get(4..).unwrap_or_default()).into_owned();
     match (msg.tag, code) {
         (b'K', _) => format!("K {} bytes", msg.body.len()),
@@ -150,23 +139,11 @@ impl Transcript {
         let log = pooler.log();
         let of_clients = log.lines().filter(|l| l.contains(" C-0x"));
         let texts = of_clients.filter_map(|l| {
-            let at = l
-                .find("closing because: ")
-                .or_else(|| l.find("pooler error: "))?;
-            Some(
-                l[at..]
-                    .split(" (age=")
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned(),
-            )
+            let at = l.find("closing because: ").or_else(|| l.find("pooler error: "))?;
+            Some(l[at..].split(" (age=").next().unwrap_or_default().to_owned())
         });
         // When an end of file is noticed, and whether before the end of this log, is a matter of timing.
-        let timed = [
-            "client close request",
-            "client unexpected eof",
-            "end of log",
-        ];
+        let timed = ["client close request", "client unexpected eof", "end of log"];
         let kept = |text: &String| !timed.iter().any(|t| text.contains(t));
         let mut texts: Vec<String> = texts.filter(kept).collect();
         texts.sort();

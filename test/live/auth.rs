@@ -15,25 +15,16 @@ fn start(auth_type: &str) -> Pooler {
          \"scrammer\" \"{scram}\"\n\"quo\"\"te\" \"quo\"\"te-pw\"\n",
         md5_secret("md", "md-pw")
     );
-    let databases = format!(
-        "shop = host=127.0.0.1 port={} user=trusty dbname=template1\n",
-        postgres().port
-    );
+    let databases =
+        format!("shop = host=127.0.0.1 port={} user=trusty dbname=template1\n", postgres().port);
     let settings = format!("auth_type = {auth_type}\npool_mode = transaction\n");
-    Pooler::start(&Setup {
-        databases,
-        settings,
-        users,
-    })
+    Pooler::start(&Setup { databases, settings, users })
 }
 
 /// The codes of the authentication messages of a login as `user`, and how it ended.
 fn attempt(pooler: &Pooler, user: &str, password: &str) -> (Vec<u8>, Result<(), String>) {
     let codes = |msgs: &[crate::rig::wire::Msg]| {
-        msgs.iter()
-            .filter(|m| m.tag == b'R')
-            .map(|m| m.body[3])
-            .collect()
+        msgs.iter().filter(|m| m.tag == b'R').map(|m| m.body[3]).collect()
     };
     match pooler.login(user, "shop", password) {
         Ok((mut client, welcome)) => {
@@ -42,11 +33,7 @@ fn attempt(pooler: &Pooler, user: &str, password: &str) -> (Vec<u8>, Result<(), 
         }
         Err(msgs) => {
             let (severity, code, text) = last_error(&msgs);
-            assert_eq!(
-                (severity.as_str(), code.as_str()),
-                ("FATAL", "08P01"),
-                "{text}"
-            );
+            assert_eq!((severity.as_str(), code.as_str()), ("FATAL", "08P01"), "{text}");
             (codes(&msgs), Err(text))
         }
     }
@@ -56,17 +43,9 @@ fn attempt(pooler: &Pooler, user: &str, password: &str) -> (Vec<u8>, Result<(), 
 fn check(auth_type: &str, rows: &[(&str, &str, &[u8], &str)]) {
     let pooler = start(auth_type);
     for (user, password, codes, error) in rows {
-        let expected = if error.is_empty() {
-            Ok(())
-        } else {
-            Err((*error).to_owned())
-        };
+        let expected = if error.is_empty() { Ok(()) } else { Err((*error).to_owned()) };
         let got = attempt(&pooler, user, password);
-        assert_eq!(
-            got,
-            (codes.to_vec(), expected),
-            "{auth_type}: {user}/{password}"
-        );
+        assert_eq!(got, (codes.to_vec(), expected), "{auth_type}: {user}/{password}");
     }
 }
 
@@ -162,20 +141,13 @@ fn empty_secret_does_not_match_an_empty_password() {
 
 #[test]
 fn psql_logs_in_with_each_method() {
-    for (auth_type, user) in [
-        ("plain", "plain"),
-        ("md5", "plain"),
-        ("md5", "md"),
-        ("scram-sha-256", "scrammer"),
-    ] {
+    for (auth_type, user) in
+        [("plain", "plain"), ("md5", "plain"), ("md5", "md"), ("scram-sha-256", "scrammer")]
+    {
         let pooler = start(auth_type);
         let mut psql = pooler.psql(user, "shop", &format!("{user}-pw"));
         let out = psql.args(["-c", "select 7"]).output().unwrap();
-        assert_eq!(
-            String::from_utf8_lossy(&out.stdout),
-            "7\n",
-            "{auth_type}/{user}: {out:?}"
-        );
+        assert_eq!(String::from_utf8_lossy(&out.stdout), "7\n", "{auth_type}/{user}: {out:?}");
         let mut psql = pooler.psql(user, "shop", "wrong");
         let out = psql.args(["-c", "select 7"]).output().unwrap();
         assert_eq!(out.status.code(), Some(2), "{auth_type}/{user}");
@@ -187,14 +159,8 @@ fn psql_logs_in_with_each_method() {
 #[test]
 fn unknown_database_is_told_only_after_the_password() {
     let pooler = start("md5");
-    assert_eq!(
-        pooler.refusal("plain", "nowhere", "wrong"),
-        "password authentication failed"
-    );
-    assert_eq!(
-        pooler.refusal("plain", "nowhere", "plain-pw"),
-        "no such database: nowhere"
-    );
+    assert_eq!(pooler.refusal("plain", "nowhere", "wrong"), "password authentication failed");
+    assert_eq!(pooler.refusal("plain", "nowhere", "plain-pw"), "no such database: nowhere");
     pooler.wait_log("login failed: db=nowhere user=plain");
     pooler.wait_log("login attempt: db=nowhere user=plain tls=no replication=no");
 }
@@ -216,11 +182,7 @@ fn salts_differ_per_login_and_mock_salts_do_not() {
         }
         Ok(_) => panic!("{user} got in"),
     };
-    assert_eq!(
-        first("nobody"),
-        first("nobody"),
-        "an unknown user looks like a known one"
-    );
+    assert_eq!(first("nobody"), first("nobody"), "an unknown user looks like a known one");
     assert_ne!(first("nobody"), first("somebody"));
     assert!(first("nobody").ends_with(",i=4096"));
 }
@@ -228,28 +190,19 @@ fn salts_differ_per_login_and_mock_salts_do_not() {
 #[test]
 fn changed_auth_file_counts_after_reload() {
     let mut setup = Setup::trust("auth_type = plain\n");
-    setup.databases = format!(
-        "shop = host=127.0.0.1 port={} user=trusty dbname=template1\n",
-        postgres().port
-    );
+    setup.databases =
+        format!("shop = host=127.0.0.1 port={} user=trusty dbname=template1\n", postgres().port);
     setup.users = "\"one\" \"old password\"\n\"two\" \"pw\"\n".to_owned();
     let pooler = Pooler::start(&setup);
     assert!(pooler.login("one", "shop", "old password").is_ok());
     assert!(pooler.login("two", "shop", "pw").is_ok());
     setup.users = "\"one\" \"new\"\n\"three\" \"pw\"\n".to_owned();
     pooler.rewrite(&setup);
-    assert!(
-        pooler.login("one", "shop", "old password").is_ok(),
-        "not before the reload"
-    );
+    assert!(pooler.login("one", "shop", "old password").is_ok(), "not before the reload");
     pooler.command("RELOAD");
     let failed = "password authentication failed";
     assert_eq!(pooler.refusal("one", "shop", "old password"), failed);
-    assert_eq!(
-        pooler.refusal("two", "shop", "pw"),
-        failed,
-        "removed users are unknown"
-    );
+    assert_eq!(pooler.refusal("two", "shop", "pw"), failed, "removed users are unknown");
     for (user, password) in [("one", "new"), ("three", "pw")] {
         assert!(pooler.login(user, "shop", password).is_ok(), "{user}");
     }
@@ -258,19 +211,15 @@ fn changed_auth_file_counts_after_reload() {
 #[test]
 fn hba_rules_choose_the_method() {
     let mut setup = Setup::trust("auth_type = hba\n");
-    setup.databases = format!(
-        "* = host=127.0.0.1 port={} user=trusty dbname=template1\n",
-        postgres().port
-    );
+    setup.databases =
+        format!("* = host=127.0.0.1 port={} user=trusty dbname=template1\n", postgres().port);
     setup.users = "\"one\" \"one-pw\"\n\"two\" \"two-pw\"\n".to_owned();
     let rules = "local all all trust # local\nhost pgbouncer all 127.0.0.1/32 md5\n\
                  host a,b one 127.0.0.1/32 password\nhost all one 127.0.0.1 255.255.255.255 reject\n\
                  host sameuser all 127.0.0.0/8 scram-sha-256\nnonsense\n";
     let hba = crate::rig::scratch::scratch().folder().join("hba");
     crate::rig::scratch::write(&hba, rules);
-    setup
-        .settings
-        .push_str(&format!("auth_hba_file = {}\n", hba.display()));
+    setup.settings.push_str(&format!("auth_hba_file = {}\n", hba.display()));
     let pooler = Pooler::start(&setup);
     pooler.wait_log("could not parse hba config line 6");
     let asked = |user: &str, database: &str, password: &str| {
@@ -278,15 +227,8 @@ fn hba_rules_choose_the_method() {
             Ok((_, msgs)) => msgs,
             Err(msgs) => msgs,
         };
-        let last = if tags(&msgs).ends_with('E') {
-            last_error(&msgs).2
-        } else {
-            String::new()
-        };
-        (
-            msgs[0].body.get(3).copied().filter(|_| msgs[0].tag == b'R'),
-            last,
-        )
+        let last = if tags(&msgs).ends_with('E') { last_error(&msgs).2 } else { String::new() };
+        (msgs[0].body.get(3).copied().filter(|_| msgs[0].tag == b'R'), last)
     };
     assert_eq!(asked("one", "a", "one-pw"), (Some(3), String::new()));
     assert_eq!(asked("one", "c", "one-pw"), (None, "login rejected".into()));
@@ -315,10 +257,7 @@ fn auth_query_finds_users_that_the_file_lacks() {
 #[test]
 fn client_limit_is_enforced() {
     let mut setup = Setup::trust("max_client_conn = 3\n");
-    setup.databases = format!(
-        "shop = host=127.0.0.1 port={} dbname=template1\n",
-        postgres().port
-    );
+    setup.databases = format!("shop = host=127.0.0.1 port={} dbname=template1\n", postgres().port);
     let pooler = Pooler::start(&setup);
     let kept: Vec<_> = (0..3).map(|_| pooler.client("shop")).collect();
     let text = "no more connections allowed (max_client_conn)";
@@ -326,18 +265,13 @@ fn client_limit_is_enforced() {
     let version = pooler.console().value("show version");
     assert!(version.starts_with("PgBouncer 1."), "the console is exempt");
     drop(kept);
-    wait_until("there is room again", || {
-        pooler.login("trusty", "shop", "").is_ok()
-    });
+    wait_until("there is room again", || pooler.login("trusty", "shop", "").is_ok());
 }
 
 #[test]
 fn client_limits_of_database_and_user_are_enforced() {
     for (setting, text) in [
-        (
-            "max_db_client_connections",
-            "client connections exceeded (max_db_client_connections)",
-        ),
+        ("max_db_client_connections", "client connections exceeded (max_db_client_connections)"),
         (
             "max_user_client_connections",
             "client connections exceeded (max_user_client_connections)",
@@ -347,8 +281,6 @@ fn client_limits_of_database_and_user_are_enforced() {
         let kept = pooler.client("template1");
         assert_eq!(pooler.refusal("trusty", "template1", ""), text);
         kept.bye();
-        wait_until("there is room", || {
-            pooler.login("trusty", "template1", "").is_ok()
-        });
+        wait_until("there is room", || pooler.login("trusty", "template1", "").is_ok());
     }
 }

@@ -7,10 +7,7 @@ use crate::rig::wait_until;
 use crate::rig::wire::{query, special, tags, CANCEL_REQUEST};
 
 fn start() -> (Pooler, String) {
-    (
-        Pooler::start(&Setup::trust("pool_mode = transaction\n")),
-        postgres().new_database(),
-    )
+    (Pooler::start(&Setup::trust("pool_mode = transaction\n")), postgres().new_database())
 }
 
 fn sleeping(database: &str) -> bool {
@@ -34,17 +31,10 @@ fn cancel_request_stops_the_query_of_its_client() {
         one.send(&query("select pg_sleep(60)"));
         wait_until("the query runs", || sleeping(&database));
         assert_eq!(two.value("select 2"), "2");
-        let raw = if over_unix {
-            pooler.unix()
-        } else {
-            pooler.tcp()
-        };
+        let raw = if over_unix { pooler.unix() } else { pooler.tcp() };
         cancel(raw, &one.cancel_request());
         let answer = one.until(b'Z');
-        assert_eq!(
-            answer.iter().find(|m| m.tag == b'E').unwrap().field(b'C'),
-            "57014"
-        );
+        assert_eq!(answer.iter().find(|m| m.tag == b'E').unwrap().field(b'C'), "57014");
         assert_eq!(one.value("select 1"), "1", "the client lives on");
     }
     pooler.wait_log("closing because: successfully sent cancel request");
@@ -74,10 +64,7 @@ fn cancel_requests_that_hit_nothing_are_closed_silently() {
     let mut one = pooler.client(&database);
     assert_eq!(one.value("select 1"), "1");
     let rows = [
-        (
-            special(CANCEL_REQUEST, &[1, 2, 3, 4, 5, 6, 7, 8]),
-            "failed cancel request",
-        ),
+        (special(CANCEL_REQUEST, &[1, 2, 3, 4, 5, 6, 7, 8]), "failed cancel request"),
         (one.cancel_request(), "cancel request for idle client"),
         (special(CANCEL_REQUEST, &[1, 2, 3, 4]), "bad cancel request"),
         (special(CANCEL_REQUEST, &[7; 40]), "bad cancel request"),
@@ -93,17 +80,13 @@ fn cancel_requests_that_hit_nothing_are_closed_silently() {
 /// The pool is full with one busy server; the cancel needs a connection of its own all the same.
 #[test]
 fn cancel_works_when_the_pool_is_full() {
-    let pooler = Pooler::start(&Setup::trust(
-        "pool_mode = transaction\ndefault_pool_size = 1\n",
-    ));
+    let pooler = Pooler::start(&Setup::trust("pool_mode = transaction\ndefault_pool_size = 1\n"));
     let database = postgres().new_database();
     let (mut one, mut two) = (pooler.client(&database), pooler.client(&database));
     one.send(&query("select pg_sleep(60)"));
     wait_until("the query runs", || sleeping(&database));
     two.send(&query("select 2"));
-    wait_until("the other waits", || {
-        pooler.pool(&database, "cl_waiting") == 1
-    });
+    wait_until("the other waits", || pooler.pool(&database, "cl_waiting") == 1);
     cancel(pooler.tcp(), &one.cancel_request());
     assert!(tags(&one.until(b'Z')).ends_with("EZ"));
     assert_eq!(tags(&two.until(b'Z')), "TDCZ");

@@ -28,14 +28,8 @@ fn psql_reads_every_show() {
     let mut client = pooler.client(&database);
     assert_eq!(client.value("select 1"), "1");
     let rows = [
-        (
-            "pools",
-            format!("{database}|trusty|1|0|0|0|0|0|0|1|0|0|0|0|0|transaction"),
-        ),
-        (
-            "databases",
-            format!("{database}|127.0.0.1|{}|{database}|", postgres().port),
-        ),
+        ("pools", format!("{database}|trusty|1|0|0|0|0|0|0|1|0|0|0|0|0|transaction")),
+        ("databases", format!("{database}|127.0.0.1|{}|{database}|", postgres().port)),
         ("clients", format!("C|trusty|{database}|")),
         ("servers", format!("S|trusty|{database}|")),
         ("users", "trusty|".to_owned()),
@@ -53,15 +47,9 @@ fn psql_reads_every_show() {
     ];
     for (topic, expected) in rows {
         let mut psql = pooler.psql("admin", "pgbouncer", "admin-pw");
-        let out = psql
-            .args(["-c", &format!("show {topic}")])
-            .output()
-            .unwrap();
+        let out = psql.args(["-c", &format!("show {topic}")]).output().unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
-        assert!(
-            text.lines().any(|l| l.starts_with(&expected)),
-            "{topic}: no {expected} in {text}"
-        );
+        assert!(text.lines().any(|l| l.starts_with(&expected)), "{topic}: no {expected} in {text}");
     }
 }
 
@@ -113,10 +101,7 @@ fn help_is_a_notice() {
     let (pooler, _) = start("");
     let answer = pooler.command("SHOW HELP");
     assert_eq!(tags(&answer), "NCZ");
-    assert_eq!(
-        (answer[0].field(b'S'), answer[0].field(b'C')),
-        ("NOTICE".into(), "00000".into())
-    );
+    assert_eq!((answer[0].field(b'S'), answer[0].field(b'C')), ("NOTICE".into(), "00000".into()));
     assert_eq!(answer[0].field(b'M'), "Console usage");
     let detail = answer[0].field(b'D');
     assert!(
@@ -130,15 +115,7 @@ fn bad_commands_are_refused_with_their_text() {
     let (pooler, _) = start("");
     let mut console = pooler.console();
     let long = "x".repeat(20);
-    for text in [
-        "nonsense",
-        "",
-        ";",
-        "show",
-        "show nothing",
-        "select 1 + 1",
-        "SHOW a; SHOW b",
-    ] {
+    for text in ["nonsense", "", ";", "show", "show nothing", "select 1 + 1", "SHOW a; SHOW b"] {
         assert_eq!(
             refused(&mut console, text),
             format!("invalid command '{text}', use SHOW HELP;")
@@ -156,11 +133,7 @@ fn bad_commands_are_refused_with_their_text() {
     for (command, expected) in rows {
         assert_eq!(refused(&mut console, command), expected, "{command}");
     }
-    assert_eq!(
-        tags(&console.query("show version")),
-        "TDCZ",
-        "the console goes on"
-    );
+    assert_eq!(tags(&console.query("show version")), "TDCZ", "the console goes on");
 }
 
 #[test]
@@ -170,19 +143,8 @@ fn stats_user_may_look_but_not_touch() {
     let pooler = Pooler::start(&setup);
     let (mut console, _) = pooler.login("stats", "pgbouncer", "stats-pw").unwrap();
     assert_eq!(tags(&console.query("show version")), "TDCZ");
-    for command in [
-        "pause",
-        "reload",
-        "shutdown",
-        "set verbose = 1",
-        "show fds",
-        "kill_client 1",
-    ] {
-        assert_eq!(
-            refused(&mut console, command),
-            "admin access needed",
-            "{command}"
-        );
+    for command in ["pause", "reload", "shutdown", "set verbose = 1", "show fds", "kill_client 1"] {
+        assert_eq!(refused(&mut console, command), "admin access needed", "{command}");
     }
     assert_eq!(pooler.refusal("trusty", "pgbouncer", ""), "not allowed");
 }
@@ -212,20 +174,13 @@ fn paused_clients_wait_for_resume() {
     console.send(&query("PAUSE"));
     pooler.wait_log("PAUSE command issued");
     two.send(&query("select 2"));
-    wait_until("the client waits", || {
-        pooler.pool(&database, "cl_waiting") == 1
-    });
+    wait_until("the client waits", || pooler.pool(&database, "cl_waiting") == 1);
     assert_eq!(one.value("select 3"), "3", "an open transaction goes on");
     one.query("commit");
     let done = console.until(b'Z');
-    assert_eq!(
-        (tags(&done).as_str(), &done[0].body[..]),
-        ("CZ", &b"PAUSE\0"[..])
-    );
+    assert_eq!((tags(&done).as_str(), &done[0].body[..]), ("CZ", &b"PAUSE\0"[..]));
     let left = format!("select count(*) from pg_stat_activity where datname = '{database}'");
-    wait_until("all servers are closed", || {
-        postgres().value("postgres", &left) == "0"
-    });
+    wait_until("all servers are closed", || postgres().value("postgres", &left) == "0");
     assert_eq!(refused(&mut console, "PAUSE"), "already suspended/paused");
     assert_eq!(console.query("RESUME")[0].body, b"RESUME\0");
     assert_eq!(two.until(b'Z')[1].cells()[0].as_deref(), Some("2"));
@@ -238,22 +193,14 @@ fn one_database_is_paused_while_others_go_on() {
     let (mut one, mut two) = (pooler.client(&database), pooler.client(&other));
     assert_eq!(one.value("select 1"), "1");
     pooler.command(&format!("PAUSE {database}"));
-    assert_eq!(
-        pooler.show("DATABASES", "paused", ("name", &database)),
-        ["1"]
-    );
+    assert_eq!(pooler.show("DATABASES", "paused", ("name", &database)), ["1"]);
     one.send(&query("select 10"));
-    wait_until("the client waits", || {
-        pooler.pool(&database, "cl_waiting") == 1
-    });
+    wait_until("the client waits", || pooler.pool(&database, "cl_waiting") == 1);
     assert_eq!(two.value("select 2"), "2");
     pooler.command(&format!("RESUME {database}"));
     assert_eq!(one.until(b'Z')[1].cells()[0].as_deref(), Some("10"));
     let text = format!("database {database} is not paused");
-    assert_eq!(
-        refused(&mut pooler.console(), &format!("RESUME {database}")),
-        text
-    );
+    assert_eq!(refused(&mut pooler.console(), &format!("RESUME {database}")), text);
 }
 
 #[test]
@@ -263,10 +210,7 @@ fn suspend_stops_traffic_until_resume() {
     assert_eq!(one.value("select 1"), "1");
     let mut console = pooler.console();
     let done = console.query("SUSPEND");
-    assert_eq!(
-        (tags(&done).as_str(), &done[0].body[..]),
-        ("CZ", &b"SUSPEND\0"[..])
-    );
+    assert_eq!((tags(&done).as_str(), &done[0].body[..]), ("CZ", &b"SUSPEND\0"[..]));
     one.send(&query("select 2"));
     assert_eq!(refused(&mut console, "PAUSE"), "already suspended/paused");
     console.query("RESUME");
@@ -292,9 +236,7 @@ fn state_shows_pause_and_suspend() {
     let mut state = |command: &str| {
         console.query(command);
         let all = rows(&console.query("SHOW STATE"));
-        let yes = all
-            .into_iter()
-            .filter(|row| row[1].as_deref() == Some("yes"));
+        let yes = all.into_iter().filter(|row| row[1].as_deref() == Some("yes"));
         yes.filter_map(|row| row[0].clone()).collect::<Vec<_>>()
     };
     assert_eq!(state("SHOW VERSION"), ["active"]);
@@ -319,21 +261,12 @@ fn kill_closes_clients_and_servers() {
 fn kill_client_closes_one_client() {
     let (pooler, database) = start("");
     let (mut one, mut two) = (pooler.client(&database), pooler.client(&database));
-    assert_eq!(
-        (one.value("select 1"), two.value("select 2")),
-        ("1".into(), "2".into())
-    );
+    assert_eq!((one.value("select 1"), two.value("select 2")), ("1".into(), "2".into()));
     let ids = pooler.show("CLIENTS", "id", ("database", &database));
     assert_eq!(ids.len(), 2, "{ids:?}");
     let mut console = pooler.console();
-    assert_eq!(
-        refused(&mut console, "kill_client 999999"),
-        "client not found"
-    );
-    assert_eq!(
-        refused(&mut console, "kill_client x"),
-        "invalid client pointer supplied"
-    );
+    assert_eq!(refused(&mut console, "kill_client 999999"), "client not found");
+    assert_eq!(refused(&mut console, "kill_client x"), "invalid client pointer supplied");
     pooler.command(&format!("KILL_CLIENT {}", ids[0]));
     assert_eq!(last_error(&one.rest()).2, "admin forced disconnect");
     assert_eq!(two.value("select 3"), "3");
@@ -345,11 +278,7 @@ fn reconnect_replaces_servers_after_their_transaction() {
     let mut one = pooler.client(&database);
     let pid = one.value("begin; select pg_backend_pid()");
     pooler.command("RECONNECT");
-    assert_eq!(
-        one.value("select pg_backend_pid()"),
-        pid,
-        "the transaction keeps its server"
-    );
+    assert_eq!(one.value("select pg_backend_pid()"), pid, "the transaction keeps its server");
     one.query("commit");
     assert_ne!(one.value("select pg_backend_pid()"), pid);
     pooler.wait_log("closing because: close_needed");
@@ -364,9 +293,7 @@ fn reload_changes_the_pool_size() {
         let (mut one, mut two) = (pooler.client(&database), pooler.client(&database));
         one.query("begin");
         two.send(&query("select 2"));
-        wait_until("the other waits", || {
-            pooler.pool(&database, "cl_waiting") == 1
-        });
+        wait_until("the other waits", || pooler.pool(&database, "cl_waiting") == 1);
         setup.settings = "pool_mode = transaction\ndefault_pool_size = 2\n".to_owned();
         pooler.rewrite(&setup);
         if by_signal {
@@ -375,16 +302,9 @@ fn reload_changes_the_pool_size() {
         } else {
             assert_eq!(pooler.command("RELOAD")[0].body, b"RELOAD\0");
         }
-        assert_eq!(
-            two.until(b'Z')[1].cells()[0].as_deref(),
-            Some("2"),
-            "a second server"
-        );
+        assert_eq!(two.until(b'Z')[1].cells()[0].as_deref(), Some("2"), "a second server");
         assert_eq!(one.value("select 1"), "1");
-        assert_eq!(
-            pooler.show("CONFIG", "value", ("key", "default_pool_size")),
-            ["2"]
-        );
+        assert_eq!(pooler.show("CONFIG", "value", ("key", "default_pool_size")), ["2"]);
     }
 }
 
@@ -398,10 +318,7 @@ fn reload_of_a_broken_file_keeps_the_old_settings() {
     let answer = pooler.console().query("RELOAD");
     assert_eq!(tags(&answer), "EZ");
     assert_eq!(answer[0].field(b'C'), "F0000");
-    assert_eq!(
-        answer[0].field(b'M'),
-        "RELOAD failed, see logs for additional details"
-    );
+    assert_eq!(answer[0].field(b'M'), "RELOAD failed, see logs for additional details");
     pooler.wait_log("unknown parameter: pgbouncer/nonsense");
     pooler.assert_serves(&database);
 }
@@ -410,10 +327,7 @@ fn reload_of_a_broken_file_keeps_the_old_settings() {
 fn reload_removes_a_database_with_its_clients() {
     let database = postgres().new_database();
     let mut setup = Setup::trust("");
-    setup.databases = format!(
-        "shop = host=127.0.0.1 port={} dbname={database}\n",
-        postgres().port
-    );
+    setup.databases = format!("shop = host=127.0.0.1 port={} dbname={database}\n", postgres().port);
     let pooler = Pooler::start(&setup);
     let mut one = pooler.client("shop");
     assert_eq!(one.value("select 1"), "1");
@@ -423,10 +337,7 @@ fn reload_removes_a_database_with_its_clients() {
     assert_eq!(last_error(&one.rest()).2, "database removed");
     let gone = "dropping database 'shop' as it does not exist anymore or inactive auto-database";
     pooler.wait_log(gone);
-    assert_eq!(
-        pooler.refusal("trusty", "shop", ""),
-        "no such database: shop"
-    );
+    assert_eq!(pooler.refusal("trusty", "shop", ""), "no such database: shop");
 }
 
 #[test]
@@ -439,10 +350,7 @@ fn set_changes_a_setting_until_reload() {
     pooler.command("RELOAD");
     assert_eq!(value(), ["20"]);
     let ignored = pooler.command("SET client_encoding = 'UTF8'");
-    assert_eq!(
-        (tags(&ignored).as_str(), ignored[0].field(b'M')),
-        ("NCZ", "SET ignored".into())
-    );
+    assert_eq!((tags(&ignored).as_str(), ignored[0].field(b'M')), ("NCZ", "SET ignored".into()));
 }
 
 #[test]
@@ -453,10 +361,7 @@ fn counters_of_a_database_grow() {
         assert_eq!(one.value("begin; select 1; commit"), "1");
     }
     let total = |column| pooler.show("STATS_TOTALS", column, ("database", &database))[0].clone();
-    assert_eq!(
-        (total("xact_count"), total("query_count")),
-        ("10".into(), "10".into())
-    );
+    assert_eq!((total("xact_count"), total("query_count")), ("10".into(), "10".into()));
     assert!(total("bytes_received").parse::<u64>().unwrap() >= 10 * 28);
     assert!(total("bytes_sent").parse::<u64>().unwrap() > 300);
 }

@@ -35,22 +35,13 @@ fn copy_in_and_out() {
         }
         client.send(&msg(b'c', b""));
         let done = client.until(b'Z');
-        assert_eq!(
-            (tags(&done).as_str(), &done[0].body[..]),
-            ("CZ", &b"COPY 5000\0"[..])
-        );
+        assert_eq!((tags(&done).as_str(), &done[0].body[..]), ("CZ", &b"COPY 5000\0"[..]));
         assert_eq!(client.value("select sum(n) from t"), "12497500");
 
         let out = client.query("copy (select n from t order by n) to stdout");
-        let lines = out
-            .iter()
-            .filter(|m| m.tag == b'd')
-            .flat_map(|m| m.body.clone());
+        let lines = out.iter().filter(|m| m.tag == b'd').flat_map(|m| m.body.clone());
         let text = String::from_utf8(lines.collect()).unwrap();
-        assert_eq!(
-            text,
-            (0..5000).map(|n| format!("{n}\n")).collect::<String>()
-        );
+        assert_eq!(text, (0..5000).map(|n| format!("{n}\n")).collect::<String>());
         assert_eq!(tags(&out[5001..]), "cCZ");
         drop(pooler);
     }
@@ -68,11 +59,7 @@ async fn driver_copies_in() {
                 sink.send(Bytes::from(format!("{n}\n"))).await.unwrap();
             }
             assert_eq!(sink.finish().await.unwrap(), 1000);
-            client
-                .query_one("select sum(n) from t", &[])
-                .await
-                .unwrap()
-                .get::<_, i64>(0)
+            client.query_one("select sum(n) from t", &[]).await.unwrap().get::<_, i64>(0)
         };
         assert_eq!(in_time(work).await, 499_500, "{mode}");
     }
@@ -86,17 +73,8 @@ fn psql_copies_both_ways() {
         "\\copy t from program 'seq 1 2000'\n\\copy (select count(*), sum(n) from t) to stdout\n";
     let file = pooler.folder.join("script.sql");
     crate::rig::scratch::write(&file, script);
-    let out = pooler
-        .psql("trusty", &database, "")
-        .arg("-f")
-        .arg(&file)
-        .output()
-        .unwrap();
-    assert_eq!(
-        String::from_utf8_lossy(&out.stdout),
-        "2000\t2001000\n",
-        "{out:?}"
-    );
+    let out = pooler.psql("trusty", &database, "").arg("-f").arg(&file).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "2000\t2001000\n", "{out:?}");
 }
 
 #[test]
@@ -114,9 +92,7 @@ fn copy_in_with_bad_data_fails_once_and_the_client_goes_on() {
         client.send(&msg(b'c', b""));
         assert_eq!(client.value("select count(*) from t"), "0");
         if mode == "transaction" {
-            wait_until("the server is released", || {
-                pooler.pool(&database, "sv_active") == 0
-            });
+            wait_until("the server is released", || pooler.pool(&database, "sv_active") == 0);
         }
         drop(client);
         pooler.assert_serves(&database);
@@ -133,10 +109,7 @@ fn copy_fail_ends_the_copy() {
         client.send(&msg(b'f', &cstr("changed my mind")));
         let failed = client.until(b'Z');
         assert_eq!(tags(&failed), "EZ");
-        assert!(
-            failed[0].field(b'M').contains("changed my mind"),
-            "{failed:?}"
-        );
+        assert!(failed[0].field(b'M').contains("changed my mind"), "{failed:?}");
         assert_eq!(client.value("select count(*) from t"), "0");
         drop(client);
         pooler.assert_serves(&database);
@@ -146,23 +119,13 @@ fn copy_fail_ends_the_copy() {
 #[test]
 fn sync_inside_extended_copy_is_swallowed() {
     let (pooler, database, mut client) = table("transaction");
-    let start = [
-        parse("", "copy t from stdin"),
-        bind("", &[]),
-        execute(),
-        sync(),
-    ];
+    let start = [parse("", "copy t from stdin"), bind("", &[]), execute(), sync()];
     client.send(&start.concat());
     assert_eq!(tags(&client.until(b'G')), "12G");
     client.send(&[msg(b'd', b"1\n2\n"), msg(b'c', b""), sync()].concat());
     let done = client.until(b'Z');
-    assert_eq!(
-        (tags(&done).as_str(), &done[0].body[..]),
-        ("CZ", &b"COPY 2\0"[..])
-    );
-    wait_until("the server is released", || {
-        pooler.pool(&database, "sv_active") == 0
-    });
+    assert_eq!((tags(&done).as_str(), &done[0].body[..]), ("CZ", &b"COPY 2\0"[..]));
+    wait_until("the server is released", || pooler.pool(&database, "sv_active") == 0);
     assert_eq!(client.value("select count(*) from t"), "2");
 }
 
@@ -188,9 +151,7 @@ fn client_that_vanishes_inside_copy_in_leaves_nothing_behind() {
 fn client_that_vanishes_inside_copy_out_leaves_nothing_behind() {
     let (pooler, database, mut client) = table("transaction");
     let pid = client.value("select pg_backend_pid()");
-    client.send(&query(
-        "copy (select repeat('y', 900) from generate_series(1, 100000)) to stdout",
-    ));
+    client.send(&query("copy (select repeat('y', 900) from generate_series(1, 100000)) to stdout"));
     assert_eq!(tags(&client.until(b'd')), "Hd");
     drop(client);
     pooler.wait_log("closing because: client disconnect while server was not ready");

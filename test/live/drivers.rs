@@ -17,53 +17,30 @@ pub(crate) async fn connect(dsn: &str) -> Client {
 
 /// Runs a driver's work with the deadline that drivers do not have themselves.
 pub(crate) async fn in_time<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, work)
-        .await
-        .expect("the driver hangs")
+    tokio::time::timeout(DEADLINE, work).await.expect("the driver hangs")
 }
 
 /// Simple queries, an error, parameters of several types and a transaction over one driver connection.
 async fn exercise(client: &mut Client) {
-    let answer = client
-        .simple_query("select 1 as a; select 'x' as b")
-        .await
-        .unwrap();
+    let answer = client.simple_query("select 1 as a; select 'x' as b").await.unwrap();
     let values = answer.iter().filter_map(|m| match m {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,
     });
     assert_eq!(values.collect::<Vec<_>>(), ["1", "x"]);
 
-    let error = client
-        .query("select 1 / $1::int4", &[&0])
-        .await
-        .unwrap_err();
+    let error = client.query("select 1 / $1::int4", &[&0]).await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "22012");
 
     let sql = "select $1::text || $1, $2::int8 * 2, $3::bool";
-    let row = client
-        .query_one(sql, &[&"ab", &21_i64, &true])
-        .await
-        .unwrap();
+    let row = client.query_one(sql, &[&"ab", &21_i64, &true]).await.unwrap();
     assert_eq!((row.get(0), row.get(1), row.get(2)), ("abab", 42_i64, true));
 
     let transaction = client.transaction().await.unwrap();
-    transaction
-        .batch_execute("create table exercised (n int)")
-        .await
-        .unwrap();
-    assert_eq!(
-        transaction
-            .execute("insert into exercised values (7)", &[])
-            .await
-            .unwrap(),
-        1
-    );
+    transaction.batch_execute("create table exercised (n int)").await.unwrap();
+    assert_eq!(transaction.execute("insert into exercised values (7)", &[]).await.unwrap(), 1);
     transaction.rollback().await.unwrap();
-    let gone = client
-        .query("select n from exercised", &[])
-        .await
-        .unwrap_err();
+    let gone = client.query("select n from exercised", &[]).await.unwrap_err();
     assert_eq!(gone.code().unwrap().code(), "42P01");
 }
 
@@ -88,11 +65,7 @@ async fn driver_works_in_transaction_mode() {
 async fn driver_works_over_unix_socket_to_unix_socket() {
     let mut setup = Setup::trust("pool_mode = transaction\n");
     let server = postgres();
-    setup.databases = format!(
-        "* = host={} port={}\n",
-        server.folder.display(),
-        server.port
-    );
+    setup.databases = format!("* = host={} port={}\n", server.folder.display(), server.port);
     let pooler = Pooler::start(&setup);
     let database = server.new_database();
     let dsn = format!(
@@ -121,11 +94,7 @@ async fn prepared_statements_of_many_clients_stay_apart_in_transaction_mode() {
     }
     for round in 0..5 {
         for (n, client, statement) in &prepared {
-            let sum: i32 = client
-                .query_one(statement, &[&(100 * round)])
-                .await
-                .unwrap()
-                .get(0);
+            let sum: i32 = client.query_one(statement, &[&(100 * round)]).await.unwrap().get(0);
             assert_eq!(sum, 100 * round + n);
         }
     }
@@ -136,22 +105,13 @@ fn psql_runs_queries_and_reports_errors() {
     let pooler = Pooler::start(&Setup::trust(""));
     let database = postgres().new_database();
     let mut psql = pooler.psql("trusty", &database, "");
-    let out = psql
-        .args(["-c", "select current_database(), 6 * 7"])
-        .output()
-        .unwrap();
-    assert_eq!(
-        String::from_utf8(out.stdout).unwrap(),
-        format!("{database}|42\n")
-    );
+    let out = psql.args(["-c", "select current_database(), 6 * 7"]).output().unwrap();
+    assert_eq!(String::from_utf8(out.stdout).unwrap(), format!("{database}|42\n"));
     let mut psql = pooler.psql("trusty", &database, "");
     let out = psql.args(["-c", "select nothing"]).output().unwrap();
     assert_eq!(out.status.code(), Some(1));
     let errors = String::from_utf8(out.stderr).unwrap();
-    assert!(
-        errors.contains("column \"nothing\" does not exist"),
-        "{errors}"
-    );
+    assert!(errors.contains("column \"nothing\" does not exist"), "{errors}");
 }
 
 /// Two seconds of pgbench with 16 clients over 4 servers (session mode: 16) without a single failure.
@@ -163,43 +123,18 @@ fn pgbench(pool_mode: &str, pool_size: u32, protocol: &str) {
     let server = postgres();
     let database = server.new_database();
     let mut tool = server.tool("pgbench");
-    tool.args([
-        "-i",
-        "-q",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        &server.port.to_string(),
-        "-U",
-        "trusty",
-    ]);
+    tool.args(["-i", "-q", "-h", "127.0.0.1", "-p", &server.port.to_string(), "-U", "trusty"]);
     let made = tool.arg(&database).output().unwrap();
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let mut tool = server.tool("pgbench");
-    tool.args([
-        "-n",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        &pooler.port.to_string(),
-        "-U",
-        "trusty",
-    ]);
+    tool.args(["-n", "-h", "127.0.0.1", "-p", &pooler.port.to_string(), "-U", "trusty"]);
     tool.args(["-M", protocol, "-S", "-c", "16", "-j", "2", "-T", "2"]);
     let out = tool.arg(&database).output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout);
     let errors = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{text}{errors}");
     assert!(text.contains("number of failed transactions: 0 "), "{text}");
-    let done = text
-        .lines()
-        .find_map(|l| l.split_once("actually processed: "))
-        .unwrap()
-        .1;
+    let done = text.lines().find_map(|l| l.split_once("actually processed: ")).unwrap().1;
     let done: u64 = done.trim().parse().unwrap();
     assert!(done > 200, "only {done} transactions: {text}");
     assert!(!errors.to_lowercase().contains("error"), "{errors}");

@@ -16,44 +16,23 @@ fn assert_fatal(raw: &mut Raw, text: &str) {
     let left = raw.rest();
     assert!(!left.is_empty(), "closed without {text:?}");
     let (severity, code, got) = last_error(&left);
-    assert_eq!(
-        (severity.as_str(), code.as_str(), got.as_str()),
-        ("FATAL", "08P01", text)
-    );
-    assert!(
-        left.iter().all(|m| m.tag != b'Z'),
-        "no ReadyForQuery behind FATAL: {left:?}"
-    );
+    assert_eq!((severity.as_str(), code.as_str(), got.as_str()), ("FATAL", "08P01", text));
+    assert!(left.iter().all(|m| m.tag != b'Z'), "no ReadyForQuery behind FATAL: {left:?}");
 }
 
 #[test]
 fn bad_first_packets() {
     let (mut pooler, database) = start("");
     let rows: [(&[u8], &str); 9] = [
-        (
-            b"\0\0\0\x07\0\x03\0\0",
-            "bad packet header: '0000000700030000'",
-        ),
+        (b"\0\0\0\x07\0\x03\0\0", "bad packet header: '0000000700030000'"),
         (b"\0\0\0\0\0\0\0\0", "bad packet header: '0000000000000000'"),
-        (
-            b"\0\x01\0\x08\0\x03\0\0",
-            "bad packet header: '0001000800030000'",
-        ),
-        (
-            b"\0\0\0\x08\0\xbc\x61\x4e",
-            "bad packet header: '0000000800bc614e'",
-        ),
-        (
-            b"\0\0\0\x10\x04\xd2\x16\x99aaaabbbb",
-            "bad packet header: '0000001004d21699'",
-        ),
+        (b"\0\x01\0\x08\0\x03\0\0", "bad packet header: '0001000800030000'"),
+        (b"\0\0\0\x08\0\xbc\x61\x4e", "bad packet header: '0000000800bc614e'"),
+        (b"\0\0\0\x10\x04\xd2\x16\x99aaaabbbb", "bad packet header: '0000001004d21699'"),
         (b"Q\0\0\0\x03", "bad packet header: '5100000003'"),
         (b"p\0\0\0\0", "bad packet header: '7000000000'"),
         (b"\xff\xff\xff\xff\xff", "bad packet header: 'ffffffffff'"),
-        (
-            b"p\0\0\0\x06x\0",
-            "client password pkt before startup packet",
-        ),
+        (b"p\0\0\0\x06x\0", "client password pkt before startup packet"),
     ];
     for (bytes, text) in rows {
         let mut raw = pooler.tcp();
@@ -66,12 +45,7 @@ fn bad_first_packets() {
 #[test]
 fn messages_before_login_close_silently() {
     let (mut pooler, database) = start("");
-    for bytes in [
-        query("select 1"),
-        parse("", "select 1"),
-        msg(b'X', b""),
-        msg(b'd', b"abc"),
-    ] {
+    for bytes in [query("select 1"), parse("", "select 1"), msg(b'X', b""), msg(b'd', b"abc")] {
         let mut raw = pooler.tcp();
         raw.send(&bytes);
         assert_eq!(raw.rest(), [], "{}", bytes.escape_ascii());
@@ -161,10 +135,7 @@ fn password_larger_than_the_buffers_is_compared() {
     let pooler = Pooler::start(&setup);
     assert!(pooler.login("trusty", "template1", &long).is_ok());
     let failed = "password authentication failed";
-    assert_eq!(
-        pooler.refusal("trusty", "template1", &long[..59_999]),
-        failed
-    );
+    assert_eq!(pooler.refusal("trusty", "template1", &long[..59_999]), failed);
 }
 
 #[test]
@@ -172,10 +143,7 @@ fn bad_scram_messages() {
     let (mut pooler, database) = start("auth_type = scram-sha-256\n");
     let initial = |mechanism: &str, text: &str| {
         let len = u32::try_from(text.len()).unwrap().to_be_bytes();
-        msg(
-            b'p',
-            &[&cstr(mechanism)[..], &len, text.as_bytes()].concat(),
-        )
+        msg(b'p', &[&cstr(mechanism)[..], &len, text.as_bytes()].concat())
     };
     let failed = "SASL authentication failed";
     let good = "SCRAM-SHA-256";
@@ -190,10 +158,7 @@ fn bad_scram_messages() {
         (initial(good, "n,,m=x,n=,r=abc"), failed),
         (initial(good, "n,,n=,r="), ""),
         (initial(good, "n,,n=,r=a\u{7f}c"), failed),
-        (
-            initial(good, &format!("n,,n=,r={}", "x".repeat(600))),
-            failed,
-        ),
+        (initial(good, &format!("n,,n=,r={}", "x".repeat(600))), failed),
     ];
     for (bytes, text) in rows {
         let mut raw = pooler.tcp();
@@ -201,11 +166,7 @@ fn bad_scram_messages() {
         assert_eq!(raw.recv().unwrap().body, b"\0\0\0\x0aSCRAM-SHA-256\0\0");
         raw.send(&bytes);
         if text.is_empty() {
-            assert_eq!(
-                raw.recv().unwrap().body[..4],
-                [0, 0, 0, 11],
-                "an empty nonce is fine"
-            );
+            assert_eq!(raw.recv().unwrap().body[..4], [0, 0, 0, 11], "an empty nonce is fine");
         } else {
             let answer = raw.rest();
             let sent = bytes.escape_ascii().to_string();
@@ -244,14 +205,8 @@ fn unknown_packets_after_login() {
         (msg(b'Z', b"I"), "unknown pkt"),
         (hello, "unknown pkt"),
         (b"Q\0\0\0\x03".to_vec(), "bad packet header: '5100000003'"),
-        (
-            b"\0\0\0\x05abcd".to_vec(),
-            "bad packet header: '0000000561626364'",
-        ),
-        (
-            b"\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(),
-            "bad packet header: 'ffffffffffffffff'",
-        ),
+        (b"\0\0\0\x05abcd".to_vec(), "bad packet header: '0000000561626364'"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(), "bad packet header: 'ffffffffffffffff'"),
     ];
     for (bytes, text) in rows {
         let mut client = pooler.client(&database);
@@ -270,10 +225,7 @@ fn unknown_packet_inside_a_transaction_closes_its_server() {
     client.send(&msg(b'y', b""));
     assert_fatal(&mut client, "unknown pkt");
     pooler.wait_log("closing because: client disconnect while server was not ready");
-    assert_ne!(
-        pooler.client(&database).value("select pg_backend_pid()"),
-        pid
-    );
+    assert_ne!(pooler.client(&database).value("select pg_backend_pid()"), pid);
     pooler.assert_serves(&database);
 }
 
@@ -281,12 +233,7 @@ fn unknown_packet_inside_a_transaction_closes_its_server() {
 fn packets_above_the_limit_are_refused() {
     let (mut pooler, database) = start("max_packet_size = 2000\n");
     let mut client = pooler.client(&database);
-    assert_eq!(
-        client
-            .query(&format!("select 1 -- {}", "x".repeat(1900)))
-            .len(),
-        4
-    );
+    assert_eq!(client.query(&format!("select 1 -- {}", "x".repeat(1900))).len(), 4);
     client.send(b"Q\0\0\x07\xd0selec");
     assert_fatal(&mut client, "bad packet header: '51000007d073656c'");
     pooler.assert_serves(&database);
@@ -346,28 +293,20 @@ fn noise_in_every_state_is_survived() {
 fn broken_auth_file_keeps_the_users_in_front_of_the_fault() {
     let rows = [
         ("\"good\" \"good-pw\"\n\"bad\n", "broken auth file"),
-        (
-            "\"good\" \"good-pw\"\n\"bad\" \"no end\n",
-            "broken auth file",
-        ),
+        ("\"good\" \"good-pw\"\n\"bad\" \"no end\n", "broken auth file"),
         ("\"good\" \"good-pw\"\nbad \"x\"\n", "broken auth file"),
         ("\"good\" \"good-pw\"\n\"a\"\"x\"\n", "broken auth file"),
     ];
     for (users, error) in rows {
         let mut setup = Setup::trust("auth_type = plain\n");
-        setup.databases = format!(
-            "* = host=127.0.0.1 port={} user=trusty dbname=template1\n",
-            postgres().port
-        );
+        setup.databases =
+            format!("* = host=127.0.0.1 port={} user=trusty dbname=template1\n", postgres().port);
         setup.users = users.to_owned();
         let pooler = Pooler::start(&setup);
         pooler.wait_log(&format!("ERROR {error}"));
         let (mut client, _) = pooler.login("good", "any", "good-pw").unwrap();
         assert_eq!(client.value("select current_user"), "trusty");
-        assert_eq!(
-            pooler.refusal("bad", "any", "x"),
-            "password authentication failed"
-        );
+        assert_eq!(pooler.refusal("bad", "any", "x"), "password authentication failed");
     }
 }
 

@@ -11,10 +11,7 @@ const LIMIT_KB: u64 = 60_000;
 
 fn small_buffers() -> (Pooler, String) {
     let settings = "pool_mode = transaction\npkt_buf = 2048\n";
-    (
-        Pooler::start(&Setup::trust(settings)),
-        postgres().new_database(),
-    )
+    (Pooler::start(&Setup::trust(settings)), postgres().new_database())
 }
 
 #[tokio::test]
@@ -55,9 +52,5 @@ fn result_that_nobody_reads_is_not_collected() {
     let peak = pooler.peak_memory_kb();
     assert!(peak < LIMIT_KB, "{peak} kB for a result nobody reads");
     let answer = lazy.until(b'Z');
-    assert_eq!(
-        answer.len(),
-        1 + 20_000 + 2,
-        "and all of it comes once the client reads"
-    );
+    assert_eq!(answer.len(), 1 + 20_000 + 2, "and all of it comes once the client reads");
 }

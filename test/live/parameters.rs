@@ -9,55 +9,33 @@ use crate::rig::wire::{last_error, query, startup, tags, Msg};
 
 /// A pool with one server, in transaction mode.
 fn one_server() -> (Pooler, String) {
-    let pooler = Pooler::start(&Setup::trust(
-        "pool_mode = transaction\ndefault_pool_size = 1\n",
-    ));
+    let pooler = Pooler::start(&Setup::trust("pool_mode = transaction\ndefault_pool_size = 1\n"));
     (pooler, postgres().new_database())
 }
 
 fn client_with(pooler: &Pooler, database: &str, more: &[(&str, &str)]) -> (Raw, Vec<Msg>) {
     let parameters = [&[("user", "trusty"), ("database", database)], more].concat();
-    pooler
-        .tcp()
-        .login_with(&startup(0, &parameters), "trusty", "")
-        .unwrap()
+    pooler.tcp().login_with(&startup(0, &parameters), "trusty", "").unwrap()
 }
 
 fn reported(welcome: &[Msg], name: &str) -> Vec<String> {
     let statuses = welcome.iter().filter(|m| m.tag == b'S').map(Msg::parameter);
-    statuses
-        .filter(|(key, _)| key == name)
-        .map(|(_, value)| value)
-        .collect()
+    statuses.filter(|(key, _)| key == name).map(|(_, value)| value).collect()
 }
 
 #[test]
 fn startup_values_reach_the_shared_server() {
     let (pooler, database) = one_server();
     let rows = [
-        (
-            "application_name",
-            "application_name",
-            "first",
-            "it's \\ new",
-        ),
+        ("application_name", "application_name", "first", "it's \\ new"),
         ("datestyle", "DateStyle", "German", "ISO, MDY"),
         ("TimeZone", "TimeZone", "Asia/Tokyo", "UTC"),
         ("client_encoding", "client_encoding", "LATIN1", "UTF8"),
-        (
-            "standard_conforming_strings",
-            "standard_conforming_strings",
-            "off",
-            "on",
-        ),
+        ("standard_conforming_strings", "standard_conforming_strings", "off", "on"),
     ];
     for (key, name, first, second) in rows {
         let (mut one, welcome) = client_with(&pooler, &database, &[(key, first)]);
-        assert_eq!(
-            reported(&welcome, name),
-            [first],
-            "the value is echoed as typed"
-        );
+        assert_eq!(reported(&welcome, name), [first], "the value is echoed as typed");
         let (mut two, welcome) = client_with(&pooler, &database, &[(key, second)]);
         assert_eq!(reported(&welcome, name), [second]);
         let show = format!("show {key}");
@@ -75,22 +53,12 @@ fn values_set_in_sql_follow_their_client() {
     let (pooler, database) = one_server();
     let (mut one, mut two) = (pooler.client(&database), pooler.client(&database));
     let pid = one.value("select pg_backend_pid()");
-    assert_eq!(
-        two.value("select pg_backend_pid()"),
-        pid,
-        "both share one server"
-    );
+    assert_eq!(two.value("select pg_backend_pid()"), pid, "both share one server");
     let answer = one.query("set timezone = 'Asia/Tokyo'; set application_name = 'set by one'");
     // PostgreSQL reports them in either order.
-    let statuses: BTreeSet<_> = answer
-        .iter()
-        .filter(|m| m.tag == b'S')
-        .map(Msg::parameter)
-        .collect();
-    let expected = [
-        ("application_name", "set by one"),
-        ("TimeZone", "Asia/Tokyo"),
-    ];
+    let statuses: BTreeSet<_> =
+        answer.iter().filter(|m| m.tag == b'S').map(Msg::parameter).collect();
+    let expected = [("application_name", "set by one"), ("TimeZone", "Asia/Tokyo")];
     let expected = expected.map(|(k, v)| (k.to_owned(), v.to_owned()));
     assert_eq!(statuses, BTreeSet::from(expected));
     two.query("set datestyle = 'SQL, DMY'");
@@ -102,11 +70,7 @@ fn values_set_in_sql_follow_their_client() {
         assert_eq!(two.value("show application_name"), "");
         assert_eq!(two.value("show datestyle"), "SQL, DMY");
     }
-    assert_eq!(
-        one.value("select pg_backend_pid()"),
-        pid,
-        "no server was replaced"
-    );
+    assert_eq!(one.value("select pg_backend_pid()"), pid, "no server was replaced");
 }
 
 #[test]

@@ -56,9 +56,7 @@ fn server_follows_the_transaction_in_transaction_mode() {
     assert_eq!(two.value(PID), pid, "one server serves both");
     assert_eq!(tags(&one.query("begin")), "CZ");
     two.send(&query(PID));
-    wait_until("the other client waits", || {
-        pooler.pool(&database, "cl_waiting") == 1
-    });
+    wait_until("the other client waits", || pooler.pool(&database, "cl_waiting") == 1);
     assert_eq!(one.value(PID), pid, "the transaction keeps its server");
     assert_eq!(tags(&one.query("commit")), "CZ");
     assert_eq!(two.until(b'Z')[1].cells()[0].as_deref(), Some(pid.as_str()));
@@ -70,9 +68,7 @@ fn server_stays_with_its_client_in_session_mode() {
     let (mut one, mut two) = (pooler.client(&database), pooler.client(&database));
     let pid = one.value(PID);
     two.send(&query(PID));
-    wait_until("the other client waits", || {
-        pooler.pool(&database, "cl_waiting") == 1
-    });
+    wait_until("the other client waits", || pooler.pool(&database, "cl_waiting") == 1);
     assert_eq!(one.value("select 1"), "1", "no release between queries");
     one.bye();
     assert_eq!(two.until(b'Z')[1].cells()[0].as_deref(), Some(pid.as_str()));
@@ -107,19 +103,14 @@ fn reset_query_cleans_the_server_between_sessions() {
     let mut two = pooler.client(&database);
     assert_eq!(two.value(PID), pid, "the server is used again");
     assert_ne!(two.value("show work_mem"), "77MB");
-    assert_eq!(
-        two.value("select count(*) from pg_prepared_statements"),
-        "0"
-    );
+    assert_eq!(two.value("select count(*) from pg_prepared_statements"), "0");
     assert_eq!(two.value("select to_regclass('pg_temp.left_over')"), "NULL");
 }
 
 #[test]
 fn reset_query_is_the_configured_one() {
-    let (pooler, database) = in_mode(
-        "session",
-        "default_pool_size = 1\nserver_reset_query = set work_mem = '55MB'\n",
-    );
+    let (pooler, database) =
+        in_mode("session", "default_pool_size = 1\nserver_reset_query = set work_mem = '55MB'\n");
     let mut one = pooler.client(&database);
     let pid = one.value(PID);
     one.query("set maintenance_work_mem = '66MB'");
@@ -127,11 +118,7 @@ fn reset_query_is_the_configured_one() {
     let mut two = pooler.client(&database);
     assert_eq!(two.value(PID), pid);
     assert_eq!(two.value("show work_mem"), "55MB");
-    assert_eq!(
-        two.value("show maintenance_work_mem"),
-        "66MB",
-        "no DISCARD ALL"
-    );
+    assert_eq!(two.value("show maintenance_work_mem"), "66MB", "no DISCARD ALL");
 }
 
 #[test]
@@ -159,15 +146,8 @@ fn vanishing_client(mode: &str, last_words: &str, reason: &str) {
     pooler.wait_log(reason);
     let mut two = pooler.client(&database);
     assert_ne!(two.value(PID), pid, "a dirty server was used again");
-    assert_eq!(
-        two.value("select count(*) from kept"),
-        "0",
-        "the transaction was not rolled back"
-    );
-    assert_eq!(
-        two.value("select 1 where pg_current_xact_id_if_assigned() is null"),
-        "1"
-    );
+    assert_eq!(two.value("select count(*) from kept"), "0", "the transaction was not rolled back");
+    assert_eq!(two.value("select 1 where pg_current_xact_id_if_assigned() is null"), "1");
     drop(two);
     pooler.assert_serves(&database);
 }
@@ -210,11 +190,7 @@ fn server_terminated_while_linked_takes_its_client_along() {
     let pid = one.value(&format!("begin; {PID}"));
     postgres().value("postgres", &format!("select pg_terminate_backend({pid})"));
     let left = one.rest();
-    assert_eq!(
-        left[0].field(b'C'),
-        "57P01",
-        "PostgreSQL's own words come first"
-    );
+    assert_eq!(left[0].field(b'C'), "57P01", "PostgreSQL's own words come first");
     assert_eq!(left.len(), 2, "{left:?}");
     assert_eq!(last_error(&left), fatal("server conn crashed?"));
     pooler.wait_log("closing because: server conn crashed? (age=");
@@ -230,11 +206,7 @@ fn server_terminated_while_idle_disturbs_nobody() {
     postgres().value("postgres", &format!("select pg_terminate_backend({pid})"));
     pooler.wait_log("got packet 'E' from server when not linked");
     pooler.wait_log("closing because: server conn crashed?");
-    assert_ne!(
-        one.value(PID),
-        pid,
-        "the client goes on with another server"
-    );
+    assert_ne!(one.value(PID), pid, "the client goes on with another server");
 }
 
 #[test]
@@ -254,10 +226,8 @@ fn statement_mode_rejects_transactions() {
 
 #[test]
 fn query_wait_timeout_ends_a_wait() {
-    let (pooler, database) = in_mode(
-        "transaction",
-        "default_pool_size = 1\nquery_wait_timeout = 1\n",
-    );
+    let (pooler, database) =
+        in_mode("transaction", "default_pool_size = 1\nquery_wait_timeout = 1\n");
     let (mut one, mut two) = (pooler.client(&database), pooler.client(&database));
     one.query("begin");
     two.send(&query("select 1"));
@@ -324,15 +294,11 @@ fn database_limit_evicts_the_idle_server_of_another_user() {
 fn queued_queries_of_one_client_are_all_answered_in_order() {
     let (pooler, database) = in_mode("transaction", "default_pool_size = 2\n");
     let mut one = pooler.client(&database);
-    let many: Vec<u8> = (0..500)
-        .flat_map(|n| query(&format!("select {n}")))
-        .collect();
+    let many: Vec<u8> = (0..500).flat_map(|n| query(&format!("select {n}"))).collect();
     one.send(&many);
     for n in 0..500 {
         let answer = one.until(b'Z');
         assert_eq!(answer[1].cells()[0], Some(n.to_string()));
     }
-    wait_until("its server is released", || {
-        pooler.pool(&database, "sv_active") == 0
-    });
+    wait_until("its server is released", || pooler.pool(&database, "sv_active") == 0);
 }

@@ -11,10 +11,7 @@ use crate::rig::wire::{
 
 fn start(mode: &str) -> (Pooler, String) {
     let settings = format!("pool_mode = {mode}\ndefault_pool_size = 1\n");
-    (
-        Pooler::start(&Setup::trust(&settings)),
-        postgres().new_database(),
-    )
+    (Pooler::start(&Setup::trust(&settings)), postgres().new_database())
 }
 
 fn hello(database: &str) -> Vec<u8> {
@@ -24,11 +21,7 @@ fn hello(database: &str) -> Vec<u8> {
 fn refusal(mut raw: Raw, hello: &[u8]) -> String {
     raw.send(hello);
     let (severity, code, text) = last_error(&raw.rest());
-    assert_eq!(
-        (severity.as_str(), code.as_str()),
-        ("FATAL", "08P01"),
-        "{text}"
-    );
+    assert_eq!((severity.as_str(), code.as_str()), ("FATAL", "08P01"), "{text}");
     text
 }
 
@@ -38,17 +31,10 @@ fn welcome_has_its_parts_in_order() {
     for _ in 0..2 {
         let (_, welcome) = pooler.login("trusty", &database, "").unwrap();
         let kinds = tags(&welcome);
-        assert_eq!(
-            kinds.trim_start_matches('R').trim_start_matches('S'),
-            "KZ",
-            "{kinds}"
-        );
+        assert_eq!(kinds.trim_start_matches('R').trim_start_matches('S'), "KZ", "{kinds}");
         assert_eq!(welcome[0].body, [0, 0, 0, 0]);
         assert_eq!(welcome.last().unwrap().body, b"I");
-        let statuses = welcome
-            .iter()
-            .filter(|m| m.tag == b'S')
-            .map(|m| m.parameter().0);
+        let statuses = welcome.iter().filter(|m| m.tag == b'S').map(|m| m.parameter().0);
         let names: Vec<String> = statuses.collect();
         let tracked = [
             "DateStyle",
@@ -67,11 +53,7 @@ fn welcome_has_its_parts_in_order() {
 fn console_welcome_is_fixed() {
     let (pooler, _) = start("transaction");
     let (_, welcome) = pooler.login("admin", "pgbouncer", "admin-pw").unwrap();
-    let statuses: Vec<_> = welcome
-        .iter()
-        .filter(|m| m.tag == b'S')
-        .map(Msg::parameter)
-        .collect();
+    let statuses: Vec<_> = welcome.iter().filter(|m| m.tag == b'S').map(Msg::parameter).collect();
     let expected = [
         ("server_version", "1.25.2/bouncer"),
         ("client_encoding", "UTF8"),
@@ -81,10 +63,7 @@ fn console_welcome_is_fixed() {
         ("standard_conforming_strings", "on"),
         ("is_superuser", "on"),
     ];
-    assert_eq!(
-        statuses,
-        expected.map(|(k, v)| (k.to_owned(), v.to_owned()))
-    );
+    assert_eq!(statuses, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
 }
 
 #[test]
@@ -107,10 +86,7 @@ fn data_behind_an_encryption_request_is_refused() {
     let (mut pooler, database) = start("transaction");
     let rows = [
         (SSL_REQUEST, "received unencrypted data after SSL request"),
-        (
-            GSSENC_REQUEST,
-            "received unencrypted data after GSSAPI encryption request",
-        ),
+        (GSSENC_REQUEST, "received unencrypted data after GSSAPI encryption request"),
     ];
     for (code, text) in rows {
         let both = [special(code, b""), hello(&database)].concat();
@@ -123,12 +99,8 @@ fn data_behind_an_encryption_request_is_refused() {
 fn newer_minor_protocol_is_negotiated_down() {
     let (pooler, database) = start("transaction");
     let parameters = [("user", "trusty"), ("database", database.as_str())];
-    let rows: [(u32, &[&str]); 4] = [
-        (2, &[]),
-        (0, &["_pq_.one", "_pq_.two"]),
-        (99, &["_pq_.one"]),
-        (0xffff, &[]),
-    ];
+    let rows: [(u32, &[&str]); 4] =
+        [(2, &[]), (0, &["_pq_.one", "_pq_.two"]), (99, &["_pq_.one"]), (0xffff, &[])];
     for (minor, options) in rows {
         let extra: Vec<_> = options.iter().map(|name| (*name, "x")).collect();
         let hello = startup(minor, &[&parameters[..], &extra].concat());
@@ -136,11 +108,7 @@ fn newer_minor_protocol_is_negotiated_down() {
         let count = u32::try_from(options.len()).unwrap().to_be_bytes();
         let names: Vec<u8> = options.iter().flat_map(|name| cstr(name)).collect();
         let body = [&196_608_u32.to_be_bytes()[..], &count, &names].concat();
-        assert_eq!(
-            welcome[0],
-            Msg { tag: b'v', body },
-            "first of all, before AuthenticationOk"
-        );
+        assert_eq!(welcome[0], Msg { tag: b'v', body }, "first of all, before AuthenticationOk");
         assert_eq!(welcome.iter().filter(|m| m.tag == b'v').count(), 1);
         assert_eq!(client.key.len(), 8, "spoken is 3.0");
         assert_eq!(client.value("select 1"), "1");
@@ -151,56 +119,30 @@ fn newer_minor_protocol_is_negotiated_down() {
 fn startup_packets_are_refused_with_their_text() {
     let (mut pooler, database) = start("transaction");
     let with = |key: &str, value: &str| {
-        startup(
-            0,
-            &[("user", "trusty"), ("database", &database), (key, value)],
-        )
+        startup(0, &[("user", "trusty"), ("database", &database), (key, value)])
     };
     let layout = "invalid startup packet layout: expected terminator as last byte";
     let options = "unsupported options startup parameter: only '-c config=val' and '--config=val' are allowed";
     let code = 0x0003_0000;
     let rows = [
-        (
-            special(0x0002_0000, b"user\0x\0\0"),
-            "old V2 protocol not supported",
-        ),
+        (special(0x0002_0000, b"user\0x\0\0"), "old V2 protocol not supported"),
         (special(code, b"\0"), "no username supplied"),
         (special(code, b"user\0\0\0"), "no username supplied"),
-        (
-            with("search_path", "a"),
-            "unsupported startup parameter: search_path",
-        ),
-        (
-            with("extra_float_digits", "3"),
-            "unsupported startup parameter: extra_float_digits",
-        ),
-        (
-            special(0x0002_0001, b"\0"),
-            "bad packet header: '0000000900020001'",
-        ),
-        (
-            special(0x0004_0000, b"\0"),
-            "bad packet header: '0000000900040000'",
-        ),
+        (with("search_path", "a"), "unsupported startup parameter: search_path"),
+        (with("extra_float_digits", "3"), "unsupported startup parameter: extra_float_digits"),
+        (special(0x0002_0001, b"\0"), "bad packet header: '0000000900020001'"),
+        (special(0x0004_0000, b"\0"), "bad packet header: '0000000900040000'"),
         (special(code, b"user\0trusty\0\0more"), layout),
         (special(code, b""), layout),
         (special(code, b"user\0trusty\0"), layout),
         (special(code, b"user\0trusty\0database\0"), layout),
-        (
-            with("options", "-c geqo=off"),
-            "unsupported startup parameter in options: geqo",
-        ),
+        (with("options", "-c geqo=off"), "unsupported startup parameter in options: geqo"),
         (with("options", "-x"), options),
         (with("options", "   "), options),
         (with("options", "-c timezone"), options),
     ];
     for (hello, text) in rows {
-        assert_eq!(
-            refusal(pooler.tcp(), &hello),
-            text,
-            "{}",
-            hello.escape_ascii()
-        );
+        assert_eq!(refusal(pooler.tcp(), &hello), text, "{}", hello.escape_ascii());
     }
     pooler.assert_serves(&database);
 }
@@ -232,15 +174,9 @@ fn startup_packet_may_come_in_any_pieces_and_be_large() {
     }
     raw.until(b'Z');
     let long = "n".repeat(60_000);
-    let parameters = [
-        ("user", "trusty"),
-        ("_pq_.long", &long),
-        ("database", &database),
-    ];
-    let (mut client, welcome) = pooler
-        .tcp()
-        .login_with(&startup(0, &parameters), "trusty", "")
-        .unwrap();
+    let parameters = [("user", "trusty"), ("_pq_.long", &long), ("database", &database)];
+    let (mut client, welcome) =
+        pooler.tcp().login_with(&startup(0, &parameters), "trusty", "").unwrap();
     assert_eq!(welcome[0].tag, b'v');
     assert_eq!(client.value("select 1"), "1");
 }
@@ -249,15 +185,11 @@ fn startup_packet_may_come_in_any_pieces_and_be_large() {
 fn database_defaults_to_the_user_name() {
     let mut setup = Setup::trust("");
     let at = postgres();
-    setup.databases = format!(
-        "trusty = host=127.0.0.1 port={} dbname=template1\n",
-        at.port
-    );
+    setup.databases = format!("trusty = host=127.0.0.1 port={} dbname=template1\n", at.port);
     let pooler = Pooler::start(&setup);
-    for hello in [
-        startup(0, &[("user", "trusty")]),
-        startup(0, &[("user", "trusty"), ("database", "")]),
-    ] {
+    for hello in
+        [startup(0, &[("user", "trusty")]), startup(0, &[("user", "trusty"), ("database", "")])]
+    {
         let (mut client, _) = pooler.tcp().login_with(&hello, "trusty", "").unwrap();
         assert_eq!(client.value("select current_database()"), "template1");
     }
@@ -269,28 +201,16 @@ fn flush_without_sync_delivers_answers_and_keeps_the_server() {
     let mut one = pooler.client(&database);
     for n in ["11", "12"] {
         let sql = format!("select {n}");
-        let batch = [
-            parse("", &sql),
-            bind("", &[]),
-            describe(b'P', ""),
-            execute(),
-            flush(),
-        ];
+        let batch = [parse("", &sql), bind("", &[]), describe(b'P', ""), execute(), flush()];
         one.send(&batch.concat());
         let answer = one.until(b'C');
         assert_eq!(tags(&answer), "12TDC");
         assert_eq!(rows(&answer), [[Some(n.to_owned())]]);
-        assert_eq!(
-            pooler.pool(&database, "sv_active"),
-            1,
-            "no release without Sync"
-        );
+        assert_eq!(pooler.pool(&database, "sv_active"), 1, "no release without Sync");
     }
     one.send(&sync());
     assert_eq!(tags(&one.until(b'Z')), "Z");
-    wait_until("the server is released", || {
-        pooler.pool(&database, "sv_active") == 0
-    });
+    wait_until("the server is released", || pooler.pool(&database, "sv_active") == 0);
 }
 
 #[test]
@@ -313,11 +233,7 @@ fn pipeline_of_many_syncs_is_answered_in_order() {
     let mut one = pooler.client(&database);
     let mut batch = Vec::new();
     for n in 0..300 {
-        let sql = if n % 10 == 3 {
-            "select 1 / 0".to_owned()
-        } else {
-            format!("select {n}")
-        };
+        let sql = if n % 10 == 3 { "select 1 / 0".to_owned() } else { format!("select {n}") };
         batch.extend([parse("", &sql), bind("", &[]), execute(), sync()].concat());
         batch.extend(sync());
     }
@@ -325,19 +241,14 @@ fn pipeline_of_many_syncs_is_answered_in_order() {
     for n in 0..300 {
         let answer = one.until(b'Z');
         if n % 10 == 3 {
-            assert_eq!(
-                answer.iter().find(|m| m.tag == b'E').unwrap().field(b'C'),
-                "22012"
-            );
+            assert_eq!(answer.iter().find(|m| m.tag == b'E').unwrap().field(b'C'), "22012");
         } else {
             assert_eq!(tags(&answer), "12DCZ");
             assert_eq!(rows(&answer), [[Some(n.to_string())]]);
         }
         assert_eq!(tags(&one.until(b'Z')), "Z");
     }
-    wait_until("the server is released", || {
-        pooler.pool(&database, "sv_active") == 0
-    });
+    wait_until("the server is released", || pooler.pool(&database, "sv_active") == 0);
 }
 
 #[test]
@@ -361,10 +272,7 @@ fn pipelines_of_two_clients_never_mix() {
             let answer = [client.until(b'Z'), client.until(b'Z')].concat();
             assert_eq!(tags(&answer), "12DC3ZTDCZ");
             let value = Some(n.to_string());
-            assert_eq!(
-                rows(&answer),
-                [[value.clone(), value.clone()], [value.clone(), value]]
-            );
+            assert_eq!(rows(&answer), [[value.clone(), value.clone()], [value.clone(), value]]);
         }
     }
 }
@@ -373,28 +281,14 @@ fn pipelines_of_two_clients_never_mix() {
 fn errors_in_a_batch_skip_to_sync_with_prepared_statements() {
     let (pooler, database) = start("transaction");
     let mut one = pooler.client(&database);
-    one.send(
-        &[
-            parse("bad", "select nothing"),
-            bind("bad", &[]),
-            execute(),
-            sync(),
-        ]
-        .concat(),
-    );
+    one.send(&[parse("bad", "select nothing"), bind("bad", &[]), execute(), sync()].concat());
     let answer = one.until(b'Z');
-    assert_eq!(
-        (tags(&answer).as_str(), answer[0].field(b'C')),
-        ("EZ", "42703".into())
-    );
+    assert_eq!((tags(&answer).as_str(), answer[0].field(b'C')), ("EZ", "42703".into()));
     one.send(&[close(b'S', "bad"), parse("bad", "select 5"), sync()].concat());
     assert_eq!(tags(&one.until(b'Z')), "31Z");
     one.send(&[bind("bad", &[]), describe(b'P', ""), execute(), sync()].concat());
     let answer = one.until(b'Z');
-    assert_eq!(
-        (tags(&answer).as_str(), rows(&answer)),
-        ("2TDCZ", vec![vec![Some("5".into())]])
-    );
+    assert_eq!((tags(&answer).as_str(), rows(&answer)), ("2TDCZ", vec![vec![Some("5".into())]]));
 }
 
 #[test]
@@ -405,14 +299,8 @@ fn misuse_of_statement_names_is_fatal_in_transaction_mode() {
             [parse("s", "select 1"), parse("s", "select 2"), sync()].concat(),
             "prepared statement name is already in use",
         ),
-        (
-            [bind("unknown", &[]), sync()].concat(),
-            "prepared statement did not exist",
-        ),
-        (
-            [describe(b'S', "unknown"), sync()].concat(),
-            "prepared statement did not exist",
-        ),
+        ([bind("unknown", &[]), sync()].concat(), "prepared statement did not exist"),
+        ([describe(b'S', "unknown"), sync()].concat(), "prepared statement did not exist"),
         (msg(b'P', b"no zero at all"), "failed to parse packet"),
         (msg(b'P', b"name\0select 1\0"), "broken Parse packet"),
     ];
@@ -420,10 +308,7 @@ fn misuse_of_statement_names_is_fatal_in_transaction_mode() {
         let mut one = pooler.client(&database);
         one.send(&bytes);
         let (severity, code, got) = last_error(&one.rest());
-        assert_eq!(
-            (severity.as_str(), code.as_str(), got.as_str()),
-            ("FATAL", "08P01", text)
-        );
+        assert_eq!((severity.as_str(), code.as_str(), got.as_str()), ("FATAL", "08P01", text));
     }
     pooler.assert_serves(&database);
 }
@@ -442,31 +327,16 @@ fn unknown_statement_is_closed_without_a_server() {
 fn function_call_and_asynchronous_messages_pass() {
     let (pooler, database) = start("session");
     let mut one = pooler.client(&database);
-    let oid: u32 = one
-        .value("select 'abs(int4)'::regprocedure::oid::int")
-        .parse()
-        .unwrap();
-    let call = [
-        &oid.to_be_bytes()[..],
-        &[0, 0, 0, 1, 0, 0, 0, 2],
-        b"-9",
-        &[0, 0],
-    ]
-    .concat();
+    let oid: u32 = one.value("select 'abs(int4)'::regprocedure::oid::int").parse().unwrap();
+    let call = [&oid.to_be_bytes()[..], &[0, 0, 0, 1, 0, 0, 0, 2], b"-9", &[0, 0]].concat();
     one.send(&msg(b'F', &call));
     let answer = one.until(b'Z');
-    assert_eq!(
-        (tags(&answer).as_str(), &answer[0].body[..]),
-        ("VZ", &b"\0\0\0\x019"[..])
-    );
+    assert_eq!((tags(&answer).as_str(), &answer[0].body[..]), ("VZ", &b"\0\0\0\x019"[..]));
 
     one.query("listen news");
     postgres().value(&database, "notify news, 'hello'");
     let note = one.until(b'A').pop().unwrap();
     assert!(note.body.ends_with(b"news\0hello\0"), "{note:?}");
     let answer = one.query("do $$ begin raise notice 'look'; end $$");
-    assert_eq!(
-        (tags(&answer).as_str(), answer[0].field(b'M')),
-        ("NCZ", "look".into())
-    );
+    assert_eq!((tags(&answer).as_str(), answer[0].field(b'M')), ("NCZ", "look".into()));
 }

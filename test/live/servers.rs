@@ -11,10 +11,8 @@ use crate::rig::wire::{error, last_error, msg, query, startup, tags};
 fn start(fake: Option<&Fake>, settings: &str) -> Pooler {
     let mut setup = Setup::trust(settings);
     let other = fake.map(Fake::database).unwrap_or_default();
-    setup.databases = format!(
-        "shop = host=127.0.0.1 port={} dbname=template1\n{other}",
-        postgres().port
-    );
+    setup.databases =
+        format!("shop = host=127.0.0.1 port={} dbname=template1\n{other}", postgres().port);
     Pooler::start(&setup)
 }
 
@@ -24,21 +22,13 @@ fn servers_ask_for_each_kind_of_password() {
     let mut databases = String::new();
     for user in ["plainy", "md5y", "scramy"] {
         let tail = format!("port={} dbname=template1 user={user}", at.port);
-        databases.push_str(&format!(
-            "{user}_tcp = host=127.0.0.1 {tail} password={user}-pw\n"
-        ));
+        databases.push_str(&format!("{user}_tcp = host=127.0.0.1 {tail} password={user}-pw\n"));
         let folder = at.folder.display();
-        databases.push_str(&format!(
-            "{user}_unix = host={folder} {tail} password='{user}-pw'\n"
-        ));
+        databases.push_str(&format!("{user}_unix = host={folder} {tail} password='{user}-pw'\n"));
         databases.push_str(&format!("{user}_file = host=127.0.0.1 {tail}\n"));
     }
     let users = "\"trusty\" \"\"\n\"plainy\" \"plainy-pw\"\n\"md5y\" \"md5y-pw\"\n\"scramy\" \"scramy-pw\"\n";
-    let pooler = Pooler::start(&Setup {
-        databases,
-        users: users.into(),
-        ..Setup::default()
-    });
+    let pooler = Pooler::start(&Setup { databases, users: users.into(), ..Setup::default() });
     for user in ["plainy", "md5y", "scramy"] {
         for way in ["tcp", "unix", "file"] {
             let mut client = pooler.client(&format!("{user}_{way}"));
@@ -59,10 +49,8 @@ fn md5_secret_answers_an_md5_server() {
 
 #[test]
 fn scram_keys_are_passed_through() {
-    let secret = postgres().value(
-        "postgres",
-        "select rolpassword from pg_authid where rolname = 'passer'",
-    );
+    let secret =
+        postgres().value("postgres", "select rolpassword from pg_authid where rolname = 'passer'");
     assert!(secret.starts_with("SCRAM-SHA-256$"), "{secret}");
     for auth_type in ["scram-sha-256", "md5"] {
         let mut setup = Setup::trust(&format!("auth_type = {auth_type}\n"));
@@ -71,9 +59,7 @@ fn scram_keys_are_passed_through() {
         let (mut client, _) = pooler.login("passer", "template1", "passer-pw").unwrap();
         assert_eq!(client.value("select current_user"), "passer");
         pooler.command("RECONNECT");
-        wait_until("the server was replaced", || {
-            client.query("select 1").len() == 4
-        });
+        wait_until("the server was replaced", || client.query("select 1").len() == 4);
     }
 }
 
@@ -154,10 +140,7 @@ fn clients_wait_for_a_server_that_comes_up_late() {
     let mut raw = pooler.tcp();
     raw.send(&startup(0, &[("user", "trusty"), ("database", "shop")]));
     pooler.wait_log("closing because: connect failed");
-    setup.databases = format!(
-        "shop = host=127.0.0.1 port={} dbname=template1\n",
-        postgres().port
-    );
+    setup.databases = format!("shop = host=127.0.0.1 port={} dbname=template1\n", postgres().port);
     pooler.rewrite(&setup);
     pooler.command("RELOAD");
     raw.until(b'Z');
@@ -176,17 +159,10 @@ fn client_that_waits_for_its_welcome_meets_the_login_timeout() {
 #[test]
 fn server_that_never_answers_is_given_up() {
     let fake = Fake::start(|mut peer| assert_eq!(peer.raw.rest(), []));
-    let pooler = start(
-        Some(&fake),
-        "server_connect_timeout = 1\nclient_login_timeout = 3\n",
-    );
+    let pooler = start(Some(&fake), "server_connect_timeout = 1\nclient_login_timeout = 3\n");
     let text = pooler.refusal("trusty", "fake", "");
     assert_eq!(text, "client_login_timeout (server down)");
-    assert!(
-        pooler.log().contains("closing because: connect timeout"),
-        "{}",
-        pooler.log()
-    );
+    assert!(pooler.log().contains("closing because: connect timeout"), "{}", pooler.log());
     assert_eq!(pooler.client("shop").value("select 1"), "1");
 }
 
@@ -199,15 +175,8 @@ fn startup_packet_to_the_server_has_only_what_it_must() {
         peer.raw.rest();
     });
     let pooler = start(Some(&fake), "");
-    let hello = [
-        ("user", "trusty"),
-        ("application_name", "mine"),
-        ("database", "fake"),
-    ];
-    pooler
-        .tcp()
-        .login_with(&startup(0, &hello), "trusty", "")
-        .unwrap();
+    let hello = [("user", "trusty"), ("application_name", "mine"), ("database", "fake")];
+    pooler.tcp().login_with(&startup(0, &hello), "trusty", "").unwrap();
     let sent = receive.recv_timeout(crate::rig::DEADLINE).unwrap();
     assert_eq!(sent, ["database", "fake", "user", "trusty"]);
 }
@@ -216,24 +185,12 @@ fn startup_packet_to_the_server_has_only_what_it_must() {
 #[test]
 fn garbage_during_server_login() {
     let rows: [(&[u8], &str); 8] = [
-        (
-            b"R\0\0\0\x08\0\0\0\x02",
-            "unknown/unsupported auth method: 2",
-        ),
-        (
-            b"R\0\0\0\x08\0\0\0\x02",
-            "closing because: failed to answer authreq",
-        ),
+        (b"R\0\0\0\x08\0\0\0\x02", "unknown/unsupported auth method: 2"),
+        (b"R\0\0\0\x08\0\0\0\x02", "closing because: failed to answer authreq"),
         (b"q\0\0\0\x04", "unknown pkt from server: 'q'"),
         (b"q\0\0\0\x04", "closing because: unknown pkt from server"),
-        (
-            b"S\0\0\0\x0eno zero at",
-            "closing because: broken ParameterStatus packet",
-        ),
-        (
-            b"R\0\0\0\x08\0\0\0\0K\0\0\0\x08\0\0\0\0",
-            "closing because: bad cancel key",
-        ),
+        (b"S\0\0\0\x0eno zero at", "closing because: broken ParameterStatus packet"),
+        (b"R\0\0\0\x08\0\0\0\0K\0\0\0\x08\0\0\0\0", "closing because: bad cancel key"),
         (b"R\0\0\0\x02", "closing because: bad pkt header"),
         (b"", "closing because: server conn crashed?"),
     ];
@@ -313,25 +270,17 @@ fn data_from_an_idle_server_is_dropped_and_the_server_replaced() {
     let mut client = pooler.client("fake");
     for n in 1..5 {
         assert_eq!(client.value("select 1"), "clean", "round {n}");
-        wait_until("no server is linked", || {
-            pooler.pool("fake", "sv_active") == 0
-        });
+        wait_until("no server is linked", || pooler.pool("fake", "sv_active") == 0);
         go.send(()).unwrap();
         let dropped = "got packet 'T' from server when not linked";
-        wait_until("it is dropped", || {
-            pooler.log().matches(dropped).count() == n
-        });
+        wait_until("it is dropped", || pooler.log().matches(dropped).count() == n);
     }
     pooler.wait_log("server got dirty");
 }
 
 #[test]
 fn errors_without_fields_at_login_are_survived() {
-    for fields in [
-        &[][..],
-        &[(b'S', "FATAL")][..],
-        &[(b'C', "28000"), (b'M', "go away")][..],
-    ] {
+    for fields in [&[][..], &[(b'S', "FATAL")][..], &[(b'C', "28000"), (b'M', "go away")][..]] {
         let packet = error(fields);
         let fake = Fake::start(move |mut peer| {
             peer.raw.try_send(&packet);
@@ -354,8 +303,7 @@ fn errors_without_fields_at_login_are_survived() {
 #[test]
 fn server_without_any_parameter_is_accepted() {
     let fake = Fake::start(|mut peer| {
-        peer.raw
-            .send(&[msg(b'R', &[0, 0, 0, 0]), msg(b'Z', b"I")].concat());
+        peer.raw.send(&[msg(b'R', &[0, 0, 0, 0]), msg(b'Z', b"I")].concat());
         while peer.raw.recv().is_some_and(|m| m.tag == b'Q') {
             peer.answer("bare");
         }
@@ -377,10 +325,7 @@ fn server_that_skips_its_scram_proof_is_refused() {
         peer.raw.rest();
     });
     let mut setup = Setup::trust("");
-    setup.databases = format!(
-        "fake = host=127.0.0.1 port={} user=u password=p\n",
-        fake.port
-    );
+    setup.databases = format!("fake = host=127.0.0.1 port={} user=u password=p\n", fake.port);
     let pooler = Pooler::start(&setup);
     let mut raw = pooler.tcp();
     raw.send(&startup(0, &[("user", "trusty"), ("database", "fake")]));
@@ -393,8 +338,7 @@ fn starting_server_makes_clients_wait() {
     let fake = Fake::start(move |mut peer| {
         if tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
             let text = "the database system is starting up";
-            peer.raw
-                .send(&error(&[(b'S', "FATAL"), (b'C', "57P03"), (b'M', text)]));
+            peer.raw.send(&error(&[(b'S', "FATAL"), (b'C', "57P03"), (b'M', text)]));
             return;
         }
         peer.welcome();

@@ -7,19 +7,13 @@ use crate::rig::postgres::postgres;
 use crate::rig::wire::{last_error, query, tags};
 
 fn start() -> (Pooler, String) {
-    (
-        Pooler::start(&Setup::trust("pool_mode = transaction\n")),
-        postgres().new_database(),
-    )
+    (Pooler::start(&Setup::trust("pool_mode = transaction\n")), postgres().new_database())
 }
 
 /// Socket and pid file are gone after every orderly exit.
 fn assert_left_nothing(pooler: &Pooler) {
     assert!(!pooler.folder.join("pid").exists());
-    assert!(!pooler
-        .folder
-        .join(format!(".s.PGSQL.{}", pooler.port))
-        .exists());
+    assert!(!pooler.folder.join(format!(".s.PGSQL.{}", pooler.port)).exists());
 }
 
 #[test]
@@ -27,10 +21,7 @@ fn pid_file_has_the_pid_while_it_runs() {
     let (pooler, _) = start();
     let pid = std::fs::read_to_string(pooler.folder.join("pid")).unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/cmdline", pid.trim())).unwrap();
-    assert!(
-        status.contains(pooler.folder.join("ini").to_str().unwrap()),
-        "{status}"
-    );
+    assert!(status.contains(pooler.folder.join("ini").to_str().unwrap()), "{status}");
     assert_eq!(pid, format!("{}\n", pid.trim()));
 }
 
@@ -69,10 +60,7 @@ fn sigterm_waits_for_clients() {
     let refused = std::net::TcpStream::connect(("127.0.0.1", pooler.port)).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     let login = pooler.unix().login("trusty", &database, "");
-    assert_eq!(
-        last_error(&login.err().unwrap()).2,
-        "pooler is shutting down"
-    );
+    assert_eq!(last_error(&login.err().unwrap()).2, "pooler is shutting down");
     assert_eq!(pooler.exited(), None);
     one.bye();
     assert_eq!(pooler.wait_exit().code(), Some(0));
@@ -105,10 +93,7 @@ fn sigint_waits_for_servers() {
     assert_eq!(one.value("select 3"), "3", "the open transaction goes on");
     one.send(&query("commit"));
     let left = one.rest();
-    assert!(
-        tags(&left).starts_with("CZ"),
-        "its answer is delivered before the end: {left:?}"
-    );
+    assert!(tags(&left).starts_with("CZ"), "its answer is delivered before the end: {left:?}");
     assert_eq!(pooler.wait_exit().code(), Some(0));
     pooler.wait_log("server connections dropped, exiting");
 }
@@ -119,10 +104,7 @@ fn console_command_waits_for_clients() {
     let one = pooler.client(&database);
     let mut console = pooler.console();
     let done = console.query("SHUTDOWN WAIT_FOR_CLIENTS");
-    assert_eq!(
-        (tags(&done).as_str(), &done[0].body[..]),
-        ("CZ", &b"SHUTDOWN\0"[..])
-    );
+    assert_eq!((tags(&done).as_str(), &done[0].body[..]), ("CZ", &b"SHUTDOWN\0"[..]));
     let answer = console.query("RESUME");
     assert_eq!(answer[0].field(b'M'), "pooler is shutting down");
     one.bye();
@@ -156,10 +138,7 @@ fn ini(folder: &std::path::Path, port: u16, settings: &str) -> String {
 #[test]
 fn broken_ini_files_are_fatal_with_their_line() {
     let rows = [
-        (
-            "nonsense = 1",
-            "ERROR unknown parameter: pgbouncer/nonsense",
-        ),
+        ("nonsense = 1", "ERROR unknown parameter: pgbouncer/nonsense"),
         (
             "pool_mode = sometimes",
             "ERROR invalid value \"sometimes\" for parameter pool_mode in configuration (",
@@ -168,28 +147,19 @@ fn broken_ini_files_are_fatal_with_their_line() {
             "default_pool_size = many",
             "ERROR invalid value \"many\" for parameter default_pool_size",
         ),
-        (
-            "[nowhere]\nx = 1",
-            "ERROR invalid section \"nowhere\" in configuration (",
-        ),
+        ("[nowhere]\nx = 1", "ERROR invalid section \"nowhere\" in configuration ("),
         ("no assignment", "ERROR syntax error in configuration ("),
         (
             "[databases]\npgbouncer = host=127.0.0.1",
             "ERROR database name \"pgbouncer\" is reserved",
         ),
-        (
-            "auth_type = peer",
-            "ERROR invalid value \"peer\" for parameter auth_type",
-        ),
+        ("auth_type = peer", "ERROR invalid value \"peer\" for parameter auth_type"),
     ];
     for (settings, expected) in rows {
         let (status, log) = Pooler::run_to_end(&|folder| ini(folder, 0, settings));
         assert_eq!(status.code(), Some(1), "{settings}: {log}");
         assert!(log.contains(expected), "{settings}: no {expected} in {log}");
-        assert!(
-            log.contains("FATAL cannot load config file"),
-            "{settings}: {log}"
-        );
+        assert!(log.contains("FATAL cannot load config file"), "{settings}: {log}");
     }
 }
 
@@ -197,10 +167,7 @@ fn broken_ini_files_are_fatal_with_their_line() {
 fn missing_section_is_fatal() {
     let (status, log) = Pooler::run_to_end(&|_| String::new());
     assert_eq!(status.code(), Some(1));
-    assert!(
-        log.contains("load_init_file: main section missing from config file"),
-        "{log}"
-    );
+    assert!(log.contains("load_init_file: main section missing from config file"), "{log}");
 }
 
 #[test]
@@ -222,17 +189,10 @@ fn unix_socket_in_use_is_fatal() {
     let at = pooler.folder.clone();
     let port = pooler.port;
     let (status, log) = Pooler::run_to_end(&|folder| {
-        ini(
-            folder,
-            port,
-            &format!("listen_addr =\nunix_socket_dir = {}", at.display()),
-        )
+        ini(folder, port, &format!("listen_addr =\nunix_socket_dir = {}", at.display()))
     });
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(
-        log.contains("FATAL unix socket is in use, cannot continue"),
-        "{log}"
-    );
+    assert!(log.contains("FATAL unix socket is in use, cannot continue"), "{log}");
     pooler.assert_serves(&database);
 }
 
@@ -253,8 +213,5 @@ fn pid_file_of_a_living_process_is_respected() {
         ini(folder, 0, &format!("pidfile = {}", file.display()))
     });
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(
-        log.contains("other.pid' exists, another instance running?"),
-        "{log}"
-    );
+    assert!(log.contains("other.pid' exists, another instance running?"), "{log}");
 }

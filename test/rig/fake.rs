@@ -69,9 +69,7 @@ impl Peer {
                 raw.send(b"N");
                 continue;
             }
-            let texts = body
-                .split(|b| *b == 0)
-                .map(|t| String::from_utf8_lossy(t).into_owned());
+            let texts = body.split(|b| *b == 0).map(|t| String::from_utf8_lossy(t).into_owned());
             let hello = texts.take_while(|t| !t.is_empty()).collect();
             return Some(Self { raw, hello });
         }
@@ -100,12 +98,8 @@ impl Peer {
 /// RowDescription, one row, CommandComplete and ReadyForQuery.
 pub(crate) fn reply(value: &str) -> Vec<u8> {
     let len = u32::try_from(value.len()).unwrap().to_be_bytes();
-    let column = [
-        &cstr("v")[..],
-        &[
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 25, 255, 255, 255, 255, 255, 255, 0, 0,
-        ],
-    ];
+    let column =
+        [&cstr("v")[..], &[0, 0, 0, 0, 0, 0, 0, 0, 0, 25, 255, 255, 255, 255, 255, 255, 0, 0]];
     [
         msg(b'T', &[&[0, 1][..], &column.concat()].concat()),
         msg(b'D', &[&[0, 1][..], &len, value.as_bytes()].concat()),

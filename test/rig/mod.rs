@@ -17,10 +17,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !holds() {
-        assert!(
-            Instant::now() < end,
-            "did not happen in {DEADLINE:?}: {what}"
-        );
+        assert!(Instant::now() < end, "did not happen in {DEADLINE:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -87,10 +87,7 @@ impl Pooler {
             if log.contains("process up: ") && !log.contains("cannot listen on") {
                 return pooler;
             }
-            assert!(
-                log.contains("cannot listen on"),
-                "the pooler does not start: {log}"
-            );
+            assert!(log.contains("cannot listen on"), "the pooler does not start: {log}");
         }
         panic!("found no port for the pooler");
     }
@@ -112,10 +109,7 @@ impl Pooler {
     ) -> Self {
         let folder = scratch().folder();
         write(&folder.join("ini"), text(&folder));
-        write(
-            &folder.join("users"),
-            format!("\"admin\" \"admin-pw\"\n{}", setup.users),
-        );
+        write(&folder.join("users"), format!("\"admin\" \"admin-pw\"\n{}", setup.users));
         let errors = std::fs::File::create(folder.join("stderr")).unwrap();
         let child = command(program)
             .arg(folder.join("ini"))
@@ -124,24 +118,13 @@ impl Pooler {
             .spawn()
             .unwrap();
         scratch().watch(&child);
-        Self {
-            port,
-            folder,
-            child,
-            reaped: None,
-        }
+        Self { port, folder, child, reaped: None }
     }
 
     /// Rewrites ini and auth file; takes effect with a reload.
     pub(crate) fn rewrite(&self, setup: &Setup) {
-        write(
-            &self.folder.join("ini"),
-            ini(setup, &self.folder, self.port),
-        );
-        write(
-            &self.folder.join("users"),
-            format!("\"admin\" \"admin-pw\"\n{}", setup.users),
-        );
+        write(&self.folder.join("ini"), ini(setup, &self.folder, self.port));
+        write(&self.folder.join("users"), format!("\"admin\" \"admin-pw\"\n{}", setup.users));
     }
 
     pub(crate) fn log(&self) -> String {
@@ -151,18 +134,13 @@ impl Pooler {
 
     /// Waits until the log contains this text.
     pub(crate) fn wait_log(&self, text: &str) {
-        wait_until(
-            &format!("log has: {text}\nin {}", self.folder.display()),
-            || self.log().contains(text),
-        );
+        wait_until(&format!("log has: {text}\nin {}", self.folder.display()), || {
+            self.log().contains(text)
+        });
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(
-            Pid::from_raw(i32::try_from(self.child.id()).unwrap()),
-            signal,
-        )
-        .unwrap();
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
     /// The exit status, if the process has ended.
@@ -185,10 +163,7 @@ impl Pooler {
     /// The peak of resident memory in kB.
     pub(crate) fn peak_memory_kb(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status
-            .lines()
-            .find_map(|l| l.strip_prefix("VmHWM:"))
-            .unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
@@ -202,9 +177,7 @@ impl Pooler {
 
     /// A logged-in client of a trusted user.
     pub(crate) fn client(&self, database: &str) -> Raw {
-        self.login("trusty", database, "")
-            .unwrap_or_else(|e| panic!("no login: {e:?}"))
-            .0
+        self.login("trusty", database, "").unwrap_or_else(|e| panic!("no login: {e:?}")).0
     }
 
     /// An attempt to log in over TCP.
@@ -218,11 +191,7 @@ impl Pooler {
             panic!("user {user} got into {database}")
         };
         let (severity, code, text) = last_error(&msgs);
-        assert_eq!(
-            (severity.as_str(), code.as_str()),
-            ("FATAL", "08P01"),
-            "{text}"
-        );
+        assert_eq!((severity.as_str(), code.as_str()), ("FATAL", "08P01"), "{text}");
         text
     }
 
@@ -248,11 +217,8 @@ impl Pooler {
             found.unwrap_or_else(|| panic!("SHOW {topic} has no column {name}"))
         };
         let (wanted, key) = (at(column), at(filter.0));
-        let rows = rows(&answer)
-            .into_iter()
-            .filter(|row| row[key].as_deref() == Some(filter.1));
-        rows.map(|row| row[wanted].clone().unwrap_or_default())
-            .collect()
+        let rows = rows(&answer).into_iter().filter(|row| row[key].as_deref() == Some(filter.1));
+        rows.map(|row| row[wanted].clone().unwrap_or_default()).collect()
     }
 
     /// A number of SHOW POOLS for a database with one pool; 0 before there is a pool.
@@ -270,17 +236,7 @@ impl Pooler {
     /// psql through the pooler over TCP, without password prompt.
     pub(crate) fn psql(&self, user: &str, database: &str, password: &str) -> Command {
         let mut psql = postgres().tool("psql");
-        psql.args([
-            "-X",
-            "-q",
-            "-A",
-            "-t",
-            "-w",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-h",
-            "127.0.0.1",
-        ]);
+        psql.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1"]);
         psql.args(["-p", &self.port.to_string(), "-U", user, "-d", database]);
         psql.env("PGPASSWORD", password);
         psql
@@ -288,10 +244,7 @@ impl Pooler {
 
     /// The parameters of a driver's connection.
     pub(crate) fn dsn(&self, user: &str, database: &str) -> String {
-        format!(
-            "host=127.0.0.1 port={} user={user} dbname={database}",
-            self.port
-        )
+        format!("host=127.0.0.1 port={} user={user} dbname={database}", self.port)
     }
 }
 

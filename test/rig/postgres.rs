@@ -50,10 +50,7 @@ fn programs() -> PathBuf {
     if let Some(folder) = std::env::var_os("PG_BINDIR") {
         return folder.into();
     }
-    let versions = std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten();
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = versions
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .max()
@@ -69,74 +66,38 @@ impl Postgres {
         let folder = scratch().folder();
         let data = folder.join("data");
         let made = command(bin.join("initdb"))
-            .args([
-                "-N",
-                "-A",
-                "trust",
-                "-U",
-                "postgres",
-                "-E",
-                "UTF8",
-                "--locale=C",
-                "-D",
-            ])
+            .args(["-N", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "-D"])
             .arg(&data)
             .output()
             .unwrap();
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         write(&data.join("pg_hba.conf"), HBA);
         let port = launch(&bin, &folder, &data);
         let postgres = Self { port, folder, bin };
         let out = postgres.psql("postgres", ROLES);
-        assert!(
-            out.status.success(),
-            "{}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         postgres
     }
 
     /// Runs SQL as superuser, not through a pooler, on a socket of its own.
     pub(crate) fn psql(&self, database: &str, sql: &str) -> Output {
         let mut psql = self.tool("psql");
-        psql.args([
-            "-X",
-            "-q",
-            "-A",
-            "-t",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-U",
-            "postgres",
-            "-h",
-        ]);
-        psql.arg(&self.folder)
-            .args(["-p", &self.port.to_string(), "-d", database, "-c", sql]);
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h"]);
+        psql.arg(&self.folder).args(["-p", &self.port.to_string(), "-d", database, "-c", sql]);
         psql.output().unwrap()
     }
 
     /// The single value of a superuser's query, as text.
     pub(crate) fn value(&self, database: &str, sql: &str) -> String {
         let out = self.psql(database, sql);
-        assert!(
-            out.status.success(),
-            "{sql}: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        assert!(out.status.success(), "{sql}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 
     /// Creates a database that only the calling test uses, and returns its name.
     pub(crate) fn new_database(&self) -> String {
         let name = format!("db{}", scratch().serial());
-        self.value(
-            "postgres",
-            &format!("create database {name} template template0"),
-        );
+        self.value("postgres", &format!("create database {name} template template0"));
         self.value(&name, "grant all on schema public to public");
         name
     }
@@ -157,22 +118,9 @@ fn launch(bin: &Path, folder: &Path, data: &Path) -> u16 {
         let mut child = command(bin.join("postgres"))
             .arg("-D")
             .arg(data)
-            .args([
-                "-p",
-                &port.to_string(),
-                "-c",
-                "listen_addresses=127.0.0.1",
-                "-k",
-            ])
+            .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-k"])
             .arg(folder)
-            .args([
-                "-c",
-                "fsync=off",
-                "-c",
-                "max_connections=300",
-                "-c",
-                "log_min_messages=fatal",
-            ])
+            .args(["-c", "fsync=off", "-c", "max_connections=300", "-c", "log_min_messages=fatal"])
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -193,8 +141,5 @@ fn launch(bin: &Path, folder: &Path, data: &Path) -> u16 {
         }
         scratch().forget(child.id());
     }
-    panic!(
-        "PostgreSQL does not start: {}",
-        std::fs::read_to_string(folder.join("log")).unwrap()
-    );
+    panic!("PostgreSQL does not start: {}", std::fs::read_to_string(folder.join("log")).unwrap());
 }

@@ -42,10 +42,7 @@ impl Raw {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        Self {
-            stream: Box::new(stream),
-            key: Vec::new(),
-        }
+        Self { stream: Box::new(stream), key: Vec::new() }
     }
 
     pub(crate) fn tcp(port: u16) -> Self {
@@ -56,16 +53,11 @@ impl Raw {
         let stream = UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        Self {
-            stream: Box::new(stream),
-            key: Vec::new(),
-        }
+        Self { stream: Box::new(stream), key: Vec::new() }
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        self.stream
-            .write_all(bytes)
-            .expect("the connection does not take data");
+        self.stream.write_all(bytes).expect("the connection does not take data");
     }
 
     /// Sends although the other side may have closed already.
@@ -102,10 +94,7 @@ impl Raw {
     /// `N` bytes; panics if there are fewer.
     pub(crate) fn bytes<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
-        assert!(
-            self.fill(&mut bytes),
-            "connection closed, {N} bytes expected"
-        );
+        assert!(self.fill(&mut bytes), "connection closed, {N} bytes expected");
         bytes
     }
 
@@ -114,10 +103,7 @@ impl Raw {
         let tag = self.byte()?;
         let len = u32::from_be_bytes(self.bytes());
         let mut body = vec![0; usize::try_from(len).unwrap() - 4];
-        assert!(
-            self.fill(&mut body) || body.is_empty(),
-            "message {tag} without body"
-        );
+        assert!(self.fill(&mut body) || body.is_empty(), "message {tag} without body");
         Some(Msg { tag, body })
     }
 
@@ -162,11 +148,7 @@ impl Raw {
 
     /// Sends a StartupMessage and answers whatever is asked with this password.
     pub(crate) fn login(self, user: &str, database: &str, password: &str) -> Login {
-        self.login_with(
-            &startup(0, &[("user", user), ("database", database)]),
-            user,
-            password,
-        )
+        self.login_with(&startup(0, &[("user", user), ("database", database)]), user, password)
     }
 
     /// As `login`, with any StartupMessage. The welcome starts behind the authentication messages.

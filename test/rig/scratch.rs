@@ -51,9 +51,7 @@ fn unprivileged() -> Option<&'static User> {
             return None;
         }
         let known = ["postgres", "nobody"].into_iter();
-        let user = known
-            .filter_map(|name| User::from_name(name).ok().flatten())
-            .next();
+        let user = known.filter_map(|name| User::from_name(name).ok().flatten()).next();
         Some(user.expect("neither user postgres nor nobody exists"))
     })
     .as_ref()
@@ -65,14 +63,8 @@ pub(crate) fn command(program: impl AsRef<Path>) -> Command {
     if let Some(user) = unprivileged() {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
-    command
-        .process_group(0)
-        .stdin(Stdio::null())
-        .current_dir("/");
-    command
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .env("LC_ALL", "C");
+    command.process_group(0).stdin(Stdio::null()).current_dir("/");
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
     command
 }
 
@@ -106,11 +98,7 @@ impl Scratch {
             .spawn()
             .unwrap();
         let input = watcher.stdin.take().unwrap();
-        Self {
-            root,
-            watcher: Mutex::new(input),
-            serial: AtomicU32::new(0),
-        }
+        Self { root, watcher: Mutex::new(input), serial: AtomicU32::new(0) }
     }
 
     /// A number that no other caller in this run gets.

@@ -63,10 +63,7 @@ pub(crate) struct Scram {
 impl Scram {
     /// `nonce` may be constant: these exchanges protect nothing.
     pub(crate) fn new(password: &str, nonce: &str) -> Self {
-        Self {
-            password: password.to_owned(),
-            nonce: nonce.to_owned(),
-        }
+        Self { password: password.to_owned(), nonce: nonce.to_owned() }
     }
 
     /// The client-first-message.
@@ -77,16 +74,11 @@ impl Scram {
     /// The client-final-message and the server signature that must follow.
     pub(crate) fn last(&self, server_first: &str) -> (String, String) {
         let part = |key: &str| {
-            let found = server_first
-                .split(',')
-                .find_map(|part| part.strip_prefix(key));
+            let found = server_first.split(',').find_map(|part| part.strip_prefix(key));
             found.unwrap_or_else(|| panic!("no {key} in {server_first:?}"))
         };
         let nonce = part("r=");
-        assert!(
-            nonce.starts_with(&self.nonce) && nonce.len() > self.nonce.len(),
-            "{nonce}"
-        );
+        assert!(nonce.starts_with(&self.nonce) && nonce.len() > self.nonce.len(), "{nonce}");
         let salt = STANDARD.decode(part("s=")).unwrap();
         let salted = salted(&self.password, &salt, part("i=").parse().unwrap());
         let bare = format!("c=biws,r={nonce}");

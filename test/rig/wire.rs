@@ -70,19 +70,14 @@ pub(crate) fn tags(msgs: &[Msg]) -> String {
 
 /// `S`, `C`, `M` of the one error that must be the last message.
 pub(crate) fn last_error(msgs: &[Msg]) -> (String, String, String) {
-    let error = msgs
-        .last()
-        .expect("no message at all, an error was expected");
+    let error = msgs.last().expect("no message at all, an error was expected");
     assert_eq!(error.tag, b'E', "no error at the end of {msgs:?}");
     (error.field(b'S'), error.field(b'C'), error.field(b'M'))
 }
 
 /// The values of all DataRows.
 pub(crate) fn rows(msgs: &[Msg]) -> Vec<Vec<Option<String>>> {
-    msgs.iter()
-        .filter(|m| m.tag == b'D')
-        .map(Msg::cells)
-        .collect()
+    msgs.iter().filter(|m| m.tag == b'D').map(Msg::cells).collect()
 }
 
 /// A typed message.
@@ -95,10 +90,7 @@ pub(crate) fn msg(tag: u8, body: &[u8]) -> Vec<u8> {
 
 /// A message without type: length, code, body.
 pub(crate) fn special(code: u32, body: &[u8]) -> Vec<u8> {
-    let mut out = u32::try_from(body.len() + 8)
-        .unwrap()
-        .to_be_bytes()
-        .to_vec();
+    let mut out = u32::try_from(body.len() + 8).unwrap().to_be_bytes().to_vec();
     out.extend(code.to_be_bytes());
     out.extend(body);
     out
@@ -113,10 +105,7 @@ pub(crate) fn cstr(text: &str) -> Vec<u8> {
 
 /// A StartupMessage of protocol 3.`minor`.
 pub(crate) fn startup(minor: u32, parameters: &[(&str, &str)]) -> Vec<u8> {
-    let pairs = parameters
-        .iter()
-        .flat_map(|(k, v)| [cstr(k), cstr(v)])
-        .flatten();
+    let pairs = parameters.iter().flat_map(|(k, v)| [cstr(k), cstr(v)]).flatten();
     special(0x0003_0000 | minor, &pairs.chain([0]).collect::<Vec<u8>>())
 }
 
@@ -174,9 +163,6 @@ pub(crate) fn terminate() -> Vec<u8> {
 
 /// An ErrorResponse as servers send it.
 pub(crate) fn error(fields: &[(u8, &str)]) -> Vec<u8> {
-    let texts = fields
-        .iter()
-        .flat_map(|(k, v)| [vec![*k], cstr(v)])
-        .flatten();
+    let texts = fields.iter().flat_map(|(k, v)| [vec![*k], cstr(v)]).flatten();
     msg(b'E', &texts.chain([0]).collect::<Vec<u8>>())
 }

@@ -51,10 +51,7 @@ impl Bytes {
     /// Without connections; the sizes of its buffers come from the seed.
     pub fn new(seed: u64, tracing: bool) -> Bytes {
         let mut dice = Dice::new(seed ^ 0xb17e5);
-        let limits = Limits {
-            rounds: dice.pick(&[0, 1, 2, 5]),
-            unsent: dice.pick(&[0, 20, 4096]),
-        };
+        let limits = Limits { rounds: dice.pick(&[0, 1, 2, 5]), unsent: dice.pick(&[0, 20, 4096]) };
         Bytes {
             relay: Relay::with_scratch(limits, dice.pick(&[16, 50, 300, 4096])),
             lines: BTreeMap::new(),
@@ -69,11 +66,7 @@ impl Bytes {
         core: &mut Core,
         call: impl FnOnce(&mut Relay<SimWire>, &mut Watched<'_>) -> T,
     ) -> T {
-        let mut watched = Watched {
-            core,
-            held_back: &mut self.held_back,
-            tracing: self.tracing,
-        };
+        let mut watched = Watched { core, held_back: &mut self.held_back, tracing: self.tracing };
         call(&mut self.relay, &mut watched)
     }
 }

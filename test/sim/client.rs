@@ -129,20 +129,12 @@ impl Client {
     /// The mark of its next request.
     pub fn next_mark(&mut self) -> Mark {
         self.last += 1;
-        Mark {
-            client: self.number,
-            number: self.last,
-        }
+        Mark { client: self.number, number: self.last }
     }
 
     /// Waits for the reply to a message.
     pub fn expect(&mut self, tag: u8, number: u32) {
-        self.expected.push_back(Expected {
-            tag,
-            number,
-            copy: None,
-            before_data: false,
-        });
+        self.expected.push_back(Expected { tag, number, copy: None, before_data: false });
     }
 
     /// Reads what has come. `Err` is a reply that is not its own, or not in order.
@@ -229,10 +221,7 @@ impl Client {
     fn reply(&mut self, tag: u8, body: &[u8], number: Option<u32>) -> Result<(), String> {
         let head = self.expected.front().copied();
         let Some(head) = head else {
-            return Err(format!(
-                "got '{}' {number:?} without a request",
-                tag as char
-            ));
+            return Err(format!("got '{}' {number:?} without a request", tag as char));
         };
         let what = || format!("got '{}' {number:?}, expected {head:?}", tag as char);
         if number.is_some_and(|number| number != head.number) {
@@ -292,10 +281,7 @@ impl Client {
         if head.copy == Some(false) {
             // The server has swallowed the Sync that was sent before the data.
             self.unsynced |= extended;
-            self.copying = Some(Copying {
-                number: head.number,
-                extended,
-            });
+            self.copying = Some(Copying { number: head.number, extended });
         }
     }
 }

@@ -132,14 +132,7 @@ impl World {
         if !self.clients[at].expected.is_empty() || !self.dice.chance(10) {
             return;
         }
-        let commands = [
-            "PAUSE",
-            "RESUME",
-            "PAUSE db0",
-            "RESUME db0",
-            "RECONNECT",
-            "RESUME",
-        ];
+        let commands = ["PAUSE", "RESUME", "PAUSE db0", "RESUME db0", "RECONNECT", "RESUME"];
         let command = self.dice.pick(&commands);
         if self.plan.calm && command == "RECONNECT" {
             return;
@@ -179,10 +172,7 @@ impl World {
         let at = self.connect_client(&database);
         self.trace(|world| {
             let client = &world.clients[at];
-            format!(
-                "client {} ({:?}) connects: {database}/{user}",
-                client.number, client.id
-            )
+            format!("client {} ({:?}) connects: {database}/{user}", client.number, client.id)
         });
         talk::opening(&mut self.clients[at], &user, &mut self.dice);
     }

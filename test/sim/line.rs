@@ -34,11 +34,7 @@ pub type Line = Rc<RefCell<Pipe>>;
 
 /// A connection whose pooler end takes `room` bytes before it blocks.
 pub fn line(room: usize) -> Line {
-    Rc::new(RefCell::new(Pipe {
-        room,
-        capacity: room,
-        ..Pipe::default()
-    }))
+    Rc::new(RefCell::new(Pipe { room, capacity: room, ..Pipe::default() }))
 }
 
 impl Pipe {

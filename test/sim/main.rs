@@ -91,10 +91,7 @@ fn sweep(ring: Ring, first: u64, seeds: u64) -> Vec<Failure> {
                     break;
                 }
                 if let Err(failure) = attempt(ring, seed) {
-                    failures
-                        .lock()
-                        .expect("no thread panics here")
-                        .push(failure);
+                    failures.lock().expect("no thread panics here").push(failure);
                 }
             });
         }

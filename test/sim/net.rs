@@ -100,15 +100,12 @@ impl Packets {
     }
 
     fn is_blocked(&self, peer: Peer) -> bool {
-        self.conns
-            .get(&key(peer))
-            .is_some_and(|conn| !conn.unsent.is_empty())
+        self.conns.get(&key(peer)).is_some_and(|conn| !conn.unsent.is_empty())
     }
 
     /// Whoever was not read because of another one's unsent bytes is looked at again.
     fn wake_all(&mut self) {
-        self.ready
-            .extend(self.conns.keys().map(|key| peer_of(*key)));
+        self.ready.extend(self.conns.keys().map(|key| peer_of(*key)));
     }
 
     fn lose(&mut self, peer: Peer, why: Loss, core: &mut Core) {
@@ -154,9 +151,7 @@ impl Packets {
             conn.held.extend(bytes);
             self.walk(peer, core);
         }
-        let at_end = self
-            .conn(peer)
-            .is_some_and(|conn| conn.line.borrow().at_end());
+        let at_end = self.conn(peer).is_some_and(|conn| conn.line.borrow().at_end());
         match peer {
             Peer::Server(_) => self.settle(peer, core),
             Peer::Client(_) => {
@@ -179,9 +174,7 @@ impl Packets {
             return self.settle_free(id, core);
         };
         // Half a packet would swallow what the next client sends.
-        let half = self
-            .conn(other)
-            .is_some_and(|conn| conn.pass > 0 && conn.to == Some(peer));
+        let half = self.conn(other).is_some_and(|conn| conn.pass > 0 && conn.to == Some(peer));
         if !half && !self.is_blocked(other) {
             self.settle_free(id, core);
         }
@@ -309,10 +302,7 @@ impl Packets {
             Verdict::Wait => conn.waiting = true,
             Verdict::Stop => conn.stopped = true,
         }
-        assert!(
-            verdict != Verdict::Pass || to.is_some(),
-            "NET: Pass without a link"
-        );
+        assert!(verdict != Verdict::Pass || to.is_some(), "NET: Pass without a link");
         true
     }
 }
@@ -398,9 +388,7 @@ impl Net for Packets {
     }
 
     fn holds_back(&self, id: ClientId) -> bool {
-        self.conns
-            .get(&key(Peer::Client(id)))
-            .is_some_and(|conn| conn.waiting && !conn.lost)
+        self.conns.get(&key(Peer::Client(id))).is_some_and(|conn| conn.waiting && !conn.lost)
     }
 
     fn peers(&self) -> Vec<Peer> {

@@ -100,9 +100,7 @@ impl World {
             }
             let logging_in = pool.servers(ServerState::Login).len();
             if logging_in > 1 {
-                self.fail(&format!(
-                    "LIMITS: {logging_in} servers of one pool log in at once"
-                ));
+                self.fail(&format!("LIMITS: {logging_in} servers of one pool log in at once"));
             }
         }
         if clients != core.clients().len() || servers != core.servers().len() {
@@ -121,31 +119,22 @@ impl World {
             let active = server.state() == ServerState::Active;
             if active != server.client().is_some() {
                 let state = server.state();
-                self.fail(&format!(
-                    "LINKS: {id:?} is {state:?}, client {:?}",
-                    server.client()
-                ));
+                self.fail(&format!("LINKS: {id:?} is {state:?}, client {:?}", server.client()));
             }
             if let Some(client) = server.client() {
                 if core.server_of(client) != Some(id) {
-                    self.fail(&format!(
-                        "LINKS: {id:?} has {client:?}, which does not have it"
-                    ));
+                    self.fail(&format!("LINKS: {id:?} has {client:?}, which does not have it"));
                 }
                 let new = self.memory.links.get(&id) != Some(&client);
                 if new && self.memory.marked.contains(&id) {
-                    self.fail(&format!(
-                        "LINKS: {id:?} is to be closed, but got {client:?}"
-                    ));
+                    self.fail(&format!("LINKS: {id:?} is to be closed, but got {client:?}"));
                 }
             }
         }
         for (id, client) in core.clients().iter() {
             if let Some(server) = client.server() {
                 if core.client_of(server) != Some(id) {
-                    self.fail(&format!(
-                        "LINKS: {id:?} has {server:?}, which does not have it"
-                    ));
+                    self.fail(&format!("LINKS: {id:?} has {server:?}, which does not have it"));
                 }
             }
         }
@@ -185,9 +174,7 @@ impl World {
                 self.fail(&format!("HEART: {id:?} counts as free, but is at work"));
             }
             if line.stirs() && !model.chatty {
-                self.fail(&format!(
-                    "HEART: {id:?} counts as free, but replies are under way"
-                ));
+                self.fail(&format!("HEART: {id:?} counts as free, but replies are under way"));
             }
         }
     }
@@ -230,9 +217,7 @@ impl World {
             }
             if let Some(why) = self.no_reason(id, pool, waiting) {
                 let names = pool.names();
-                self.fail(&format!(
-                    "WAKE-UP: {waiting} clients of {names:?} wait: {why}"
-                ));
+                self.fail(&format!("WAKE-UP: {waiting} clients of {names:?} wait: {why}"));
             }
         }
     }
@@ -307,10 +292,7 @@ impl World {
         for (_, pool) in self.core.pools() {
             for state in [ServerState::Active, ServerState::Tested] {
                 if !pool.servers(state).is_empty() {
-                    self.fail(&format!(
-                        "PAUSE: answered, but {:?} has {state:?}",
-                        pool.names()
-                    ));
+                    self.fail(&format!("PAUSE: answered, but {:?} has {state:?}", pool.names()));
                 }
             }
         }
@@ -336,9 +318,7 @@ impl World {
                 continue;
             };
             let reason = reason.split(" (age=").next().unwrap_or_default();
-            let pointer = prefix
-                .strip_prefix("S-0x")
-                .and_then(|rest| rest.split(':').next());
+            let pointer = prefix.strip_prefix("S-0x").and_then(|rest| rest.split(':').next());
             let pointer = pointer.and_then(|hex| u64::from_str_radix(hex, 16).ok());
             let good = pointer.is_some_and(|pointer| self.memory.good.contains_key(&pointer));
             if good && INNOCENT.contains(&reason) {
@@ -383,7 +363,6 @@ impl World {
 impl Memory {
     fn knows(&self, pool: &Pool) -> bool {
         let (database, user) = pool.names();
-        self.welcome
-            .contains(&(database.to_owned(), user.to_owned()))
+        self.welcome.contains(&(database.to_owned(), user.to_owned()))
     }
 }

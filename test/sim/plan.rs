@@ -36,10 +36,7 @@ impl Plan {
     pub fn new(dice: &mut Dice) -> Plan {
         let calm = dice.chance(30);
         let databases = (0..1 + dice.below(3))
-            .map(|number| DatabasePlan {
-                name: format!("db{number}"),
-                entry: entry(dice),
-            })
+            .map(|number| DatabasePlan { name: format!("db{number}"), entry: entry(dice) })
             .collect();
         Plan {
             settings: settings(dice, calm),

@@ -243,9 +243,7 @@ impl Server {
         self.chatty = true;
         let mut out = Vec::new();
         match dice.below(3) {
-            0 => write::packet(&mut out, b'A', |out| {
-                out.extend_from_slice(b"\0\0\0\x07x\0\0")
-            }),
+            0 => write::packet(&mut out, b'A', |out| out.extend_from_slice(b"\0\0\0\x07x\0\0")),
             1 => {
                 self.excused = true;
                 write::notice(&mut out, b"checkpoint");
@@ -352,10 +350,7 @@ impl Server {
 
     fn param_slot(&self, name: &str) -> Option<String> {
         let names = REPORTED.iter().map(|(known, _)| *known);
-        names
-            .into_iter()
-            .find(|known| known.eq_ignore_ascii_case(name))
-            .map(str::to_owned)
+        names.into_iter().find(|known| known.eq_ignore_ascii_case(name)).map(str::to_owned)
     }
 
     fn ready(&mut self) {
@@ -374,10 +369,7 @@ impl Server {
                 self.holder
             ));
         }
-        if let Some(other) = self
-            .touched
-            .filter(|other| *other != mark.client && self.is_reset)
-        {
+        if let Some(other) = self.touched.filter(|other| *other != mark.client && self.is_reset) {
             return Err(format!(
                 "HEART: request {mark} on a server that was not reset after client {other}"
             ));
@@ -445,9 +437,7 @@ impl Server {
             self.fail(mark, false, "aborted");
         } else {
             self.say(|out| {
-                write::packet(out, b'V', |out| {
-                    write::text(out, mark.to_string().as_bytes())
-                });
+                write::packet(out, b'V', |out| write::text(out, mark.to_string().as_bytes()));
             });
         }
         self.misbehave_or_ready();
@@ -486,9 +476,8 @@ impl Server {
             self.change_params(defaults);
         } else if statement == "TOUCH" {
             self.touched = self.holder;
-        } else if let Some((name, value)) = statement
-            .strip_prefix("SET ")
-            .and_then(|rest| rest.split_once('='))
+        } else if let Some((name, value)) =
+            statement.strip_prefix("SET ").and_then(|rest| rest.split_once('='))
         {
             let value = value.trim_matches('\'');
             if value == "bad" {
@@ -532,10 +521,7 @@ impl Server {
             return self.ready();
         }
         self.patience = 0;
-        let owner = Mark {
-            client: self.holder.unwrap_or(0),
-            number: 999_999,
-        };
+        let owner = Mark { client: self.holder.unwrap_or(0), number: 999_999 };
         let complete = |out: &mut Vec<u8>| write::command_complete(out, &owner.to_string());
         match self.nature {
             N::OneTooMany => {

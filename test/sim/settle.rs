@@ -23,11 +23,7 @@ impl World {
         let mut calm_rounds = 0;
         for _ in 0..ROUNDS {
             self.round();
-            calm_rounds = if self.is_at_rest() {
-                calm_rounds + 1
-            } else {
-                0
-            };
+            calm_rounds = if self.is_at_rest() { calm_rounds + 1 } else { 0 };
             if calm_rounds > 8 {
                 return;
             }
@@ -85,11 +81,7 @@ impl World {
         }
         let keys: Vec<_> = self.servers.keys().copied().collect();
         for key in keys {
-            while self
-                .servers
-                .get(&key)
-                .is_some_and(|server| server.has_work())
-            {
+            while self.servers.get(&key).is_some_and(|server| server.has_work()) {
                 let before = self.servers.len();
                 self.server_works(key);
                 self.perform();
@@ -169,9 +161,7 @@ impl World {
         self.fail(&format!(
             "LIVENESS: no rest; dials {:?}, lines {:?}, servers {:?}",
             self.dials,
-            lines
-                .map(|peer| (peer, self.state_of(peer)))
-                .collect::<Vec<_>>(),
+            lines.map(|peer| (peer, self.state_of(peer))).collect::<Vec<_>>(),
             servers.map(|(key, _)| key).collect::<Vec<_>>()
         ));
     }
@@ -228,9 +218,7 @@ impl World {
         if shutdown && self.exit != Some(0) {
             let servers = self.core.servers().iter();
             let states: Vec<_> = servers.map(|(id, server)| (id, server.state())).collect();
-            self.fail(&format!(
-                "SHUTDOWN: {signal:?} does not end with {states:?}"
-            ));
+            self.fail(&format!("SHUTDOWN: {signal:?} does not end with {states:?}"));
         }
         self.check_empty();
     }
@@ -238,24 +226,17 @@ impl World {
     fn check_empty(&self) {
         if let Some((id, client)) = self.core.clients().iter().next() {
             let state = client.state();
-            self.fail(&format!(
-                "LEAK: everybody has left, but {id:?} is {state:?}"
-            ));
+            self.fail(&format!("LEAK: everybody has left, but {id:?} is {state:?}"));
         }
         for (id, server) in self.core.servers().iter() {
             if !matches!(server.state(), ServerState::Idle | ServerState::Used) {
                 let state = server.state();
-                self.fail(&format!(
-                    "LEAK: everybody has left, but {id:?} is {state:?}"
-                ));
+                self.fail(&format!("LEAK: everybody has left, but {id:?} is {state:?}"));
             }
         }
         let open = self.net.peers().len();
         if open != self.core.servers().len() {
-            self.fail(&format!(
-                "LEAK: {open} lines for {} servers",
-                self.core.servers().len()
-            ));
+            self.fail(&format!("LEAK: {open} lines for {} servers", self.core.servers().len()));
         }
         if let Some(Peer::Client(id)) = self.net.peers().first() {
             self.fail(&format!("LEAK: the line of {id:?} is still there"));

@@ -17,10 +17,7 @@ impl Mark {
         let len = text[start..].iter().position(|byte| *byte == b'>')?;
         let inner = std::str::from_utf8(&text[start..start + len]).ok()?;
         let (client, number) = inner.split_once('.')?;
-        Some(Mark {
-            client: client.parse().ok()?,
-            number: number.parse().ok()?,
-        })
+        Some(Mark { client: client.parse().ok()?, number: number.parse().ok()? })
     }
 }
 

@@ -87,11 +87,7 @@ pub fn act(client: &mut Client, dice: &mut Dice) -> &'static str {
     if client.phase != Phase::Ready || client.told.is_some() || client.database == "pgbouncer" {
         return "";
     }
-    let mut words = Words {
-        client,
-        dice,
-        out: Vec::new(),
-    };
+    let mut words = Words { client, dice, out: Vec::new() };
     let what = words.choose();
     let Words { client, dice, out } = words;
     let cut = match dice.chance(10) {
@@ -114,11 +110,7 @@ pub fn wind_up(client: &mut Client) {
         return;
     }
     let mut dice = Dice::new(1);
-    let mut words = Words {
-        client,
-        dice: &mut dice,
-        out: Vec::new(),
-    };
+    let mut words = Words { client, dice: &mut dice, out: Vec::new() };
     if words.client.copying.is_some() {
         words.end_copy(b'c');
     } else if words.client.unsynced {
@@ -304,9 +296,7 @@ impl Words<'_> {
 
     /// COPY from the client; data at once or when asked for, Sync before or after them.
     fn copy_in(&mut self) -> &'static str {
-        let command = self
-            .dice
-            .pick(&["COPYIN 1", "COPYIN 9", "COPYIN 9", "SELECT 1", "FAIL"]);
+        let command = self.dice.pick(&["COPYIN 1", "COPYIN 9", "COPYIN 9", "SELECT 1", "FAIL"]);
         let with_data = self.dice.chance(40);
         let extended = self.dice.chance(50);
         let number = if extended {
@@ -349,9 +339,7 @@ impl Words<'_> {
         let client = self.client.number;
         let mut text = Mark { client, number }.to_string();
         text.extend(std::iter::repeat_n('y', self.dice.pick(&[0, 30, 300])));
-        write::packet(&mut self.out, b'd', |out| {
-            out.extend_from_slice(text.as_bytes())
-        });
+        write::packet(&mut self.out, b'd', |out| out.extend_from_slice(text.as_bytes()));
     }
 
     fn copy_data(&mut self) -> &'static str {

@@ -81,11 +81,7 @@ impl World {
             tracing,
         };
         world.trace(|world| format!("{:#?}", world.plan.databases));
-        let users = world
-            .plan
-            .users
-            .iter()
-            .map(|name| (name.clone(), Vec::new()));
+        let users = world.plan.users.iter().map(|name| (name.clone(), Vec::new()));
         let users = users.collect();
         world.core.configure(world.plan.config(), true);
         world.core.set_users(users);
@@ -255,9 +251,7 @@ impl World {
         };
         let (number, pool) = (server.number(), server.pool());
         if !works {
-            let why = self
-                .dice
-                .pick(&[Loss::Connect, Loss::CannotConnect, Loss::Dns]);
+            let why = self.dice.pick(&[Loss::Connect, Loss::CannotConnect, Loss::Dns]);
             self.trace(|_| format!("dial {id:?} fails"));
             return self.core.lost(Peer::Server(id), why);
         }
@@ -275,8 +269,7 @@ impl World {
             model.is_reset = !settings.server_reset_query.is_empty() && (session || always);
         }
         self.trace(|_| format!("dial {id:?} works, server is {nature:?}"));
-        self.memory
-            .meet(number, key(Peer::Server(id)), nature == Nature::Good);
+        self.memory.meet(number, key(Peer::Server(id)), nature == Nature::Good);
         self.servers.insert(key(Peer::Server(id)), model);
         self.net.insert(Peer::Server(id), line);
         let at = Addr::Inet(([127, 0, 0, 1], 5432).into());

@@ -16,11 +16,7 @@ impl Room {
     fn new(name: &str) -> Room {
         let dir = std::env::temp_dir().join(format!("turnstile-{}-{name}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        Room {
-            dir,
-            poll: Poll::new().unwrap(),
-            journal: Journal::default(),
-        }
+        Room { dir, poll: Poll::new().unwrap(), journal: Journal::default() }
     }
 
     fn options(&self) -> ListenOptions {
@@ -84,10 +80,7 @@ fn connections_come_with_their_origin() {
     let mut tcp = TcpStream::connect(at).unwrap();
     tcp.write_all(b"x").unwrap();
     let path = room.dir.join(".s.PGSQL.0");
-    assert_eq!(
-        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o700
-    );
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
     assert!(unix_socket_in_use(&options.unix_dir, 0));
     let _unix = UnixStream::connect(&path).unwrap();
 
@@ -126,9 +119,7 @@ fn suspended_sockets_accept_nothing() {
     let mut accept = |listeners: &mut Listeners| {
         let now = Micros::default();
         let journal = &mut room.journal;
-        listeners
-            .accept(0, &options.sockets, now, journal)
-            .is_some()
+        listeners.accept(0, &options.sockets, now, journal).is_some()
     };
     listeners.suspend(true);
     assert!(!accept(&mut listeners));
@@ -235,10 +226,7 @@ fn abstract_sockets_have_no_file() {
     assert!(!unix_socket_in_use(&options.unix_dir, 0));
     let again = room.open(&options);
     assert!(again.is_err());
-    assert_eq!(
-        room.lines().last(),
-        Some(&line(Level::Fatal, "failed to create unix socket"))
-    );
+    assert_eq!(room.lines().last(), Some(&line(Level::Fatal, "failed to create unix socket")));
 }
 
 #[test]

@@ -10,13 +10,9 @@ fn pass_all(scratch: usize) -> World {
 #[test]
 fn simple_query_costs_four_calls_and_no_memory() {
     let mut world = pass_all(1024);
-    let reply = [
-        packet(b'T', b"x"),
-        packet(b'D', b"1"),
-        packet(b'C', b"SELECT 1\0"),
-        packet(b'Z', b"I"),
-    ]
-    .concat();
+    let reply =
+        [packet(b'T', b"x"), packet(b'D', b"1"), packet(b'C', b"SELECT 1\0"), packet(b'Z', b"I")]
+            .concat();
     for _ in 0..3 {
         world.send(world.client, &packet(b'Q', b"select 1\0"));
         world.send(world.server, &reply);
@@ -33,11 +29,7 @@ fn simple_query_costs_four_calls_and_no_memory() {
 
 #[test]
 fn packets_cut_anywhere_arrive_whole() {
-    let bytes = [
-        packet(b'Q', b"a"),
-        packet(b'P', b""),
-        packet(b'B', b"12345678901234567890"),
-    ];
+    let bytes = [packet(b'Q', b"a"), packet(b'P', b""), packet(b'B', b"12345678901234567890")];
     let bytes = bytes.concat();
     for cut in 1..bytes.len() {
         let mut world = pass_all(16);
@@ -84,11 +76,7 @@ fn verdicts_shape_the_stream() {
                 world.send(world.client, part);
             }
             while world.relay.pump_ready(&mut world.core) {}
-            assert_eq!(
-                world.got(world.server),
-                want,
-                "step {step} scratch {scratch}"
-            );
+            assert_eq!(world.got(world.server), want, "step {step} scratch {scratch}");
             assert_eq!(world.got(world.client), b"<back><back>");
             assert!(!world.relay.owns_memory(world.client));
         }
@@ -104,12 +92,7 @@ fn pipelined_rewrites_leave_in_one_send() {
         }
         _ => Verdict::Pass,
     });
-    let batch = [
-        packet(b'B', b"1"),
-        packet(b'E', b""),
-        packet(b'B', b"2"),
-        packet(b'S', b""),
-    ];
+    let batch = [packet(b'B', b"1"), packet(b'E', b""), packet(b'B', b"2"), packet(b'S', b"")];
     world.send(world.client, &batch.concat());
     let want = [b"BIND1", &batch[1][..], b"BIND2", &batch[3][..]].concat();
     assert_eq!(world.got(world.server), want);
@@ -124,10 +107,7 @@ fn behind_tells_about_the_next_packet_only() {
         sink.to_client.push(if packet.behind { b'y' } else { b'n' });
         Verdict::Drop
     });
-    world.send(
-        world.client,
-        &[packet(b'Q', b"1"), packet(b'Q', b"2")].concat(),
-    );
+    world.send(world.client, &[packet(b'Q', b"1"), packet(b'Q', b"2")].concat());
     world.send(world.client, &packet(b'Q', b"3")[..6]);
     assert_eq!(world.got(world.client), b"ynn");
 }
@@ -136,10 +116,7 @@ fn behind_tells_about_the_next_packet_only() {
 fn huge_row_streams_through_little_memory() {
     const ROW: usize = 100 << 20;
     let mut world = pass_all(32 * 1024);
-    world.relay.set_limits(super::Limits {
-        rounds: 5,
-        unsent: 4096,
-    });
+    world.relay.set_limits(super::Limits { rounds: 5, unsent: 4096 });
     let mut left = ROW;
     world.client_wire.0.borrow_mut().room = 0;
     let mut header = vec![b'D'];
@@ -156,11 +133,7 @@ fn huge_row_streams_through_little_memory() {
         world.room(world.client, 50_000);
         while world.relay.pump_ready(&mut world.core) {}
         received += world.got(world.client).len();
-        let kept = world
-            .relay
-            .conns
-            .get(world.client)
-            .map_or(0, |conn| conn.unsent.len());
+        let kept = world.relay.conns.get(world.client).map_or(0, |conn| conn.unsent.len());
         assert!(kept <= 32 * 1024, "{kept}");
     }
     assert_eq!(received, ROW + 5);
@@ -209,10 +182,7 @@ fn waiting(scratch: usize) -> World {
             _ => Verdict::Pass,
         }
     });
-    world.send(
-        world.client,
-        &[packet(b'Q', b"one"), packet(b'Q', b"two")].concat(),
-    );
+    world.send(world.client, &[packet(b'Q', b"one"), packet(b'Q', b"two")].concat());
     world
 }
 
@@ -224,12 +194,7 @@ fn waiting_client_is_not_read_until_it_is_resumed() {
     assert_eq!(world.client_wire.0.borrow().recvs, calls);
     assert_eq!(world.got(world.server), b"");
     world.relay.resume(world.client_id, &mut world.core);
-    let want = [
-        packet(b'Q', b"one"),
-        packet(b'Q', b"two"),
-        packet(b'Q', b"three"),
-    ]
-    .concat();
+    let want = [packet(b'Q', b"one"), packet(b'Q', b"two"), packet(b'Q', b"three")].concat();
     assert_eq!(world.got(world.server), want);
     assert!(!world.relay.owns_memory(world.client));
 }
@@ -272,12 +237,7 @@ fn data_comes_before_the_end_that_came_with_it() {
 fn slow_client_delays_the_end_of_its_server() {
     let mut world = pass_all(1024);
     world.client_wire.0.borrow_mut().room = 2;
-    world
-        .server_wire
-        .0
-        .borrow_mut()
-        .sent
-        .extend(packet(b'Z', b"I"));
+    world.server_wire.0.borrow_mut().sent.extend(packet(b'Z', b"I"));
     world.close(world.server);
     assert!(world.log().is_empty());
     world.room(world.client, 100);
@@ -402,10 +362,7 @@ struct Dice(u64);
 
 impl Dice {
     fn below(&mut self, limit: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(99);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
         (self.0 >> 33) as usize % limit.max(1)
     }
 }
@@ -501,11 +458,7 @@ fn every_byte_arrives_whatever_the_network_does() {
             assert!(!world.relay.owns_memory(peer), "seed {seed}");
         }
         if !streams[1].0.is_empty() {
-            assert_eq!(
-                world.log().last().map(String::as_str),
-                Some("drained S7"),
-                "seed {seed}"
-            );
+            assert_eq!(world.log().last().map(String::as_str), Some("drained S7"), "seed {seed}");
         }
     }
 }

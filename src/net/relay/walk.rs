@@ -35,12 +35,7 @@ impl Walk<'_> {
 
     fn begin(&mut self, drop: u32, len: u32, to: Option<Peer>) -> Step {
         let drop = if to.is_some() { drop.min(len) } else { len };
-        self.flow = Flow {
-            drop,
-            pass: len.saturating_sub(drop),
-            to,
-            want: 0,
-        };
+        self.flow = Flow { drop, pass: len.saturating_sub(drop), to, want: 0 };
         Step::Go
     }
 }
@@ -211,10 +206,7 @@ impl<W: Wire> Relay<W> {
 
     /// Empties the sink: to the source at once, to its peer behind the run.
     fn say<D: Decisions>(&mut self, walk: &mut Walk<'_>, core: &mut D) {
-        let Sink {
-            to_client,
-            to_server,
-        } = mem::take(&mut self.sink);
+        let Sink { to_client, to_server } = mem::take(&mut self.sink);
         let (mut back, mut across) = match walk.from {
             Peer::Client(_) => (to_client, to_server),
             Peer::Server(_) => (to_server, to_client),
@@ -235,14 +227,8 @@ impl<W: Wire> Relay<W> {
         back.clear();
         across.clear();
         self.sink = match walk.from {
-            Peer::Client(_) => Sink {
-                to_client: back,
-                to_server: across,
-            },
-            Peer::Server(_) => Sink {
-                to_client: across,
-                to_server: back,
-            },
+            Peer::Client(_) => Sink { to_client: back, to_server: across },
+            Peer::Server(_) => Sink { to_client: across, to_server: back },
         };
     }
 

@@ -135,11 +135,7 @@ impl Server {
                 }
                 if word == "SLOW" {
                     let command = command.to_owned();
-                    self.running = Some(Running {
-                        mark,
-                        extended,
-                        command,
-                    });
+                    self.running = Some(Running { mark, extended, command });
                     return;
                 }
                 if word == "MULTI" && !extended {
@@ -153,11 +149,7 @@ impl Server {
                 self.copy = Some(Copy {
                     mark,
                     extended,
-                    fails_at: if number == 9 {
-                        1 + dice.below(3) as u32
-                    } else {
-                        0
-                    },
+                    fails_at: if number == 9 { 1 + dice.below(3) as u32 } else { 0 },
                 });
             }
             "COPYOUT" => {
@@ -232,9 +224,7 @@ impl Server {
         };
         let (mark, extended) = (copy.mark, copy.extended);
         if from.is_some_and(|from| from != mark) {
-            return Err(format!(
-                "HEART: COPY data of {from:?} in the COPY of {mark}"
-            ));
+            return Err(format!("HEART: COPY data of {from:?} in the COPY of {mark}"));
         }
         let fails = copy.fails_at == 1 || tag == b'f' || tag == b'c' && copy.fails_at > 0;
         copy.fails_at = copy.fails_at.saturating_sub(1);
