@@ -3,6 +3,7 @@
 //! Bytes that are no UTF-8 become U+FFFD in names and values.
 
 use crate::base::{Journal, Level};
+use std::borrow::Cow;
 use std::io;
 
 /// Who is told what a file contains, in order. False stops the reading.
@@ -73,12 +74,14 @@ fn read_level(target: &mut dyn Target, file: &str, level: u32) -> bool {
                 }
             }
             Element::Assign { key, value, late } => {
-                debug(target, || format!("parse_ini_file: '{key}' = '{value}'"));
+                debug(target, || format!("parse_ini_file: '{key}' = '{}'", shown(&value)));
                 let ok = target.assign(&key, &value);
                 let digit = u8::from(ok);
-                debug(target, || format!("parse_ini_file: '{key}' = '{value}' ok:{digit}"));
+                debug(target, || {
+                    format!("parse_ini_file: '{key}' = '{}' ok:{digit}", shown(&value))
+                });
                 if !ok {
-                    let text = format!("invalid value \"{value}\" for parameter {key}");
+                    let text = format!("invalid value \"{}\" for parameter {key}", shown(&value));
                     return fail(target, format!("{text} in configuration {}", place(late)));
                 }
             }
@@ -95,6 +98,16 @@ fn debug(target: &mut dyn Target, text: impl FnOnce() -> String) {
     let journal = target.journal();
     if journal.shows(Level::Debug) {
         journal.line(Level::Debug, text());
+    }
+}
+
+/// A value as it may be logged: from a password on, nothing is shown.
+fn shown(value: &str) -> Cow<'_, str> {
+    match value.split_once("password") {
+        Some((before, after)) if after.trim_start_matches(' ').starts_with('=') => {
+            Cow::Owned(format!("{before}password=***"))
+        }
+        _ => Cow::Borrowed(value),
     }
 }
 
@@ -437,5 +450,17 @@ mod tests {
         let files: &[(&str, &[u8])] = &[("f", b"%include g\n"), ("g", b"")];
         let want = ["Debug processing include: g", "Debug returned to processing file f"];
         assert_eq!(run(files, 1).2, want);
+    }
+
+    #[test]
+    fn passwords_are_not_logged() {
+        for (value, want) in [
+            ("host=h password='it''s' port=1", "host=h password=***"),
+            ("password =x", "password=***"),
+            ("my_password_table", "my_password_table"),
+            ("host=h", "host=h"),
+        ] {
+            assert_eq!(shown(value), want);
+        }
     }
 }

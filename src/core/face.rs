@@ -171,7 +171,8 @@ pub trait Decisions {
     fn server_of(&self, id: ClientId) -> Option<ServerId>;
     /// The client linked to a server.
     fn client_of(&self, id: ServerId) -> Option<ClientId>;
-    /// True as long as packets of this client may begin with a length instead of a type byte.
+    /// True if packets of this client may begin with a length instead of a type byte: what they
+    /// mean when it has logged in already is for `client_packet` to say.
     fn in_startup(&self, id: ClientId) -> bool;
     /// The largest packet that this peer may send, in bytes.
     fn max_packet(&self, from: Peer) -> u32;

@@ -15,6 +15,8 @@ use crate::wire::startup::Opening;
 use crate::wire::{write, FromClient, Reader};
 use std::collections::VecDeque;
 
+/// Packets of clients that are logging in may be so long, in bytes.
+const LOGIN_PACKET_MAX: u32 = 70_000;
 /// Longest user name in bytes.
 const USER_NAME_MAX: usize = 127;
 /// Database names are shown with at most so many bytes.
@@ -57,6 +59,11 @@ impl Core {
         packet: Packet<'_>,
         sink: &mut Sink,
     ) -> Verdict {
+        // Nobody who has not logged in makes us collect much (auth 10.3-I): what is too long waits,
+        // unread, for client_login_timeout.
+        if packet.len > LOGIN_PACKET_MAX {
+            return Verdict::Wait;
+        }
         if !packet.is_whole() {
             return Verdict::Whole;
         }
@@ -92,11 +99,7 @@ impl Core {
             Opening::CancelRequest(key) => self.cancel_request(id, key),
             Opening::OldProtocol => Err(fault::OLD_PROTOCOL),
             Opening::Startup { minor, parameters } => self.startup(id, minor, parameters, sink),
-            Opening::Unknown => {
-                let len = packet.len.to_be_bytes();
-                let raw: Vec<u8> = len.iter().chain(packet.seen).take(8).copied().collect();
-                Err(bad_header(&raw))
-            }
+            Opening::Unknown => Err(bad_opening(&packet)),
         }
     }
 
@@ -481,6 +484,13 @@ impl Core {
             }
         }
     }
+}
+
+/// The fault for a packet with a length and a code that nobody knows.
+pub(super) fn bad_opening(packet: &Packet<'_>) -> Fault {
+    let len = packet.len.to_be_bytes();
+    let raw: Vec<u8> = len.iter().chain(packet.seen).take(8).copied().collect();
+    bad_header(&raw)
 }
 
 /// The fault for bytes that can't be a packet.

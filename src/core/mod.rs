@@ -372,14 +372,12 @@ impl Decisions for Core {
     }
 
     fn in_startup(&self, id: ClientId) -> bool {
-        self.clients.get(id).is_some_and(|client| !client.welcomed)
+        self.clients.get(id).is_some()
     }
 
     fn max_packet(&self, from: Peer) -> u32 {
         let limit = self.settings.max_packet_size;
         match from {
-            // Nobody who has not logged in yet makes us collect much (auth 10.3-I).
-            Peer::Client(id) if self.in_startup(id) => limit.min(LOGIN_PACKET_MAX),
             Peer::Server(id) => match self.servers.get(id) {
                 Some(server) if server.state == ServerState::Login => limit.min(query::WHOLE_MAX),
                 _ => limit,
@@ -396,6 +394,3 @@ impl Decisions for Core {
         self.server_target(id)
     }
 }
-
-/// Packets of clients that are logging in may be so long, in bytes.
-const LOGIN_PACKET_MAX: u32 = 70_000;

@@ -12,6 +12,7 @@ use super::Core;
 use crate::base::{Level, Micros};
 use crate::config::PoolMode;
 use crate::wire::read::{self, ErrorFields};
+use crate::wire::startup::Opening;
 use crate::wire::{FromClient, FromServer, Reader};
 
 impl Core {
@@ -27,6 +28,9 @@ impl Core {
             return Verdict::Stop;
         };
         client.last_packet = self.now;
+        if packet.tag == 0 {
+            return self.opening_again(id, packet);
+        }
         if client.console.is_some() {
             return self.console_packet(id, packet, kind, sink);
         }
@@ -93,6 +97,18 @@ impl Core {
             pool.stats.total.add(Counter::Received, u64::from(len));
         }
         Verdict::Pass
+    }
+
+    /// A packet that may only begin a connection.
+    fn opening_again(&mut self, id: ClientId, packet: Packet<'_>) -> Verdict {
+        if packet.seen.len() < 4 {
+            return Verdict::Need(4);
+        }
+        if Opening::read(packet.seen) != Opening::Unknown {
+            return self.unknown_packet(id, packet.tag);
+        }
+        self.close_client(id, &super::login::bad_opening(&packet));
+        Verdict::Stop
     }
 
     fn unknown_packet(&mut self, id: ClientId, tag: u8) -> Verdict {

@@ -4,7 +4,7 @@ use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::secrets::{md5_secret, scram_secret};
 use crate::rig::wait_until;
-use crate::rig::wire::{last_error, tags};
+use crate::rig::wire::last_error;
 
 /// A database whose servers are always reached as `trusty`, so that only the client's side is tested; users with all kinds of
 /// secrets, each with the password `<name>-pw`.
@@ -209,52 +209,6 @@ fn changed_auth_file_counts_after_reload() {
 }
 
 #[test]
-fn hba_rules_choose_the_method() {
-    let mut setup = Setup::trust("auth_type = hba\n");
-    setup.databases =
-        format!("* = host=127.0.0.1 port={} user=trusty dbname=template1\n", postgres().port);
-    setup.users = "\"one\" \"one-pw\"\n\"two\" \"two-pw\"\n".to_owned();
-    let rules = "local all all trust # local\nhost pgbouncer all 127.0.0.1/32 md5\n\
-                 host a,b one 127.0.0.1/32 password\nhost all one 127.0.0.1 255.255.255.255 reject\n\
-                 host sameuser all 127.0.0.0/8 scram-sha-256\nnonsense\n";
-    let hba = crate::rig::scratch::scratch().folder().join("hba");
-    crate::rig::scratch::write(&hba, rules);
-    setup.settings.push_str(&format!("auth_hba_file = {}\n", hba.display()));
-    let pooler = Pooler::start(&setup);
-    pooler.wait_log("could not parse hba config line 6");
-    let asked = |user: &str, database: &str, password: &str| {
-        let msgs = match pooler.login(user, database, password) {
-            Ok((_, msgs)) => msgs,
-            Err(msgs) => msgs,
-        };
-        let last = if tags(&msgs).ends_with('E') { last_error(&msgs).2 } else { String::new() };
-        (msgs[0].body.get(3).copied().filter(|_| msgs[0].tag == b'R'), last)
-    };
-    assert_eq!(asked("one", "a", "one-pw"), (Some(3), String::new()));
-    assert_eq!(asked("one", "c", "one-pw"), (None, "login rejected".into()));
-    assert_eq!(asked("two", "two", "two-pw"), (Some(10), String::new()));
-    let nothing = "no authentication method is found";
-    assert_eq!(asked("two", "a", "two-pw"), (None, nothing.into()));
-    assert!(pooler.unix().login("two", "a", "").is_ok(), "local rule");
-}
-
-#[test]
-fn auth_query_finds_users_that_the_file_lacks() {
-    let mut setup = Setup::trust("auth_type = md5\nauth_user = trusty\npool_mode = transaction\n");
-    setup.databases = format!("* = host=127.0.0.1 port={}\n", postgres().port);
-    let pooler = Pooler::start(&setup);
-    let database = postgres().new_database();
-    for user in ["md5y", "scramy"] {
-        let password = format!("{user}-pw");
-        let (mut client, _) = pooler.login(user, &database, &password).unwrap();
-        assert_eq!(client.value("select current_user"), user);
-        let refused = pooler.refusal(user, &database, "wrong");
-        assert!(refused.ends_with("authentication failed"), "{refused}");
-    }
-    assert_eq!(pooler.refusal("nobody", &database, "x"), "no such user");
-}
-
-#[test]
 fn client_limit_is_enforced() {
     let mut setup = Setup::trust("max_client_conn = 3\n");
     setup.databases = format!("shop = host=127.0.0.1 port={} dbname=template1\n", postgres().port);
@@ -266,21 +220,4 @@ fn client_limit_is_enforced() {
     assert!(version.starts_with("PgBouncer 1."), "the console is exempt");
     drop(kept);
     wait_until("there is room again", || pooler.login("trusty", "shop", "").is_ok());
-}
-
-#[test]
-fn client_limits_of_database_and_user_are_enforced() {
-    for (setting, text) in [
-        ("max_db_client_connections", "client connections exceeded (max_db_client_connections)"),
-        (
-            "max_user_client_connections",
-            "client connections exceeded (max_user_client_connections)",
-        ),
-    ] {
-        let pooler = Pooler::start(&Setup::trust(&format!("{setting} = 1\n")));
-        let kept = pooler.client("template1");
-        assert_eq!(pooler.refusal("trusty", "template1", ""), text);
-        kept.bye();
-        wait_until("there is room", || pooler.login("trusty", "template1", "").is_ok());
-    }
 }

@@ -155,8 +155,3 @@ fn pgbench_extended_in_transaction_mode() {
 fn pgbench_prepared_in_session_mode() {
     pgbench("session", 17, "prepared");
 }
-
-#[test]
-fn pgbench_prepared_in_transaction_mode() {
-    pgbench("transaction", 4, "prepared");
-}

@@ -19,12 +19,6 @@ fn in_mode(mode: &str, more: &str) -> (Pooler, String) {
     (pooler, postgres().new_database())
 }
 
-/// Servers of a database, seen by PostgreSQL itself.
-fn servers(database: &str) -> String {
-    let sql = format!("select count(*) from pg_stat_activity where datname = '{database}'");
-    postgres().value("postgres", &sql)
-}
-
 #[test]
 fn thirty_clients_share_the_servers_of_the_pool() {
     let (pooler, database) = in_mode("transaction", "default_pool_size = 3\n");
@@ -233,61 +227,6 @@ fn query_wait_timeout_ends_a_wait() {
     two.send(&query("select 1"));
     assert_eq!(last_error(&two.rest()), fatal("query_wait_timeout"));
     assert_eq!(one.value("select 7"), "7", "the holder is not disturbed");
-}
-
-#[test]
-fn running_query_meets_query_timeout() {
-    let (pooler, database) = in_mode("transaction", "query_timeout = 1\n");
-    let mut one = pooler.client(&database);
-    one.send(&query("select pg_sleep(60)"));
-    assert_eq!(last_error(&one.rest()), fatal("query timeout"));
-}
-
-#[test]
-fn idle_transaction_meets_its_timeout() {
-    let (pooler, database) = in_mode("transaction", "idle_transaction_timeout = 1\n");
-    let mut one = pooler.client(&database);
-    assert_eq!(tags(&one.query("begin")), "CZ");
-    assert_eq!(last_error(&one.rest()), fatal("idle transaction timeout"));
-}
-
-#[test]
-fn idle_client_meets_its_timeout() {
-    let (pooler, database) = in_mode("transaction", "client_idle_timeout = 1\n");
-    let mut one = pooler.client(&database);
-    assert_eq!(one.value("select 1"), "1");
-    assert_eq!(last_error(&one.rest()), fatal("client_idle_timeout"));
-}
-
-#[test]
-fn transaction_meets_its_timeout() {
-    let (pooler, database) = in_mode("transaction", "transaction_timeout = 1\n");
-    let mut one = pooler.client(&database);
-    assert_eq!(tags(&one.query("begin")), "CZ");
-    assert_eq!(last_error(&one.rest()), fatal("transaction timeout"));
-}
-
-#[test]
-fn min_pool_size_opens_servers_ahead() {
-    let (pooler, database) = in_mode("transaction", "min_pool_size = 3\n");
-    let mut one = pooler.client(&database);
-    assert_eq!(one.value("select 1"), "1");
-    wait_until("three servers are open", || servers(&database) == "3");
-    assert_eq!(pooler.pool(&database, "sv_idle"), 3);
-}
-
-#[test]
-fn database_limit_evicts_the_idle_server_of_another_user() {
-    let mut setup = Setup::trust("pool_mode = transaction\nmax_db_connections = 1\n");
-    setup.users.push_str("\"postgres\" \"\"\n");
-    let pooler = Pooler::start(&setup);
-    let database = postgres().new_database();
-    let mut one = pooler.client(&database);
-    let (mut two, _) = pooler.login("postgres", &database, "").unwrap();
-    assert_eq!(one.value("select current_user"), "trusty");
-    assert_eq!(two.value("select current_user"), "postgres");
-    pooler.wait_log("closing because: evicted");
-    wait_until("one server is left", || servers(&database) == "1");
 }
 
 #[test]

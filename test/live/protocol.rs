@@ -214,20 +214,6 @@ fn flush_without_sync_delivers_answers_and_keeps_the_server() {
 }
 
 #[test]
-fn named_parse_with_flush_is_answered_at_once() {
-    let (pooler, database) = start("transaction");
-    for _ in 0..2 {
-        // The second client's statement is already on the server; its answer must not wait.
-        let mut one = pooler.client(&database);
-        one.send(&[parse("s", "select 1"), flush()].concat());
-        assert_eq!(tags(&one.until(b'1')), "1");
-        one.send(&[bind("s", &[]), execute(), sync()].concat());
-        assert_eq!(tags(&one.until(b'Z')), "2DCZ");
-        one.bye();
-    }
-}
-
-#[test]
 fn pipeline_of_many_syncs_is_answered_in_order() {
     let (pooler, database) = start("transaction");
     let mut one = pooler.client(&database);
@@ -289,38 +275,6 @@ fn errors_in_a_batch_skip_to_sync_with_prepared_statements() {
     one.send(&[bind("bad", &[]), describe(b'P', ""), execute(), sync()].concat());
     let answer = one.until(b'Z');
     assert_eq!((tags(&answer).as_str(), rows(&answer)), ("2TDCZ", vec![vec![Some("5".into())]]));
-}
-
-#[test]
-fn misuse_of_statement_names_is_fatal_in_transaction_mode() {
-    let (mut pooler, database) = start("transaction");
-    let rows = [
-        (
-            [parse("s", "select 1"), parse("s", "select 2"), sync()].concat(),
-            "prepared statement name is already in use",
-        ),
-        ([bind("unknown", &[]), sync()].concat(), "prepared statement did not exist"),
-        ([describe(b'S', "unknown"), sync()].concat(), "prepared statement did not exist"),
-        (msg(b'P', b"no zero at all"), "failed to parse packet"),
-        (msg(b'P', b"name\0select 1\0"), "broken Parse packet"),
-    ];
-    for (bytes, text) in rows {
-        let mut one = pooler.client(&database);
-        one.send(&bytes);
-        let (severity, code, got) = last_error(&one.rest());
-        assert_eq!((severity.as_str(), code.as_str(), got.as_str()), ("FATAL", "08P01", text));
-    }
-    pooler.assert_serves(&database);
-}
-
-#[test]
-fn unknown_statement_is_closed_without_a_server() {
-    let (pooler, database) = start("transaction");
-    let (mut holder, mut one) = (pooler.client(&database), pooler.client(&database));
-    holder.query("begin");
-    one.send(&close(b'S', "unknown"));
-    assert_eq!(tags(&one.until(b'3')), "3");
-    assert_eq!(pooler.pool(&database, "cl_waiting"), 0);
 }
 
 #[test]
