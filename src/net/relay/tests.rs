@@ -1,6 +1,6 @@
 //! What the relay does, byte by byte.
 
-use crate::core::{Peer, Sink, Verdict};
+use crate::core::{Peer, ServerId, Sink, Verdict};
 use crate::net::script::{packet, TestWire, World};
 
 fn pass_all(scratch: usize) -> World {
@@ -340,6 +340,25 @@ fn server_is_heard_after_its_slow_client_was_closed() {
     world.core.links.clear();
     assert!(world.relay.pump_ready(&mut world.core));
     assert_eq!(world.log(), ["drained S7"]);
+}
+
+#[test]
+fn server_is_heard_after_another_took_its_place() {
+    let mut world = pass_all(64);
+    world.client_wire.0.borrow_mut().room = 0;
+    world.send(world.server, &packet(b'D', b"1"));
+    world.send(world.server, &packet(b'Z', b"I"));
+    let (other, wire) = (ServerId::from_parts(8, 8), TestWire::new());
+    world.relay.insert_server(other, wire.clone());
+    world.core.links = vec![(world.client_id, other)];
+    wire.0.borrow_mut().sent.extend(packet(b'Z', b"I"));
+    world.relay.mark_readable(Peer::Server(other), false);
+    world.relay.pump(Peer::Server(other), &mut world.core);
+    assert_eq!(wire.0.borrow().recvs, 0);
+    while world.relay.pump_ready(&mut world.core) {}
+    assert_eq!(world.log(), ["drained S7"]);
+    world.room(world.client, 100);
+    assert_eq!(world.log(), ["drained S8"]);
 }
 
 #[test]
