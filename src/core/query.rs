@@ -330,6 +330,12 @@ impl Core {
         kind: FromClient,
         sink: &mut Sink,
     ) -> Verdict {
+        let console = self.clients.get(id).and_then(|client| client.console.as_ref());
+        if kind != FromClient::Query && console.is_some_and(|c| !c.commands.is_empty()) {
+            // What was asked before comes first, and may still need the connection.
+            self.actions.push_back(Action::Resume(id));
+            return Verdict::Wait;
+        }
         match kind {
             FromClient::Terminate => {
                 self.close_client(id, &fault::CONSOLE_CLOSE_REQUEST);
@@ -374,12 +380,16 @@ impl Core {
     }
 
     fn console_refuses(&mut self, id: ClientId, tag: u8, sink: &mut Sink) -> Verdict {
-        let text = match tag {
+        let text: String = match tag {
             b'P' | b'B' | b'E' => "extended query protocol not supported by admin console".into(),
             _ => format!("unsupported packet type for admin console: {tag}"),
         };
         crate::wire::write::error(&mut sink.to_client, "ERROR", b"08P01", text.as_bytes());
         crate::wire::write::ready(&mut sink.to_client, b'I');
+        self.journal.line(Level::Error, text.clone());
+        if self.settings.log_pooler_errors.on() {
+            self.client_log(id, Level::Warning, &format!("pooler error: {text}"));
+        }
         self.close_client(id, &fault::CONSOLE_BAD_PACKET);
         Verdict::Stop
     }

@@ -335,3 +335,14 @@ fn counters_of_a_database_grow() {
     assert!(total("bytes_received").parse::<u64>().unwrap() >= 10 * 28);
     assert!(total("bytes_sent").parse::<u64>().unwrap() > 300);
 }
+
+#[test]
+fn commands_ahead_of_a_terminate_are_run() {
+    let (pooler, database) = start("");
+    let mut console = pooler.console();
+    let disable = query(&format!("DISABLE {database}"));
+    console.send(&[disable, query("SHOW VERSION"), msg(b'X', b"")].concat());
+    assert_eq!(tags(&console.rest()), "CZTDCZ");
+    let expected = format!("database \"{database}\" is disabled");
+    assert_eq!(pooler.refusal("trusty", &database, ""), expected);
+}
