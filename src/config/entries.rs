@@ -97,7 +97,7 @@ entry! {
     /// Close unused servers that are older, in whole seconds; 0 is not set.
     server_lifetime: Micros, seconds = "server_lifetime", NOW;
     /// Drop clients that wait longer for a server, in whole seconds; 0 is never.
-    query_wait_timeout: Micros, seconds = "query_wait_timeout", LATER;
+    query_wait_timeout: Micros, seconds = "query_wait_timeout", NOW;
     /// When a server goes back to its pool.
     pool_mode: PoolMode, pool_mode = "pool_mode", NOW;
     /// Which host of a list is connected next.
@@ -120,16 +120,16 @@ entry! {
     /// How many clients the user may have; 0 and negative are not set.
     max_user_client_connections: i32, count = "max_user_client_connections", LATER;
     /// Drop server and client if a query runs longer, in whole seconds; 0 is not set.
-    query_timeout: Micros, seconds = "query_timeout", LATER;
+    query_timeout: Micros, seconds = "query_timeout", NOW;
     /// Drop clients that wait longer for a server, in whole seconds; 0 is never.
-    query_wait_timeout: Micros, seconds = "the database's, query_wait_timeout", LATER;
+    query_wait_timeout: Micros, seconds = "the database's, query_wait_timeout", NOW;
     /// Drop server and client that are idle in a transaction for longer, in whole seconds; 0 is
     /// not set.
-    idle_transaction_timeout: Micros, seconds = "idle_transaction_timeout", LATER;
+    idle_transaction_timeout: Micros, seconds = "idle_transaction_timeout", NOW;
     /// Drop server and client if a transaction is open for longer, in whole seconds; 0 is not set.
-    transaction_timeout: Micros, seconds = "transaction_timeout", LATER;
+    transaction_timeout: Micros, seconds = "transaction_timeout", NOW;
     /// Drop clients that sent nothing for longer, in whole seconds; 0 is not set.
-    client_idle_timeout: Micros, seconds = "client_idle_timeout", LATER;
+    client_idle_timeout: Micros, seconds = "client_idle_timeout", NOW;
 }
 
 entry! {

@@ -113,11 +113,11 @@ settings! {
     /// User who runs auth_query for users that are not in auth_file.
     auth_user: Option<String> = NULL, Reload, LATER;
     /// Remove automatic databases that nobody used for longer than this; 0 is never.
-    autodb_idle_timeout: Micros = text("3600"), Reload, LATER;
+    autodb_idle_timeout: Micros = text("3600"), Reload, NOW;
     /// Drop cancel requests that wait longer; 0 is never.
     cancel_wait_timeout: Micros = text("10"), Reload, NOW;
     /// Drop logged-in clients without a server that sent nothing for longer; 0 is never.
-    client_idle_timeout: Micros = text("0"), Reload, LATER;
+    client_idle_timeout: Micros = text("0"), Reload, NOW;
     /// Time that a client has for its login; 0 is without limit.
     client_login_timeout: Micros = text("60"), Reload, NOW;
     /// TLS 1.3 cipher suites for clients; unset means the library's default.
@@ -153,7 +153,7 @@ settings! {
     /// How often to look for changes of DNS zones; 0 is never.
     dns_zone_check_period: Micros = text("0"), Reload, LATER;
     /// Drop server and client that are idle in a transaction for longer; 0 is never.
-    idle_transaction_timeout: Micros = text("0"), Reload, LATER;
+    idle_transaction_timeout: Micros = text("0"), Reload, NOW;
     /// Start-up parameters to accept and drop: a list of names separated by commas or blanks.
     ignore_startup_parameters: String = text(""), Reload, NOW;
     /// Accepted for compatibility; has no effect.
@@ -175,7 +175,7 @@ settings! {
     /// File to append log lines to; nothing means no file.
     logfile: String = text(""), Reload, NOW;
     /// Text of a notice that every client gets during its login; nothing means none.
-    login_notify_message: String = text(""), Reload, LATER;
+    login_notify_message: String = text(""), Reload, NOW;
     /// How many clients may be connected.
     max_client_conn: i32 = text("100"), Reload, NOW;
     /// How many clients a database may have; 0 is without limit.
@@ -204,7 +204,7 @@ settings! {
     /// Remove pools without clients and servers after this time; 0 is never.
     pool_idle_timeout: Micros = text("0"), Reload, LATER;
     /// Drop server and client if a query runs longer; 0 is never.
-    query_timeout: Micros = text("0"), Reload, LATER;
+    query_timeout: Micros = text("0"), Reload, NOW;
     /// Whole seconds that a client waits for a server before it gets a notice; 0 is none.
     query_wait_notify: i32 = text("5"), Reload, LATER;
     /// Drop clients that wait longer for a server; 0 is never.
@@ -255,7 +255,7 @@ settings! {
     /// Whether connections to servers may or must use TLS.
     server_tls_sslmode: SslMode = text("prefer"), Reload, LATER;
     /// Share the TCP port with other processes that set this too.
-    so_reuseport: Flag = text("0"), Restart, LATER;
+    so_reuseport: Flag = text("0"), Restart, NOW;
     /// Whole seconds between lines of statistics; averages count from one to the next.
     stats_period: i32 = text("60"), Reload, NOW;
     /// Users who may run SHOW on the console: a list of names separated by commas or blanks.
@@ -286,12 +286,12 @@ settings! {
     /// standard_conforming_strings and application_name: a list separated by commas.
     track_extra_parameters: String = text("IntervalStyle"), Restart, NOW;
     /// Drop server and client if a transaction is open for longer; 0 is never.
-    transaction_timeout: Micros = text("0"), Reload, LATER;
+    transaction_timeout: Micros = text("0"), Reload, NOW;
     /// Directory of the Unix socket, also of the servers' if a database has no host; @ in front
     /// means the abstract namespace, nothing means no Unix socket.
     unix_socket_dir: String = text("/tmp"), Restart, NOW;
     /// Group of the Unix socket, a name or a number; nothing means the process's.
-    unix_socket_group: String = text(""), Restart, LATER;
+    unix_socket_group: String = text(""), Restart, NOW;
     /// Permissions of the Unix socket; write them with a leading 0.
     unix_socket_mode: i32 = text("0777"), Restart, NOW;
     /// System user to run as; the command line wins.

@@ -75,7 +75,7 @@ impl Core {
             self.tidy_servers(id);
             self.trim(id);
             self.expire_connecting(id);
-            self.expire_waiting(id);
+            self.expire_clients(id);
             self.expire_cancels(id);
             let cancels = self.pools.get(id).is_some_and(|pool| {
                 let waiting = pool.clients(ClientState::WaitingCancel);
@@ -177,30 +177,6 @@ impl Core {
                     _ => fault::CONNECT_TIMEOUT,
                 };
                 self.close_server(id, &fault, true);
-            }
-        }
-    }
-
-    fn expire_waiting(&mut self, pool_id: PoolId) {
-        let Some(pool) = self.pools.get(pool_id) else {
-            return;
-        };
-        if pool.clients(ClientState::Waiting).is_empty() {
-            return;
-        }
-        let login_limit = self.settings.client_login_timeout;
-        let wait_limit = self.settings.query_wait_timeout;
-        let server_down = pool.welcome.is_none();
-        for id in pool.clients(ClientState::Waiting).ids(&self.clients) {
-            let Some(client) = self.clients.get(id) else {
-                continue;
-            };
-            let since = client.query_start.unwrap_or(client.last_packet);
-            let over = |limit: Micros, start| limit.is_set() && self.now.since(start) > limit;
-            if over(wait_limit, since) {
-                self.close_client(id, &fault::QUERY_WAIT_TIMEOUT);
-            } else if server_down && !client.welcomed && over(login_limit, client.connect_time) {
-                self.close_client(id, &fault::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN);
             }
         }
     }

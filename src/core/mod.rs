@@ -21,6 +21,7 @@ mod reload;
 pub mod replies;
 pub mod server;
 pub mod stats;
+pub mod timeouts;
 pub mod vars;
 mod welcome;
 mod wishes;
@@ -73,6 +74,8 @@ pub struct Core {
     clients: Arena<Client>,
     servers: Arena<Server>,
     login_clients: List<Client>,
+    /// Some entry of `[users]` has a client_idle_timeout.
+    some_user_idles: bool,
     cancel_keys: BTreeMap<u64, ClientId>,
     actions: VecDeque<Action>,
     /// Pools that `turn_end` looks at.
@@ -107,6 +110,7 @@ impl Core {
             clients: Arena::default(),
             servers: Arena::default(),
             login_clients: List::default(),
+            some_user_idles: false,
             cancel_keys: BTreeMap::new(),
             actions: VecDeque::new(),
             pending: Vec::new(),

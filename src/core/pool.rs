@@ -9,7 +9,7 @@ use super::stats::{Counter, PoolStats};
 use super::vars::Vars;
 use super::Core;
 use crate::base::{Id, Level, List, Micros};
-use crate::config::{LoadBalance, PoolMode, Settings};
+use crate::config::{LoadBalance, PoolMode, Settings, UserEntry};
 use std::rc::Rc;
 
 /// Names a pool.
@@ -137,6 +137,34 @@ impl Effective<'_> {
             .and_then(|database| database.entry.server_lifetime)
             .filter(|time| time.is_set())
             .unwrap_or(self.settings.server_lifetime)
+    }
+
+    /// How long a query may run.
+    pub fn query_timeout(&self) -> Micros {
+        self.of_user(|user| user.query_timeout, self.settings.query_timeout)
+    }
+
+    /// How long a server may be idle in a transaction.
+    pub fn idle_transaction_timeout(&self) -> Micros {
+        self.of_user(|user| user.idle_transaction_timeout, self.settings.idle_transaction_timeout)
+    }
+
+    /// How long a transaction may be open.
+    pub fn transaction_timeout(&self) -> Micros {
+        self.of_user(|user| user.transaction_timeout, self.settings.transaction_timeout)
+    }
+
+    fn of_user(&self, get: impl Fn(&UserEntry) -> Option<Micros>, global: Micros) -> Micros {
+        let own = self.user.and_then(|user| get(&user.entry));
+        own.filter(|time| time.is_set() && *time != Micros(u64::MAX)).unwrap_or(global)
+    }
+
+    /// How long a client of this login user may wait; zero is without limit.
+    pub fn query_wait_timeout(&self, login: Option<&User>) -> Micros {
+        login
+            .and_then(|user| user.entry.query_wait_timeout)
+            .or(self.database.and_then(|database| database.entry.query_wait_timeout))
+            .unwrap_or(self.settings.query_wait_timeout)
     }
 
     /// How the element of a list of hosts is chosen.

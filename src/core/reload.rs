@@ -6,7 +6,7 @@ use super::pool::PoolId;
 use super::server::ServerState;
 use super::Core;
 use crate::auth::Secret;
-use crate::base::Level;
+use crate::base::{Level, Micros};
 use crate::config::{self, Config, DatabaseEntry, UserEntry};
 use std::rc::Rc;
 
@@ -30,6 +30,10 @@ impl Core {
                 user.entry = entry;
             }
         }
+        self.some_user_idles = self
+            .users
+            .iter()
+            .any(|(_, user)| user.entry.client_idle_timeout.is_some_and(Micros::is_set));
         if star_changed {
             self.renew_auto_databases();
         }

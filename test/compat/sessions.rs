@@ -304,6 +304,18 @@ fn limits_and_waiting() {
         seen.until_closed(&mut waiter);
         seen.query(&mut holder, "commit");
     });
+    let rows = [
+        ("query_timeout = 1", "select pg_sleep(30)"),
+        ("idle_transaction_timeout = 1", "begin"),
+        ("client_idle_timeout = 1", "select 1"),
+    ];
+    for (setting, sql) in rows {
+        same(&setup(&format!("pool_mode = transaction\n{setting}\n")), |pooler, seen| {
+            let mut raw = pooler.client("shop");
+            raw.send(&query(sql));
+            seen.until_closed(&mut raw);
+        });
+    }
     same(&setup("pool_mode = statement\n"), |pooler, seen| {
         let mut raw = pooler.client("shop");
         seen.query(&mut raw, "select 1");
