@@ -7,7 +7,7 @@ use super::server::ServerState;
 use super::Core;
 use crate::auth::Secret;
 use crate::base::{Level, Micros};
-use crate::config::{self, Config, DatabaseEntry, UserEntry};
+use crate::config::{self, Config, DatabaseEntry};
 use std::rc::Rc;
 
 impl Core {
@@ -216,10 +216,5 @@ impl Core {
                 user.set_secret(Secret::Empty);
             }
         }
-    }
-
-    /// What `[users]` says about a user.
-    pub fn user_entry(&self, name: &str) -> Option<&UserEntry> {
-        self.users.get(*self.user_names.get(name)?).map(|user| &user.entry)
     }
 }
