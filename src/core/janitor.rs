@@ -94,6 +94,7 @@ impl Core {
         }
         self.age_auto_databases();
         self.expire_logins();
+        self.shared.tidy();
         self.check_shutdown();
         self.shift_statistics();
     }

@@ -162,6 +162,22 @@ impl Decisions for Watched<'_> {
         verdict
     }
 
+    fn client_run(&mut self, id: ClientId, data: &[u8]) -> usize {
+        let run = self.core.client_run(id, data);
+        if self.tracing && run > 0 {
+            println!("      {id:?} passes {run} bytes");
+        }
+        run
+    }
+
+    fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
+        let run = self.core.server_run(id, data);
+        if self.tracing && run > 0 {
+            println!("      {id:?} passes {run} bytes");
+        }
+        run
+    }
+
     fn server_drained(&mut self, id: ServerId) {
         self.core.server_drained(id);
     }
