@@ -12,6 +12,7 @@ mod garbage;
 mod memory;
 mod parameters;
 mod pooling;
+mod process;
 mod protocol;
 mod servers;
 mod shutdown;
