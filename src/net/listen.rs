@@ -174,7 +174,6 @@ impl Listeners {
                 return fatal(journal, "failed to create unix socket".to_owned());
             }
         };
-        journal.line(Level::Log, format!("listening on {place}"));
         if is_file {
             self.socket_file = Some(PathBuf::from(&path));
             if let Err(text) = set_owner_and_mode(&path, options) {
@@ -182,6 +181,7 @@ impl Listeners {
                 return fatal(journal, text);
             }
         }
+        journal.line(Level::Log, format!("listening on {place}"));
         Ok(listener)
     }
 

@@ -45,6 +45,33 @@ pub(super) fn set_defer_accept(fd: &impl AsFd, on: bool) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn deferred(fd: &impl AsFd) -> libc::c_int {
+        let mut value = -1;
+        let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the descriptor is open, and the kernel writes at most `len` bytes to `value`.
+        let result = unsafe {
+            libc::getsockopt(
+                fd.as_fd().as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_DEFER_ACCEPT,
+                std::ptr::from_mut(&mut value).cast(),
+                &raw mut len,
+            )
+        };
+        assert_eq!(result, 0);
+        value
+    }
+
+    #[test]
+    fn accepting_can_be_deferred_and_not() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(deferred(&socket), 0);
+        for (on, want) in [(true, 1), (false, 0)] {
+            set_defer_accept(&socket, on).unwrap();
+            assert_eq!(deferred(&socket), want);
+        }
+    }
+
     #[test]
     fn process_with_threads_is_not_forked() {
         let (ended, wait) = std::sync::mpsc::channel::<()>();
