@@ -57,7 +57,8 @@ fn addresses_that_fail_are_skipped_while_one_is_left() {
     assert!(lines[4].starts_with("LOG listening on unix:/"), "{lines:?}");
 
     let (code, lines) = Run::new("listen_addr = 203.0.113.1, 203.0.113.2").failure();
-    let want = "FATAL failed to listen on any address in listen_addr list: 203.0.113.1, 203.0.113.2";
+    let want =
+        "FATAL failed to listen on any address in listen_addr list: 203.0.113.1, 203.0.113.2";
     assert_eq!((code, lines.len(), lines[3].as_str()), (1, 4, want));
     let run = Run::new("listen_addr = 127.0.0.1, no.such.name.invalid");
     let want = format!(
