@@ -1,6 +1,6 @@
 //! Listening sockets (config 7.3, 7.6, 7.7) and what comes out of them.
 
-use super::address::{socket_path, unix_addr, Place};
+use super::address::{listening_path, unix_addr, Place};
 use super::options::{reason, SocketOptions};
 use super::resolve::getaddrinfo_reason;
 use super::stream::Stream;
@@ -72,8 +72,7 @@ pub struct Listeners {
 /// Abstract sockets are not tried.
 pub fn unix_socket_in_use(dir: &str, port: i32) -> bool {
     !dir.is_empty() && !dir.starts_with('@') && {
-        let path = socket_path(dir, port);
-        UnixStream::connect(path).is_ok()
+        UnixStream::connect(listening_path(dir, port)).is_ok()
     }
 }
 
@@ -129,9 +128,8 @@ impl Listeners {
             asked = true;
             let addrs = match addresses(item, options.port) {
                 Ok(addrs) => addrs,
-                Err(error) => {
+                Err(why) => {
                     let port = options.port;
-                    let why = getaddrinfo_reason(&error);
                     return fatal(journal, format!("getaddrinfo('{item}', '{port}') = {why}"));
                 }
             };
@@ -160,7 +158,7 @@ impl Listeners {
         options: &ListenOptions,
         journal: &mut Journal,
     ) -> Result<UnixListener, Fatal> {
-        let path = socket_path(&options.unix_dir, options.port);
+        let path = listening_path(&options.unix_dir, options.port);
         let is_file = !path.starts_with('@');
         if is_file {
             if Path::new(&format!("{path}.lock")).exists() {
@@ -176,7 +174,6 @@ impl Listeners {
                 return fatal(journal, "failed to create unix socket".to_owned());
             }
         };
-        journal.line(Level::Log, format!("listening on {place}"));
         if is_file {
             self.socket_file = Some(PathBuf::from(&path));
             if let Err(text) = set_owner_and_mode(&path, options) {
@@ -184,6 +181,7 @@ impl Listeners {
                 return fatal(journal, text);
             }
         }
+        journal.line(Level::Log, format!("listening on {place}"));
         Ok(listener)
     }
 
@@ -292,7 +290,12 @@ fn warn_cannot_listen(journal: &mut Journal, place: &Place, step: &str, error: &
     journal.line(Level::Warning, text);
 }
 
-fn addresses(item: &str, port: i32) -> io::Result<Vec<SocketAddr>> {
+/// What an item of the list stands for. The port is cut to 16 bits as `getaddrinfo` does it; the
+/// error is its text.
+fn addresses(item: &str, port: i32) -> Result<Vec<SocketAddr>, String> {
+    if port < 0 {
+        return Err("Servname not supported for ai_socktype [-8]".to_owned());
+    }
     let port = port as u16;
     if item == "*" {
         return Ok(vec![
@@ -300,13 +303,15 @@ fn addresses(item: &str, port: i32) -> io::Result<Vec<SocketAddr>> {
             (Ipv6Addr::UNSPECIFIED, port).into(),
         ]);
     }
-    Ok((item, port).to_socket_addrs()?.collect())
+    let found = (item, port).to_socket_addrs().map_err(|error| getaddrinfo_reason(&error))?;
+    Ok(found.collect())
 }
 
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 
+/// What `nix` finds too large or negative becomes as much as the system allows.
 fn backlog(count: i32) -> Backlog {
-    Backlog::new(count).unwrap_or(Backlog::MAXCONN)
+    Backlog::new(count).unwrap_or(Backlog::MAXALLOWABLE)
 }
 
 fn listen_tcp(

@@ -13,7 +13,7 @@ pub mod options;
 pub mod relay;
 pub mod resolve;
 pub mod stream;
-mod sys;
+pub mod sys;
 
 use crate::base::{Journal, Level, Micros, Side};
 use crate::core::server::Server;
