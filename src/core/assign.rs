@@ -244,10 +244,15 @@ impl Core {
             self.mark(pool_id);
             return;
         }
-        let waiter =
-            self.pools.get(pool_id).and_then(|pool| pool.clients(ClientState::Waiting).head());
-        match waiter {
-            Some(waiter) => self.activate(waiter),
+        let Some(pool) = self.pools.get(pool_id) else {
+            return;
+        };
+        let known = pool.welcome.is_some();
+        let waiter = pool.clients(ClientState::Waiting).head();
+        match waiter.map(|waiter| (waiter, self.clients.get(waiter))) {
+            // What it is to be welcomed with comes from a server that logs in later.
+            Some((_, Some(client))) if !client.welcomed && !known => self.mark(pool_id),
+            Some((waiter, _)) => self.activate(waiter),
             None => self.feed_starved(),
         }
     }
@@ -335,7 +340,9 @@ impl Core {
             let known = self.pools.get(id).is_some_and(|pool| pool.welcome.is_some());
             if !welcomed && known {
                 self.activate(waiter);
-            } else if idle > 0 && known {
+            } else if !welcomed && idle > 0 {
+                self.launch(id, true);
+            } else if idle > 0 {
                 idle -= 1;
                 self.activate(waiter);
             } else if tested > 0 {
