@@ -35,6 +35,8 @@ pub struct Counts {
     pub total: usize,
     /// Cancel requests that wait for a connection.
     pub cancels: usize,
+    /// Servers that carry a cancel request.
+    pub carriers: usize,
     /// How long ago the first waiting client sent its last packet.
     pub waited: Option<Micros>,
     /// Servers of the database, in all its pools.
@@ -104,7 +106,8 @@ pub fn launch(count: Counts, limit: Limits, now: Micros) -> Launch {
     }
     let at_most = |limit: i32| usize::try_from(limit).unwrap_or(0);
     let size = at_most(limit.pool_size);
-    if count.cancels > 0 && count.total < size.saturating_mul(2) {
+    let room = size == 0 || count.carriers < size || count.total < size.saturating_mul(2);
+    if count.cancels > 0 && room {
         return Launch::Yes;
     }
     let full = size > 0 && count.total >= size && limit.welcome_known;
@@ -268,6 +271,7 @@ impl Core {
             logging_in: pool.servers(ServerState::Login).len(),
             total: pool.server_count(),
             cancels: pool.clients(ClientState::WaitingCancel).len(),
+            carriers: pool.servers(ServerState::ActiveCancel).len(),
             waited: head.map(|client| self.now.since(client.last_packet)),
             of_database: self.databases.get(pool.database).map_or(0, |database| database.servers),
             of_user: self.users.get(pool.user).map_or(0, |user| user.servers),
@@ -380,6 +384,7 @@ mod tests {
             |total, secs| Counts { waited: Some(Micros::from_secs(secs)), ..count(total, 0, 0) };
         let shared = Limits { of_database: 3, of_user: 4, ..reserve };
         let sum = |of_database, of_user| Counts { of_database, of_user, ..waiting(1, 9) };
+        let endless = Limits { pool_size: 0, ..shared };
         let failed = Limits { failed_launch: Some(Micros::from_secs(90)), ..limit };
         let now = Micros::from_secs(100);
         let full = Launch::No(Why::PoolFull);
@@ -390,7 +395,9 @@ mod tests {
             (count(1, 0, 0), limit, now, Launch::Yes),
             (count(2, 0, 0), limit, now, Launch::No(Why::PoolFull)),
             (count(2, 0, 1), limit, now, Launch::Yes),
-            (count(4, 0, 1), limit, now, Launch::No(Why::PoolFull)),
+            (Counts { carriers: 2, ..count(4, 0, 1) }, limit, now, full),
+            (Counts { carriers: 1, ..count(4, 0, 1) }, limit, now, Launch::Yes),
+            (Counts { of_database: 3, ..count(3, 0, 1) }, endless, now, Launch::Yes),
             (count(2, 0, 0), Limits { pool_size: 0, ..limit }, now, Launch::Yes),
             (count(2, 0, 0), Limits { welcome_known: false, ..limit }, now, Launch::Yes),
             (count(0, 0, 0), failed, now, Launch::No(Why::ServerUnreachable)),
