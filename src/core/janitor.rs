@@ -2,7 +2,7 @@
 
 use super::client::ClientState;
 use super::database::{Database, Source};
-use super::face::ServerId;
+use super::face::{Addr, ServerId};
 use super::fault::{self, Fault};
 use super::pool::PoolId;
 use super::server::ServerState;
@@ -251,9 +251,10 @@ impl Core {
                 continue;
             };
             if self.now.since(server.connect_time) > limit {
-                let fault = match server.remote {
-                    super::face::Addr::Unknown => fault::CONNECT_FAILED,
-                    _ => fault::CONNECT_TIMEOUT,
+                // A host name that is still being looked up counts as time, not as failure.
+                let fault = match server.is_connecting() && server.remote != Addr::Unknown {
+                    true => fault::CONNECT_FAILED,
+                    false => fault::CONNECT_TIMEOUT,
                 };
                 self.close_server(id, &fault, true);
             }
