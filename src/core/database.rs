@@ -148,10 +148,14 @@ impl Core {
         self.users.get(id).filter(|user| user.listed).map(|_| id)
     }
 
-    /// The database of this name; made from the `*` entry if there is one (config 4.1).
+    /// The database of this name; made from the `*` entry if there is one (config 4.1). One that
+    /// was made so and has been idle since is in use again.
     pub(super) fn find_database(&mut self, name: &str, prefix: &str) -> Option<DatabaseId> {
-        if let Some(id) = self.database_names.get(name) {
-            return Some(*id);
+        if let Some(id) = self.database_names.get(name).copied() {
+            if let Some(database) = self.databases.get_mut(id) {
+                database.idle_since = None;
+            }
+            return Some(id);
         }
         let string = self.autodb.clone()?;
         if name.len() > DATABASE_NAME_MAX {

@@ -188,6 +188,8 @@ pub trait Decisions {
     fn in_startup(&self, id: ClientId) -> bool;
     /// The largest packet that this peer may send, in bytes.
     fn max_packet(&self, from: Peer) -> u32;
+    /// Connecting to this address begins; the host's name, if it has one, has been looked up.
+    fn dialling(&mut self, id: ServerId, remote: Addr);
     /// A connection to this server is open.
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr);
     /// Where to connect to.

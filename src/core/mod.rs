@@ -407,6 +407,12 @@ impl Decisions for Core {
         }
     }
 
+    fn dialling(&mut self, id: ServerId, remote: Addr) {
+        if let Some(server) = self.servers.get_mut(id) {
+            server.remote = remote;
+        }
+    }
+
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
         self.server_connected(id, local, remote);
     }

@@ -209,6 +209,10 @@ impl Decisions for Watched<'_> {
         self.core.max_packet(from)
     }
 
+    fn dialling(&mut self, id: ServerId, remote: Addr) {
+        self.core.dialling(id, remote);
+    }
+
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
         self.core.connected(id, local, remote);
     }
