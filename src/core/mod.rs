@@ -325,8 +325,7 @@ impl Core {
     }
     /// The database of this name, made from `*` if there is such an entry.
     pub fn database_named(&mut self, name: &str, console: ClientId) -> Option<DatabaseId> {
-        let prefix = self.client_prefix(console);
-        self.find_database(name, &prefix)
+        self.find_database(name, console)
     }
     /// The database of this name if it exists.
     pub fn existing_database(&self, name: &str) -> Option<DatabaseId> {
