@@ -82,6 +82,8 @@ pub(crate) struct Load {
     room: Box<[u8]>,
     replies: Rc<Replies>,
     shared: Shared,
+    /// Clients don't read; what they missed is read afterwards.
+    deaf: bool,
 }
 
 impl Load {
@@ -108,6 +110,7 @@ impl Load {
             room: vec![0; 262_144].into(),
             replies: Rc::clone(replies),
             shared,
+            deaf: false,
         };
         (load, port)
     }
@@ -119,6 +122,17 @@ impl Load {
 
     pub(crate) fn set_script(&mut self, script: &Rc<Script>) {
         self.shared.script = Rc::clone(script);
+    }
+
+    /// With true, clients read nothing until it is false again.
+    pub(crate) fn set_deaf(&mut self, deaf: bool) {
+        self.deaf = deaf;
+        let Self { poll, ends, room, shared, .. } = self;
+        for token in &self.clients {
+            if let (false, End::Client(client)) = (deaf, &mut ends[*token]) {
+                client.turn(room, shared, poll.registry());
+            }
+        }
     }
 
     /// Logs in so many more clients.
@@ -196,7 +210,7 @@ impl Load {
     }
 
     fn turn(&mut self) {
-        let Self { poll, events, ends, room, replies, shared, .. } = self;
+        let Self { poll, events, ends, room, replies, shared, deaf, .. } = self;
         match poll.poll(events, Some(Duration::from_millis(5))) {
             Err(error) if error.kind() != std::io::ErrorKind::Interrupted => panic!("{error}"),
             _ => {}
@@ -212,7 +226,9 @@ impl Load {
                 }
                 End::Server(server) => server.turn(room, replies, registry),
                 End::Client(client) => {
-                    client.turn(room, shared, registry);
+                    if !*deaf {
+                        client.turn(room, shared, registry);
+                    }
                     true
                 }
                 End::Gone => true,

@@ -5,6 +5,7 @@
 #[expect(dead_code, reason = "the rig serves the live tests, too; this needs a part of it")]
 mod rig;
 
+mod callgrind;
 mod fake;
 mod floor;
 mod histogram;
@@ -12,6 +13,8 @@ mod link;
 mod load;
 mod login;
 mod measure;
+mod memory;
+mod pgbench;
 mod process;
 mod report;
 mod run;
@@ -84,36 +87,53 @@ fn main() {
         rounds: number("ROUNDS", if quick { 1 } else { 5 }),
         time: Duration::from_secs_f64(number("SECONDS", if quick { 0.5 } else { 2.0 })),
     };
-    let began = Instant::now();
-    let mut results = Vec::new();
-    for scenario in scenario::all().into_iter().filter(|s| wanted(&s.name)) {
-        let mut progress = |what: &str| {
-            let _ = writeln!(
-                std::io::stderr(),
-                "bench {:4.0} s  {}: {what}",
-                began.elapsed().as_secs_f64(),
-                scenario.name
-            );
-        };
-        let series = run::run(&scenario, options, &mut progress);
-        results.push(Result { scenario, series });
-    }
-    let (calls, instructions) = measure::abilities();
-    let counting = format!(
-        "system calls counted by {}, instructions {}",
-        if calls { "perf" } else { "strace" },
-        if instructions { "counted" } else { "not counted on this machine" }
-    );
-    let text = format!(
-        "{} rounds of {:?} each; {network}; {counting}.\n\n{}\n{}\n{}",
-        options.rounds,
-        options.time,
-        report::ratios(&results),
-        report::figures(&results),
-        report::calls(&results)
-    );
+    let text = measure_all(options, &network);
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench");
     std::fs::create_dir_all(folder).unwrap();
     std::fs::write(format!("{folder}/result.md"), &text).unwrap();
     let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Runs what is wanted; returns all tables.
+fn measure_all(options: Options, network: &str) -> String {
+    let began = Instant::now();
+    let progress = |name: &str, what: &str| {
+        let seconds = began.elapsed().as_secs();
+        let _ = writeln!(std::io::stderr(), "bench {seconds:4} s  {name}: {what}");
+    };
+    let scenarios = scenario::all().into_iter().filter(|s| wanted(&s.name));
+    if variable("CALLGRIND").is_some() {
+        let lines = scenarios.map(|s| callgrind::run(&s, &mut |what| progress(&s.name, what)));
+        return callgrind::HEAD.to_owned() + &lines.collect::<String>();
+    }
+    let mut results = Vec::new();
+    for scenario in scenarios {
+        let series = run::run(&scenario, options, &mut |what| progress(&scenario.name, what));
+        results.push(Result { scenario, series });
+    }
+    let mut tables = vec![heading(options, network)];
+    if !results.is_empty() {
+        tables.push(report::ratios(&results));
+        tables.push(report::figures(&results));
+        tables.push(report::calls(&results));
+    }
+    if wanted("memory") {
+        let rounds = options.rounds.min(3);
+        tables.push(memory::run(rounds, &mut |what| progress("memory", what)));
+    }
+    if wanted("pgbench") {
+        tables.push(pgbench::run(options, &mut |what| progress("pgbench", what)));
+    }
+    tables.join("\n")
+}
+
+fn heading(options: Options, network: &str) -> String {
+    let (calls, instructions) = measure::abilities();
+    format!(
+        "{} rounds of {:?} each; {network}; system calls counted by {}, instructions {}.\n",
+        options.rounds,
+        options.time,
+        if calls { "perf" } else { "strace" },
+        if instructions { "counted" } else { "not counted on this machine" }
+    )
 }

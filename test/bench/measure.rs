@@ -58,8 +58,14 @@ impl Usage {
 /// Busy and stolen time of all cores so far, in ticks.
 pub(crate) fn machine() -> u64 {
     let stat = read_to_string("/proc/stat").unwrap();
-    let fields: Vec<u64> =
-        stat.lines().next().unwrap().split_whitespace().skip(1).map(|f| f.parse().unwrap()).collect();
+    let fields: Vec<u64> = stat
+        .lines()
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .skip(1)
+        .map(|f| f.parse().unwrap())
+        .collect();
     fields.iter().take(8).sum::<u64>() - fields[3] - fields[4]
 }
 

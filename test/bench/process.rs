@@ -196,7 +196,8 @@ pub(crate) fn floor_of(arguments: &[String]) -> Option<(Place, Place, usize)> {
         return None;
     }
     let family = if family == "Tcp" { Family::Tcp } else { Family::Unix };
-    let place = |folder: &str, port: &str| Place::of(family, folder.as_ref(), port.parse().unwrap());
+    let place =
+        |folder: &str, port: &str| Place::of(family, folder.as_ref(), port.parse().unwrap());
     Some((place(at, own), place(host, server), count.parse().unwrap()))
 }
 

@@ -47,6 +47,15 @@ impl Sample {
     }
 }
 
+/// Words about a target.
+pub(crate) fn verdict(wanted: Option<String>, reached: impl Fn() -> bool) -> String {
+    match wanted {
+        None => "-".to_owned(),
+        Some(wanted) if reached() => format!("{wanted} reached"),
+        Some(wanted) => format!("{wanted} **missed**"),
+    }
+}
+
 /// A measured scenario.
 pub(crate) struct Result {
     pub(crate) scenario: Scenario,
@@ -82,7 +91,7 @@ fn waits(counts: &Counts) -> u64 {
 /// The table of figures.
 pub(crate) fn figures(results: &[Result]) -> String {
     let mut text = String::from(
-        "| scenario | pooler | units/s | CPU us/unit | of it user | core busy | instructions/unit \
+        "| scenario | pooler | units/s | CPU us/unit | of it user | core busy, load's core busy | instructions/unit \
          user + kernel | socket calls | waits | voluntary / involuntary switches | p50 us | p99 us | \
          p99.9 us | others' share of the machine |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
@@ -98,6 +107,7 @@ pub(crate) fn figures(results: &[Result]) -> String {
 fn line(text: &mut String, name: &str, series: &Series) {
     let ticks = series.spread(|s| s.usage.user as f64 / (s.usage.user + s.usage.system) as f64);
     let busy = series.spread(|s| s.usage.cpu as f64 / 1e9 / s.seconds);
+    let load = series.spread(|s| s.load as f64 / 1e9 / s.seconds);
     let voluntary = series.spread(|s| s.usage.voluntary as f64 / s.units as f64);
     let involuntary = series.spread(|s| s.usage.involuntary as f64 / s.units as f64);
     let others = series.spread(|s| s.others);
@@ -112,13 +122,14 @@ fn line(text: &mut String, name: &str, series: &Series) {
     let share = |value: f64| format!("{:.0} %", value * 100.0);
     writeln!(
         text,
-        "| {name} | {} | {} | {} | {} | {} | {instructions} | {} | {} | {:.2} / {:.2} | {p50:.0} | \
+        "| {name} | {} | {} | {} | {} | {}, {} | {instructions} | {} | {} | {:.2} / {:.2} | {p50:.0} | \
          {p99:.0} | {p999:.0} | {} |",
         series.label,
         series.spread(Sample::rate).show(),
         series.spread(Sample::cost).show(),
         share(ticks.median),
         share(busy.median),
+        share(load.median),
         series.per_unit(SOCKET),
         format_args!("{:.3}", waits(&series.counts) as f64 / series.counted.max(1) as f64),
         voluntary.median,
@@ -166,21 +177,16 @@ pub(crate) fn ratios(results: &[Result]) -> String {
         let floor =
             floor.map_or("-".to_owned(), |floor| floor.against(theirs, Sample::cost).show());
         let target = result.scenario.target;
-        let judge = |wanted: Option<String>, reached: bool| match wanted {
-            None => "-".to_owned(),
-            Some(wanted) if reached => format!("{wanted} reached"),
-            Some(wanted) => format!("{wanted} **missed**"),
-        };
-        let cheap = target.cost.is_some_and(|most| cost.median <= most);
-        let fast = target.rate.is_some_and(|least| rate.median >= least);
+        let cheap = || target.cost.is_some_and(|most| cost.median <= most);
+        let fast = || target.rate.is_some_and(|least| rate.median >= least);
         writeln!(
             text,
             "| {} | {} | {} | {floor} | {} | {} |",
             result.scenario.name,
             cost.show(),
-            judge(target.cost.map(|most| format!("<= {most:.2}")), cheap),
+            verdict(target.cost.map(|most| format!("<= {most:.2}")), cheap),
             rate.show(),
-            judge(target.rate.map(|least| format!(">= {least:.1}")), fast),
+            verdict(target.rate.map(|least| format!(">= {least:.1}")), fast),
         )
         .unwrap();
     }

@@ -25,6 +25,8 @@ pub(crate) struct Sample {
     pub(crate) seconds: f64,
     pub(crate) units: u64,
     pub(crate) usage: Usage,
+    /// CPU time of the load side in nanoseconds.
+    pub(crate) load: u64,
     /// Share of the machine that neither pooler nor load side used but somebody else.
     pub(crate) others: f64,
 }
@@ -95,7 +97,7 @@ impl Stand {
         let mine = after.1.since(before.1);
         let known = usage.user + usage.system + mine.user + mine.system;
         let others = (after.2 - before.2).saturating_sub(known) as f64 / (seconds * 200.0);
-        Sample { seconds, units, usage, others }
+        Sample { seconds, units, usage, load: mine.cpu, others }
     }
 
     fn count(&mut self, clients: usize, options: Options) -> (Counts, u64) {

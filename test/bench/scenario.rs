@@ -53,7 +53,7 @@ pub(crate) struct Scenario {
 
 pub(crate) const OURS: Variant =
     Variant { label: "pgturnstile", program: Program::Ours, settings: "", idle: 0 };
-const THEIRS: Variant =
+pub(crate) const THEIRS: Variant =
     Variant { label: "pgbouncer", program: Program::PgBouncer, settings: "", idle: 0 };
 const THEIRS_LARGE: Variant =
     Variant { label: "pgbouncer, pkt_buf=65536", settings: "pkt_buf = 65536", ..THEIRS };
@@ -65,14 +65,10 @@ impl Work {
     pub(crate) fn script(self, replies: &Replies) -> Rc<Script> {
         let sends = match self {
             Self::Simple => vec![query(sql::ONE)],
-            Self::Extended => vec![[
-                parse("", sql::ONE),
-                bind("", &[]),
-                describe(b'P', ""),
-                execute(),
-                sync(),
-            ]
-            .concat()],
+            Self::Extended => {
+                vec![[parse("", sql::ONE), bind("", &[]), describe(b'P', ""), execute(), sync()]
+                    .concat()]
+            }
             Self::Transaction => vec![query("BEGIN"), query(sql::ONE), query("COMMIT")],
             Self::Rows => vec![query(sql::HUNDRED)],
             Self::Bulk => vec![query(sql::BIG)],
