@@ -33,6 +33,7 @@ fn life(scenario: &Scenario, variant: &Variant, units: usize) -> u64 {
     for _ in 0..units {
         stand.load.once(0..scenario.clients);
     }
+    stand.load.disconnect();
     stand.process.end();
     let text = std::fs::read_to_string(&file).unwrap_or_default();
     if let Some(keep) = std::env::var_os("CALLGRIND_KEEP") {

@@ -215,11 +215,11 @@ impl Process {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Asks it to end, and waits for that.
+    /// Asks it to end, and waits for that; it has no clients any more.
     pub(crate) fn end(&mut self) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        self.child.wait().unwrap();
+        wait_until("the pooler ends", || self.child.try_wait().unwrap().is_some());
         scratch().forget(self.child.id());
     }
 }
