@@ -146,6 +146,8 @@ impl Process {
 
     /// Reads all files again (config 5.1).
     fn reload(&mut self, console: Option<ClientId>) {
+        // Lines up to here go where the old settings send them.
+        self.print();
         let settings = self.core.settings().clone();
         let file = settings.conffile.clone().unwrap_or_default();
         let (config, complete) = files::load(&settings, &file, false, &mut self.core.journal);
