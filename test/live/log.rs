@@ -197,6 +197,29 @@ fn connections_leave_their_lines() {
 }
 
 #[test]
+fn connections_over_unix_sockets_are_named_without_address() {
+    let databases = format!("* = host={} port={}\n", postgres().folder.display(), postgres().port);
+    let setup = Setup { databases, ..Setup::trust("") };
+    let pooler = Pooler::start(&setup);
+    let database = postgres().new_database();
+    assert_eq!(pooler.client(&database).value("select 1"), "1");
+    let lines: Vec<String> = texts(&pooler.log()).iter().map(|line| without_id(line)).collect();
+    let at = format!("LOG S-ID: {database}/trusty@unix:{}", postgres().port);
+    assert!(lines.contains(&format!("{at} new connection to server")), "{lines:#?}");
+
+    // The program's own user needs no password on the console.
+    let mut psql = postgres().tool("psql");
+    psql.args(["-X", "-w", "-U", "pgbouncer", "-d", "pgbouncer", "-c", "show version"]);
+    psql.arg("-h").arg(&pooler.folder).args(["-p", &pooler.port.to_string()]);
+    assert!(psql.output().unwrap().status.success());
+    let log = pooler.log();
+    let (before, after) = log.split_once(" pgbouncer access from unix socket\n").unwrap();
+    let line = before.lines().last().unwrap();
+    assert!(line.contains(" LOG C-0x") && shape(line).ends_with("@unix(9):9"), "{line}");
+    assert!(after.lines().next().unwrap().contains(" login attempt: db=pgbouncer user=pgbouncer"));
+}
+
+#[test]
 fn lines_about_connections_can_be_switched_off() {
     let lines = traces("log_connections = 0\nlog_disconnections = 0\nlog_pooler_errors = 0\n");
     for absent in ["login attempt", "new connection", "closing because", "pooler error"] {
@@ -236,6 +259,19 @@ fn statistics_come_with_their_period() {
     assert!((bytes * 8 / 10..=bytes).contains(&sum(6)), "{lines:?}");
     assert!((20_000..27_000).contains(&sum(7)), "{lines:?}");
     assert!(sum(8) > 0 && sum(9) > 0, "{lines:?}");
+    // Consoles count: one transaction, one query, one login each, but no bytes.
+    let count = stats().len();
+    wait_until("a new period", || stats().len() > count);
+    for _ in 0..10 {
+        pooler.command("SHOW VERSION");
+    }
+    wait_until("its end", || stats().len() > count + 2);
+    let lines = &stats()[count + 1..];
+    for at in [0, 1, 5] {
+        let sum: u64 = lines.iter().map(|line| numbers(line)[at]).sum();
+        assert!((4..=5).contains(&sum), "{lines:?}");
+    }
+    assert!(lines.iter().all(|line| numbers(line)[6..] == [0; 5]), "{lines:?}");
     pooler.command("SET log_stats = 0");
     let count = stats().len();
     std::thread::sleep(std::time::Duration::from_millis(2500));
