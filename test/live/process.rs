@@ -106,14 +106,14 @@ fn root_is_refused_after_the_configuration_was_read() {
         return;
     }
     let want = texts(&["FATAL PgBouncer should not run as root"]);
-    assert_eq!(Run::new("").by_root().failure(), (1, want.clone()));
-    assert_eq!(Run::new("user = root").by_root().failure(), (1, want.clone()));
-    let cancelled = Run::new("user = nobody").by_root().args(&["-u", ""]).failure();
+    assert_eq!(Run::new("").with_root().failure(), (1, want.clone()));
+    assert_eq!(Run::new("user = root").with_root().failure(), (1, want.clone()));
+    let cancelled = Run::new("user = nobody").with_root().args(&["-u", ""]).failure();
     assert_eq!(cancelled, (1, want));
-    let (code, lines) = Run::new("nonsense").by_root().failure();
+    let (code, lines) = Run::new("nonsense").with_root().failure();
     assert_eq!((code, lines.last().unwrap().as_str()), (1, "FATAL cannot load config file"));
     let want = texts(&["FATAL could not find user 'no one' to switch to"]);
-    assert_eq!(Run::new("user = no one").by_root().failure(), (1, want));
+    assert_eq!(Run::new("user = no one").with_root().failure(), (1, want));
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn root_becomes_the_user_before_anything_is_made() {
     };
     // The warning about a parameter without effect is a line that is written early.
     let settings = "user = root\nlogfile = log\npidfile = pid\nresolv_conf = x";
-    let mut running = Run::new(settings).by_root().args(&["-d", "-u", &user.name]).start();
+    let mut running = Run::new(settings).with_root().args(&["-d", "-u", &user.name]).start();
     running.follow_to_background();
     running.wait_for("process up: ");
     let id = user.uid.as_raw();

@@ -64,7 +64,7 @@ impl Run {
     }
 
     /// With root's rights; only where the tests have them.
-    pub(crate) fn by_root(mut self) -> Self {
+    pub(crate) fn with_root(mut self) -> Self {
         self.command.uid(0).gid(0);
         self
     }
