@@ -9,6 +9,7 @@ mod console;
 mod copy;
 mod drivers;
 mod garbage;
+mod limits;
 mod memory;
 mod parameters;
 mod pooling;
