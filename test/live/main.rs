@@ -15,4 +15,5 @@ mod parameters;
 mod pooling;
 mod protocol;
 mod servers;
+mod sharing;
 mod shutdown;
