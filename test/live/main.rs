@@ -17,3 +17,4 @@ mod protocol;
 mod servers;
 mod sharing;
 mod shutdown;
+mod timeouts;
