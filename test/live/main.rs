@@ -18,3 +18,4 @@ mod servers;
 mod sharing;
 mod shutdown;
 mod timeouts;
+mod upkeep;
