@@ -217,6 +217,10 @@ fn connections_over_unix_sockets_are_named_without_address() {
     let line = line.unwrap_or_else(|| panic!("{log}"));
     assert!(shape(line).contains(" LOG C-9x"), "{line}");
     assert!(shape(line).contains(": (nodb)/pgbouncer@unix(9):9 pgbouncer access"), "{line}");
+    let attempt = "login attempt: db=pgbouncer user=pgbouncer tls=no replication=no";
+    let line = log.lines().find(|line| line.ends_with(attempt));
+    let line = line.unwrap_or_else(|| panic!("{log}"));
+    assert!(shape(line).contains(": pgbouncer/pgbouncer@unix(9):9 login attempt"), "{line}");
 }
 
 #[test]
