@@ -230,9 +230,15 @@ impl Net {
         }
     }
 
-    /// Stops accepting, or goes on.
-    pub fn suspend_accept(&mut self, suspended: bool) {
+    /// True if nothing of this connection is in our memory.
+    pub fn is_quiet(&self, peer: Peer) -> bool {
+        self.relay.is_idle(peer)
+    }
+
+    /// Stops accepting, and reading between two packets; or goes on.
+    pub fn suspend(&mut self, suspended: bool) {
         self.listeners.suspend(suspended);
+        self.relay.suspend(suspended);
         if !suspended {
             self.try_listeners();
         }
