@@ -23,7 +23,7 @@ mod tests;
 mod walk;
 
 /// Size of the scratch buffer in bytes; one per relay, so larger than `pkt_buf` at no cost.
-pub const SCRATCH: usize = 32 * 1024;
+pub const SCRATCH: usize = 64 * 1024;
 /// Settings that the relay obeys.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
