@@ -81,10 +81,10 @@ impl Vars {
         }
     }
 
-    /// Takes values that are not known yet from `other`.
+    /// Takes values that are not known yet from `other`, and shares the memory of equal ones.
     pub fn fill(&mut self, tracked: &Tracked, other: &Vars) {
         for at in 0..tracked.len() {
-            if self.get(at).is_none() {
+            if self.get(at).is_none() || self.get(at) == other.get(at) {
                 if let Some(value) = other.get(at) {
                     self.set(tracked, at, value.clone());
                 }
@@ -180,6 +180,18 @@ mod tests {
         let tracked = Tracked::new(" IntervalStyle ,datestyle,, options");
         assert_eq!(tracked.len(), 6);
         assert_eq!(tracked.find(b"INTERVALSTYLE"), Some(5));
+    }
+
+    #[test]
+    fn equal_values_share_memory_after_a_fill() {
+        let tracked = Tracked::new("");
+        let mut client = vars(&tracked, &[("client_encoding", "UTF8"), ("TimeZone", "CET")]);
+        let server = vars(&tracked, &[("client_encoding", "UTF8"), ("TimeZone", "UTC")]);
+        client.fill(&tracked, &server);
+        let at = |name: &str| tracked.find(name.as_bytes()).unwrap();
+        let [encoding, zone] = ["client_encoding", "TimeZone"].map(at);
+        assert!(Rc::ptr_eq(client.get(encoding).unwrap(), server.get(encoding).unwrap()));
+        assert_eq!(&**client.get(zone).unwrap(), b"CET");
     }
 
     #[test]

@@ -110,6 +110,11 @@ impl<W: Wire> Relay<W> {
         self.conns.servers.insert(id, Conn::new(wire));
     }
 
+    /// How many bytes of buffers were given back to the allocator since the last call.
+    pub fn take_released(&mut self) -> usize {
+        self.spare.take_released()
+    }
+
     /// The stream of a connection.
     pub fn wire(&self, peer: Peer) -> Option<&W> {
         self.conns.get(peer).map(|conn| &conn.wire)
