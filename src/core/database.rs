@@ -1,5 +1,6 @@
 //! Databases and users: what is configured, who is known, which pool a login gets.
 
+use super::face::ClientId;
 use super::pool::{Pool, PoolId};
 use super::Core;
 use crate::auth::{PassKeys, SaltedKeys, ScramSecret, Secret};
@@ -41,6 +42,10 @@ pub struct Database {
     pub(super) forced_user: Option<Rc<str>>,
     /// Since when nobody uses it, if it was made from `*`.
     pub(super) idle_since: Option<Micros>,
+    /// Servers in all its pools, for max_db_connections.
+    pub(super) servers: usize,
+    /// Clients from their start-up packet on, for max_db_client_connections.
+    pub(super) clients: usize,
 }
 
 impl Database {
@@ -94,6 +99,10 @@ pub struct User {
     /// Listed in auth_file.
     pub(super) listed: bool,
     pub(super) entry: UserEntry,
+    /// Servers that are logged in as this user, for max_user_connections.
+    pub(super) servers: usize,
+    /// Clients that log in as this user, for max_user_client_connections.
+    pub(super) clients: usize,
     /// What a plain-text secret is for clients that use SCRAM: made once, its salt stays.
     pub(super) adhoc: Option<ScramSecret>,
     /// What the user's own login with a stored SCRAM secret left: logs in to servers in its name.
@@ -140,10 +149,14 @@ impl Core {
         self.users.get(id).filter(|user| user.listed).map(|_| id)
     }
 
-    /// The database of this name; made from the `*` entry if there is one (config 4.1).
-    pub(super) fn find_database(&mut self, name: &str, prefix: &str) -> Option<DatabaseId> {
-        if let Some(id) = self.database_names.get(name) {
-            return Some(*id);
+    /// The database of this name; made from the `*` entry if there is one (config 4.1). One that
+    /// was made so and has been idle since is in use again.
+    pub(super) fn find_database(&mut self, name: &str, client: ClientId) -> Option<DatabaseId> {
+        if let Some(id) = self.database_names.get(name).copied() {
+            if let Some(database) = self.databases.get_mut(id) {
+                database.idle_since = None;
+            }
+            return Some(id);
         }
         let string = self.autodb.clone()?;
         if name.len() > DATABASE_NAME_MAX {
@@ -151,7 +164,7 @@ impl Core {
             return None;
         }
         let entry = config::parse_autodb(name, &string, &mut self.journal)?;
-        self.journal.line(Level::Log, format!("{prefix}registered new auto-database: {name}"));
+        self.client_log(client, Level::Log, &format!("registered new auto-database: {name}"));
         Some(self.add_database(name, entry, Source::Auto))
     }
 
@@ -172,6 +185,8 @@ impl Core {
             disabled: false,
             forced_user,
             idle_since: None,
+            servers: 0,
+            clients: 0,
         });
         self.database_names.insert(name, id);
         id

@@ -129,14 +129,16 @@ impl Core {
         if minor > 0 || !wishes.extensions.is_empty() {
             write::negotiate(&mut sink.to_client, &wishes.extensions);
         }
-        let prefix = self.client_prefix(id);
-        let database_id = self.find_database(&database, &prefix);
+        let database_id = self.find_database(&database, id);
         if let Some(client) = self.clients.get_mut(id) {
             client.user_name = Some(user.as_str().into());
             client.database_name = Some(database.as_str().into());
             if let Some(login) = client.login.as_mut() {
                 login.database = database_id;
             }
+        }
+        if let Some(database_id) = database_id {
+            self.admit_to_database(id, database_id, &user)?;
         }
         if wishes.replication {
             return Err(fault::REPLICATION_MISSING);
@@ -159,11 +161,13 @@ impl Core {
         let is_console = database
             .and_then(|id| self.databases.get(id))
             .is_some_and(|database| database.source == Source::Console);
-        if is_console && user == CONSOLE && self.is_own_process_owner(id) {
+        if is_console && self.is_own_process_owner(id, user) {
             if self.settings.log_connections.on() {
                 self.client_log(id, Level::Log, "pgbouncer access from unix socket");
             }
             self.set_admin(id, Access::Admin);
+            self.attach(id);
+            self.log_attempt(id);
             return self.authenticated_client(id, sink);
         }
         let known = match self.settings.auth_type {
@@ -199,8 +203,9 @@ impl Core {
                 login.known = known;
             }
         }
-        if known.is_some() {
+        if log_name {
             self.attach(id);
+            self.admit_user(id, user)?;
         }
         self.log_attempt(id);
         self.ask(id, known, sink)
@@ -387,7 +392,7 @@ impl Core {
         }
         self.wait(id, pool_id);
         if !self.is_paused_globally() {
-            self.launch(pool_id);
+            self.launch(pool_id, true);
         }
     }
 
@@ -433,7 +438,7 @@ impl Core {
         }
     }
 
-    fn console_access(&self, user: &str) -> Option<Access> {
+    pub(super) fn console_access(&self, user: &str) -> Option<Access> {
         if in_word_list(&self.settings.admin_users, user) {
             Some(Access::Admin)
         } else if in_word_list(&self.settings.stats_users, user) {
@@ -443,8 +448,9 @@ impl Core {
         }
     }
 
-    fn is_own_process_owner(&self, id: ClientId) -> bool {
-        self.clients.get(id).is_some_and(|client| {
+    /// The special console user, by a Unix socket from this process's own user.
+    pub(super) fn is_own_process_owner(&self, id: ClientId, user: &str) -> bool {
+        self.clients.get(id).filter(|_| user == CONSOLE).is_some_and(|client| {
             matches!(client.remote, Addr::Unix { .. }) && client.uid == Some(self.own_uid)
         })
     }

@@ -12,6 +12,7 @@ pub mod database;
 pub mod face;
 pub mod fault;
 pub mod janitor;
+mod limits;
 mod login;
 pub mod pause;
 pub mod pool;
@@ -19,6 +20,7 @@ mod query;
 pub mod release;
 mod reload;
 pub mod replies;
+mod run;
 pub mod server;
 pub mod stats;
 pub mod timeouts;
@@ -33,7 +35,7 @@ pub use face::{
 use crate::base::random::Random;
 use crate::base::{Arena, Journal, Level, Links, List, Micros};
 use crate::config::{DatabaseEntry, PoolMode, Settings};
-use client::{Client, ClientState};
+use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
 use login::Login;
 use pause::{Mode, PauseWaiter, Shutdown};
@@ -42,7 +44,7 @@ use server::{Server, ServerState};
 use stats::Period;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use vars::{Tracked, Vars};
+use vars::{Shared, Tracked, Vars};
 
 /// What the core has to be told about the process it decides for.
 pub struct Surroundings {
@@ -64,6 +66,7 @@ pub struct Core {
     pub journal: Journal,
     settings: Rc<Settings>,
     tracked: Rc<Tracked>,
+    shared: Shared,
     databases: Arena<Database>,
     database_names: BTreeMap<Rc<str>, DatabaseId>,
     autodb: Option<String>,
@@ -80,6 +83,8 @@ pub struct Core {
     actions: VecDeque<Action>,
     /// Pools that `turn_end` looks at.
     pending: Vec<PoolId>,
+    /// Pools that could not open a connection for max_db_connections or max_user_connections.
+    starved: Vec<PoolId>,
     mode: Mode,
     shutdown: Option<Shutdown>,
     pause_waiters: Vec<PauseWaiter>,
@@ -100,6 +105,7 @@ impl Core {
             now: around.now,
             journal: Journal::default(),
             tracked: Rc::new(Tracked::new(&settings.track_extra_parameters)),
+            shared: Shared::default(),
             databases: Arena::default(),
             database_names: BTreeMap::new(),
             autodb: None,
@@ -114,6 +120,7 @@ impl Core {
             cancel_keys: BTreeMap::new(),
             actions: VecDeque::new(),
             pending: Vec::new(),
+            starved: Vec::new(),
             mode: Mode::Active,
             shutdown: None,
             pause_waiters: Vec::new(),
@@ -156,6 +163,8 @@ impl Core {
             transaction_start: None,
             wait_start: None,
             welcomed: false,
+            notified: false,
+            counted: Counted::default(),
             vars: Vars::new(),
             links: Links::default(),
             user: None,
@@ -316,8 +325,7 @@ impl Core {
     }
     /// The database of this name, made from `*` if there is such an entry.
     pub fn database_named(&mut self, name: &str, console: ClientId) -> Option<DatabaseId> {
-        let prefix = self.client_prefix(console);
-        self.find_database(name, &prefix)
+        self.find_database(name, console)
     }
     /// The database of this name if it exists.
     pub fn existing_database(&self, name: &str) -> Option<DatabaseId> {
@@ -350,6 +358,14 @@ impl Decisions for Core {
             Some(_) => self.reply_packet(id, packet),
             None => Verdict::Stop,
         }
+    }
+
+    fn client_run(&mut self, id: ClientId, data: &[u8]) -> usize {
+        self.plain_requests(id, data)
+    }
+
+    fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
+        self.plain_replies(id, data)
     }
 
     fn server_drained(&mut self, id: ServerId) {
@@ -387,6 +403,12 @@ impl Decisions for Core {
                 _ => limit,
             },
             Peer::Client(_) => limit,
+        }
+    }
+
+    fn dialling(&mut self, id: ServerId, remote: Addr) {
+        if let Some(server) = self.servers.get_mut(id) {
+            server.remote = remote;
         }
     }
 

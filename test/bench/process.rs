@@ -168,7 +168,7 @@ impl Setup<'_> {
         let child = self.command(&folder, port).stdout(Stdio::null()).stderr(errors).spawn();
         pin(REST);
         let child = child.unwrap_or_else(|e| panic!("{:?}: {e}", self.program));
-        scratch().watch(&child);
+        scratch().watch(child.id());
         let mut process = Process { folder, port, child };
         let socket = process.folder.join(format!(".s.PGSQL.{port}"));
         wait_until("the pooler is up or gone", || {

@@ -162,6 +162,22 @@ impl Decisions for Watched<'_> {
         verdict
     }
 
+    fn client_run(&mut self, id: ClientId, data: &[u8]) -> usize {
+        let run = self.core.client_run(id, data);
+        if self.tracing && run > 0 {
+            println!("      {id:?} passes {run} bytes");
+        }
+        run
+    }
+
+    fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
+        let run = self.core.server_run(id, data);
+        if self.tracing && run > 0 {
+            println!("      {id:?} passes {run} bytes");
+        }
+        run
+    }
+
     fn server_drained(&mut self, id: ServerId) {
         self.core.server_drained(id);
     }
@@ -191,6 +207,10 @@ impl Decisions for Watched<'_> {
 
     fn max_packet(&self, from: Peer) -> u32 {
         self.core.max_packet(from)
+    }
+
+    fn dialling(&mut self, id: ServerId, remote: Addr) {
+        self.core.dialling(id, remote);
     }
 
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
