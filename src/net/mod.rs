@@ -88,6 +88,8 @@ pub struct Net {
 
 /// How many events one wait takes from the kernel.
 const BATCH: usize = 1024;
+/// After so many bytes of buffers were given back the heap is trimmed.
+const MUCH: usize = 1024 * 1024;
 /// The caller's sources have numbers below this.
 const WOKEN: u32 = u32::MAX;
 
@@ -199,8 +201,11 @@ impl Net {
         }
     }
 
-    /// A few times a second: ends the pause after a failed accept.
+    /// A few times a second: ends the pause after a failed accept, gives memory back.
     pub fn tick(&mut self) {
+        if self.relay.take_released() >= MUCH {
+            sys::trim_heap();
+        }
         if self.listeners.tick(self.now) {
             self.try_listeners();
         }

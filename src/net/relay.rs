@@ -23,7 +23,7 @@ mod tests;
 mod walk;
 
 /// Size of the scratch buffer in bytes; one per relay, so larger than `pkt_buf` at no cost.
-pub const SCRATCH: usize = 32 * 1024;
+pub const SCRATCH: usize = 64 * 1024;
 /// Settings that the relay obeys.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -123,6 +123,11 @@ impl<W: Wire> Relay<W> {
     /// Adds the connection to a server.
     pub fn insert_server(&mut self, id: ServerId, wire: W) {
         self.conns.servers.insert(id, Conn::new(wire));
+    }
+
+    /// How many bytes of buffers were given back to the allocator since the last call.
+    pub fn take_released(&mut self) -> usize {
+        self.spare.take_released()
     }
 
     /// The stream of a connection.
