@@ -20,12 +20,14 @@ impl Core {
         let Some(client) = self.clients.get(id) else { return 0 };
         let is_active = client.state == ClientState::Active && client.welcomed;
         let is_served = is_active && client.console.is_none();
-        if !is_served || self.settings.disable_pqexec.on() || first_request(framer, data).is_none()
-        {
+        let Some((first, _)) = first_request(framer, data) else { return 0 };
+        if !is_served || self.settings.disable_pqexec.on() {
             return 0;
         }
         let server_id = match client.server {
             Some(server) => server,
+            // What is left of a COPY that the server has ended is for nobody.
+            None if first == Request::CopyData => return 0,
             None => match self.take_alike(id) {
                 Some(server) => server,
                 None => return 0,
@@ -138,6 +140,7 @@ fn first_request(framer: Framer, data: &[u8]) -> Option<(Request, usize)> {
         FromClient::Describe => Request::Describe,
         FromClient::Execute => Request::Execute,
         FromClient::Sync => Request::Sync,
+        FromClient::CopyData => Request::CopyData,
         _ => return None,
     };
     Some((request, packet.len()))
