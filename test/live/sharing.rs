@@ -310,7 +310,12 @@ fn paused_or_wanted_automatic_databases_stay() {
 
 #[test]
 fn unused_pool_is_freed() {
-    let entries = [("shop", ""), ("kept", "user=trusty min_pool_size=1"), ("busy", "")];
+    let entries = [
+        ("shop", ""),
+        ("kept", "user=trusty min_pool_size=1"),
+        ("down", "user=trusty min_pool_size=1 port=1"),
+        ("busy", ""),
+    ];
     let settings = "pool_idle_timeout = 1\nserver_idle_timeout = 0.4\n";
     let pooler = databases(&entries, settings);
     let _busy = pooler.client("busy");
@@ -320,7 +325,7 @@ fn unused_pool_is_freed() {
     assert_eq!(pooler.show("POOLS", "user", ("database", "shop")).len(), 0);
     assert!(!pooler.show("STATS", "total_query_count", ("database", "shop")).contains(&"1".into()));
     std::thread::sleep(Duration::from_millis(800));
-    for name in ["kept", "busy"] {
+    for name in ["kept", "down", "busy"] {
         assert_eq!(pooler.show("POOLS", "user", ("database", name)), ["trusty"], "{name}");
     }
     assert_eq!(pooler.client("shop").value("select 3"), "3");

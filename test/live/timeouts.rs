@@ -53,6 +53,16 @@ fn assert_client_closed(pooler: &Pooler, who: &str, left: &[Msg], text: &str) {
     assert!(!pooler.lines().iter().any(|line| line.starts_with("LOG S") && line.ends_with(text)));
 }
 
+/// Runs a check for all rows at the same time.
+fn at_once<T: Send>(rows: impl IntoIterator<Item = T>, check: impl Fn(T) + Sync) {
+    std::thread::scope(|scope| {
+        for row in rows {
+            let check = &check;
+            scope.spawn(move || check(row));
+        }
+    });
+}
+
 fn pause(millis: u64) {
     std::thread::sleep(Duration::from_millis(millis));
 }
@@ -168,7 +178,7 @@ fn user_s_timeouts_count_before_the_global_ones() {
         ("idle_transaction_timeout", "begin", "idle transaction timeout"),
         ("transaction_timeout", "begin", "transaction timeout"),
     ];
-    for (name, sql, text) in rows {
+    at_once(rows, |(name, sql, text)| {
         let users = format!("[users]\ntrusty = {name}=1\nother = {name}=3600\n");
         for global in ["0", "3600"] {
             let pooler = shop("", &format!("{name} = {global}\n{users}"));
@@ -183,7 +193,7 @@ fn user_s_timeouts_count_before_the_global_ones() {
         client.until(b'Z');
         pause(1500);
         assert_eq!(client.value("select 1"), "1", "{name}");
-    }
+    });
 }
 
 #[test]
@@ -284,7 +294,7 @@ fn query_wait_timeout_of_user_and_database_count_first() {
         (format!("{set}1"), "0", "0.4", false),
         (format!("{set}-1"), "", "0.4", false),
     ];
-    for (keys, user, global, ends) in rows {
+    at_once(rows, |(keys, user, global, ends)| {
         let own = if user.is_empty() { String::new() } else { format!("{set}{user}") };
         let users = format!("[users]\nother = {own}\ntrusty = {set}600\n");
         let sizes = format!("default_pool_size = 1\nquery_wait_timeout = {global}\n");
@@ -301,7 +311,7 @@ fn query_wait_timeout_of_user_and_database_count_first() {
             holder.query("commit");
             assert_eq!(tags(&waiter.until(b'Z')), "TDCZ", "{keys} {own} {global}");
         }
-    }
+    });
 }
 
 const NOTICE: &str = "No server connection available in postgres backend, client being queued";
