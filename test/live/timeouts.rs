@@ -328,11 +328,13 @@ fn queued_client_is_told_once_per_wait() {
     pause(2500);
     holder.query("commit");
     assert_eq!(tags(&waiter.until(b'Z')), "CZ", "no second notice");
-    holder.send(&query("select 1"));
-    let second = holder.recv().unwrap();
-    assert_eq!((second.tag, second.field(b'M')), (b'N', NOTICE.to_owned()), "another wait");
     waiter.query("commit");
-    assert_eq!(tags(&holder.until(b'Z')), "TDCZ");
+    holder.query("begin");
+    waiter.send(&query("select 1"));
+    let second = waiter.recv().unwrap();
+    assert_eq!((second.tag, second.field(b'M')), (b'N', NOTICE.to_owned()), "another wait");
+    holder.query("commit");
+    assert_eq!(tags(&waiter.until(b'Z')), "TDCZ");
     assert!(!pooler.log().contains(NOTICE));
 }
 
