@@ -234,6 +234,25 @@ fn client_idle_timeout_of_a_user_is_for_that_user() {
     assert_eq!(trusty.value("select 1"), "1");
 }
 
+/// SET counts for what is going on already.
+#[test]
+fn timeouts_change_at_run_time() {
+    let rows = [
+        ("query_timeout", "select pg_sleep(60)", "query timeout"),
+        ("idle_transaction_timeout", "begin", "idle transaction timeout"),
+        ("transaction_timeout", "begin", "transaction timeout"),
+        ("client_idle_timeout", "", "client_idle_timeout"),
+    ];
+    at_once(rows, |(name, sql, text)| {
+        let (pooler, database) = start("");
+        let mut client = pooler.client(&database);
+        client.send(&query(sql));
+        pause(700);
+        pooler.command(&format!("SET {name} = '0.5'"));
+        assert_eq!(last_error(&client.rest()), fatal(text));
+    });
+}
+
 #[test]
 fn client_login_timeout_ends_an_unfinished_login() {
     let pooler = shop("", "client_login_timeout = 0.6\nauth_type = plain\n");
