@@ -73,15 +73,27 @@ impl Process {
                 event => self.net.handle(event, &mut self.core),
             }
             self.perform();
+            if self.exit.is_some() {
+                // What else has happened is of no interest any more.
+                return self.print();
+            }
         }
         if self.core.now >= self.next_tick {
             self.next_tick = self.core.now + TICK;
             self.core.tick();
             self.net.tick();
             self.perform();
+            if self.exit.is_some() {
+                return self.print();
+            }
         }
         self.core.turn_end();
         self.perform();
+        if self.core.is_suspended() {
+            let net = &self.net;
+            self.core.check_suspension(|peer| net.is_quiet(peer));
+            self.perform();
+        }
         self.print();
     }
 
@@ -108,6 +120,10 @@ impl Process {
                 Signal::Usr2 => pause::Signal::Resume,
             };
             self.core.signalled(signal);
+            self.perform();
+            if self.exit.is_some() {
+                return;
+            }
         }
     }
 
@@ -120,8 +136,11 @@ impl Process {
                 Action::Close(peer) => self.net.close(peer),
                 Action::Console(id) => self.console(id),
                 Action::Reload(console) => self.reload(console),
+                Action::Suspend(on) => self.net.suspend(on),
                 Action::CloseTcpListeners => self.net.close_tcp_listeners(),
-                Action::Exit(code) => self.exit = Some(code),
+                Action::Exit(code) => {
+                    self.exit.get_or_insert(code);
+                }
             }
         }
     }
@@ -144,6 +163,8 @@ impl Process {
 
     /// Reads all files again (config 5.1).
     fn reload(&mut self, console: Option<ClientId>) {
+        // Lines up to here go where the old settings send them.
+        self.print();
         let settings = self.core.settings().clone();
         let file = settings.conffile.clone().unwrap_or_default();
         let (config, complete) = files::load(&settings, &file, false, &mut self.core.journal);
@@ -170,7 +191,7 @@ impl Process {
         let settings = self.core.settings();
         self.net.set_options(options::net(settings));
         self.net.set_defer_accept(settings.tcp_defer_accept.on());
-        self.log.set_file(&settings.logfile);
+        self.log.follow(settings);
     }
 
     /// Prints what the floors below have to say: sockets first, then decisions.

@@ -405,6 +405,7 @@ impl Core {
         };
         let untracked = server.login.take().map_or_else(Vec::new, |login| login.untracked);
         server.status = Status::Ready;
+        self.shared.share(&mut server.vars);
         let vars = server.vars.clone();
         let Some(pool) = self.pools.get_mut(pool_id) else {
             return;

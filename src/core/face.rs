@@ -140,6 +140,8 @@ pub enum Action {
     Reload(Option<ClientId>),
     /// Close the TCP listening sockets.
     CloseTcpListeners,
+    /// Stop accepting clients and reading between packets (SUSPEND); or go on.
+    Suspend(bool),
     /// Leave the loop with this exit code.
     Exit(u8),
 }
@@ -160,6 +162,18 @@ pub trait Decisions {
     fn client_packet(&mut self, id: ClientId, packet: Packet<'_>, sink: &mut Sink) -> Verdict;
     /// A server packet whose header is complete.
     fn server_packet(&mut self, id: ServerId, packet: Packet<'_>, sink: &mut Sink) -> Verdict;
+    /// How many bytes at the front of `data`, received from this client, are complete packets that
+    /// its server gets as they are. A shorter way for what [`Decisions::client_packet`] would say
+    /// of each of them; 0 sends the first one there.
+    fn client_run(&mut self, _id: ClientId, _data: &[u8]) -> usize {
+        0
+    }
+    /// How many bytes at the front of `data`, received from this server, are complete packets that
+    /// its client gets as they are. A shorter way for what [`Decisions::server_packet`] would say
+    /// of each of them; 0 sends the first one there.
+    fn server_run(&mut self, _id: ServerId, _data: &[u8]) -> usize {
+        0
+    }
     /// Everything that this server sent so far was complete packets, and its client has been given
     /// all of it. Not called while the server has only the beginning of a packet of that client.
     fn server_drained(&mut self, id: ServerId);
@@ -174,6 +188,11 @@ pub trait Decisions {
     /// True if packets of this client may begin with a length instead of a type byte: what they
     /// mean when it has logged in already is for `client_packet` to say.
     fn in_startup(&self, id: ClientId) -> bool;
+    /// True if this connection is read on while everything else comes to rest between two packets
+    /// (SUSPEND).
+    fn reads_while_suspended(&self, _peer: Peer) -> bool {
+        true
+    }
     /// The largest packet that this peer may send, in bytes.
     fn max_packet(&self, from: Peer) -> u32;
     /// Connecting to this address begins; the host's name, if it has one, has been looked up.

@@ -70,6 +70,9 @@ pub fn chore(server: Unused) -> Chore {
 impl Core {
     /// Everything that is due; pools in the order of their names.
     pub fn tick(&mut self) {
+        if self.is_suspended() {
+            return;
+        }
         self.make_forced_pools();
         for id in self.pool_names.values().copied().collect::<Vec<_>>() {
             if self.pools.get(id).is_none_or(|pool| pool.is_console()) {
@@ -94,8 +97,9 @@ impl Core {
         }
         self.age_auto_databases();
         self.expire_logins();
-        self.check_shutdown();
+        self.shared.tidy();
         self.shift_statistics();
+        self.check_shutdown();
     }
 
     fn tidy_servers(&mut self, pool_id: PoolId) {
@@ -303,7 +307,15 @@ impl Core {
     fn shift_statistics(&mut self) {
         let period = Micros::from_secs(u64::try_from(self.stats_period).unwrap_or(0));
         let elapsed = self.now.since(self.period.newer);
-        if !period.is_set() || elapsed < period {
+        let is_due = match self.stats_period {
+            // One look right after the start, then none.
+            0 => {
+                self.stats_period = -1;
+                true
+            }
+            _ => period.is_set() && elapsed >= period,
+        };
+        if !is_due {
             return;
         }
         if self.settings.log_stats.on() {

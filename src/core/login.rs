@@ -129,8 +129,7 @@ impl Core {
         if minor > 0 || !wishes.extensions.is_empty() {
             write::negotiate(&mut sink.to_client, &wishes.extensions);
         }
-        let prefix = self.client_prefix(id);
-        let database_id = self.find_database(&database, &prefix);
+        let database_id = self.find_database(&database, id);
         if let Some(client) = self.clients.get_mut(id) {
             client.user_name = Some(user.as_str().into());
             client.database_name = Some(database.as_str().into());
@@ -167,6 +166,8 @@ impl Core {
                 self.client_log(id, Level::Log, "pgbouncer access from unix socket");
             }
             self.set_admin(id, Access::Admin);
+            self.attach(id);
+            self.log_attempt(id);
             return self.authenticated_client(id, sink);
         }
         let known = match self.settings.auth_type {

@@ -20,8 +20,10 @@ mod query;
 pub mod release;
 mod reload;
 pub mod replies;
+mod run;
 pub mod server;
 pub mod stats;
+mod suspend;
 pub mod timeouts;
 pub mod vars;
 mod welcome;
@@ -43,7 +45,8 @@ use server::{Server, ServerState};
 use stats::Period;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use vars::{Tracked, Vars};
+use suspend::Suspension;
+use vars::{Shared, Tracked, Vars};
 
 /// What the core has to be told about the process it decides for.
 pub struct Surroundings {
@@ -65,6 +68,7 @@ pub struct Core {
     pub journal: Journal,
     settings: Rc<Settings>,
     tracked: Rc<Tracked>,
+    shared: Shared,
     databases: Arena<Database>,
     database_names: BTreeMap<Rc<str>, DatabaseId>,
     autodb: Option<String>,
@@ -86,6 +90,7 @@ pub struct Core {
     mode: Mode,
     shutdown: Option<Shutdown>,
     pause_waiters: Vec<PauseWaiter>,
+    suspension: Option<Suspension>,
     period: Period,
     stats_period: i32,
     random: Random,
@@ -103,6 +108,7 @@ impl Core {
             now: around.now,
             journal: Journal::default(),
             tracked: Rc::new(Tracked::new(&settings.track_extra_parameters)),
+            shared: Shared::default(),
             databases: Arena::default(),
             database_names: BTreeMap::new(),
             autodb: None,
@@ -121,6 +127,7 @@ impl Core {
             mode: Mode::Active,
             shutdown: None,
             pause_waiters: Vec::new(),
+            suspension: None,
             period: Period {
                 newer: around.now,
                 older: Micros(around.now.0.saturating_sub(1_000_000)),
@@ -322,8 +329,7 @@ impl Core {
     }
     /// The database of this name, made from `*` if there is such an entry.
     pub fn database_named(&mut self, name: &str, console: ClientId) -> Option<DatabaseId> {
-        let prefix = self.client_prefix(console);
-        self.find_database(name, &prefix)
+        self.find_database(name, console)
     }
     /// The database of this name if it exists.
     pub fn existing_database(&self, name: &str) -> Option<DatabaseId> {
@@ -358,6 +364,14 @@ impl Decisions for Core {
         }
     }
 
+    fn client_run(&mut self, id: ClientId, data: &[u8]) -> usize {
+        self.plain_requests(id, data)
+    }
+
+    fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
+        self.plain_replies(id, data)
+    }
+
     fn server_drained(&mut self, id: ServerId) {
         self.drained(id);
     }
@@ -383,6 +397,10 @@ impl Decisions for Core {
 
     fn in_startup(&self, id: ClientId) -> bool {
         self.clients.get(id).is_some()
+    }
+
+    fn reads_while_suspended(&self, peer: Peer) -> bool {
+        self.reads_while_suspended(peer)
     }
 
     fn max_packet(&self, from: Peer) -> u32 {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::cancel::sleeping;
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
@@ -85,6 +86,7 @@ fn consoles_and_cancel_requests_come_through_when_no_client_does() {
     let (pooler, database) = start("default_pool_size = 1\nmax_db_connections = 1\n");
     let mut busy = pooler.client(&database);
     busy.send(&query("select pg_sleep(60)"));
+    wait_until("it runs", || sleeping(&database));
     let _waiter = pooler.waiter(&database, "select 1");
     for limit in ["0", "1"] {
         pooler.command(&format!("SET max_client_conn = {limit}"));
@@ -103,7 +105,7 @@ fn cancel_requests_find_room_in_pools_without_size() {
     let (pooler, database) = start("default_pool_size = 0\nmax_db_connections = 1\n");
     let mut busy = pooler.client(&database);
     busy.send(&query("select pg_sleep(60)"));
-    wait_until("it runs", || pooler.pool(&database, "sv_active") == 1);
+    wait_until("it runs", || sleeping(&database));
     let mut cancel = pooler.tcp();
     cancel.send(&busy.cancel_request());
     assert_eq!(cancel.rest(), []);

@@ -162,6 +162,22 @@ impl Decisions for Watched<'_> {
         verdict
     }
 
+    fn client_run(&mut self, id: ClientId, data: &[u8]) -> usize {
+        let run = self.core.client_run(id, data);
+        if self.tracing && run > 0 {
+            println!("      {id:?} passes {run} bytes");
+        }
+        run
+    }
+
+    fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
+        let run = self.core.server_run(id, data);
+        if self.tracing && run > 0 {
+            println!("      {id:?} passes {run} bytes");
+        }
+        run
+    }
+
     fn server_drained(&mut self, id: ServerId) {
         self.core.server_drained(id);
     }
@@ -187,6 +203,10 @@ impl Decisions for Watched<'_> {
 
     fn in_startup(&self, id: ClientId) -> bool {
         self.core.in_startup(id)
+    }
+
+    fn reads_while_suspended(&self, peer: Peer) -> bool {
+        self.core.reads_while_suspended(peer)
     }
 
     fn max_packet(&self, from: Peer) -> u32 {

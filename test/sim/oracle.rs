@@ -266,6 +266,10 @@ impl World {
         };
         let size = usize::try_from(self.core.effective(pool).pool_size()).unwrap_or(0);
         let cancels = pool.clients(ClientState::WaitingCancel).len();
+        let carriers = pool.servers(ServerState::ActiveCancel).len();
+        if cancels > 0 && carriers < size {
+            return;
+        }
         let limit = if cancels > 0 { 2 * size } else { size };
         let total = pool.server_count();
         if size > 0 && total > limit && self.memory.knows(pool) {

@@ -190,7 +190,7 @@ impl World {
                 }
             }
             Action::Exit(code) => self.exit = Some(code),
-            Action::CloseTcpListeners | Action::Reload(_) => {}
+            Action::CloseTcpListeners | Action::Reload(_) | Action::Suspend(_) => {}
         }
     }
 

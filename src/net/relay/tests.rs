@@ -28,6 +28,24 @@ fn simple_query_costs_four_calls_and_no_memory() {
 }
 
 #[test]
+fn suspended_connections_rest_between_two_packets() {
+    let (first, second) = (packet(b'Q', b"first"), packet(b'Q', b"second"));
+    let bytes = [first.as_slice(), &second].concat();
+    for cut in 1..first.len() {
+        let mut world = pass_all(64);
+        world.core.suspends = true;
+        world.send(world.client, &bytes[..cut]);
+        world.relay.suspend(true);
+        world.send(world.client, &bytes[cut..]);
+        assert_eq!(world.got(world.server), first, "cut at {cut}");
+        assert!(world.relay.is_idle(world.client), "cut at {cut}");
+        world.relay.suspend(false);
+        while world.relay.pump_ready(&mut world.core) {}
+        assert_eq!(world.got(world.server), second, "cut at {cut}");
+    }
+}
+
+#[test]
 fn packets_cut_anywhere_arrive_whole() {
     let bytes = [packet(b'Q', b"a"), packet(b'P', b""), packet(b'B', b"12345678901234567890")];
     let bytes = bytes.concat();
