@@ -4,7 +4,7 @@ use crate::dice::Dice;
 use crate::line::Line;
 use crate::net::{key, peer_of, Key, Net};
 use pgturnstile::core::{
-    Addr, ClientId, Core, Decisions, Loss, Packet, Peer, ServerId, Sink, Target, Verdict,
+    Addr, ClientId, Core, Decisions, Loss, Packet, Peer, Run, ServerId, Sink, Target, Verdict,
 };
 use pgturnstile::net::conn::Wire;
 use pgturnstile::net::relay::{Limits, Relay};
@@ -162,10 +162,13 @@ impl Decisions for Watched<'_> {
         verdict
     }
 
-    fn client_run(&mut self, id: ClientId, data: &[u8]) -> usize {
+    fn client_run(&mut self, id: ClientId, data: &[u8]) -> Run {
         let run = self.core.client_run(id, data);
-        if self.tracing && run > 0 {
-            println!("      {id:?} passes {run} bytes");
+        if self.tracing && run != Run::Pass(0) {
+            println!("      {id:?}: {run:?}");
+        }
+        if run == Run::Wait {
+            self.held_back.insert(id);
         }
         run
     }

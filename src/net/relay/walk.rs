@@ -1,7 +1,7 @@
 //! One pass over received bytes: packet by packet, verdict by verdict.
 
 use super::{link, Relay, SCRATCH};
-use crate::core::{Decisions, Loss, Packet, Peer, Sink, Verdict};
+use crate::core::{Decisions, Loss, Packet, Peer, Run, Sink, Verdict};
 use crate::net::conn::{Conn, Flow, Wire};
 use crate::wire::frame::{Frame, Framer};
 use std::mem;
@@ -53,16 +53,16 @@ impl<W: Wire> Relay<W> {
     /// The short way: if nothing is pending on this connection, asks the core for the whole packets
     /// at the front that pass as they are. If that is all of `data` it is handed on at once; else
     /// [`Relay::walk`] has to go on behind these bytes.
-    pub(super) fn run<D: Decisions>(&mut self, from: Peer, data: &[u8], core: &mut D) -> usize {
+    pub(super) fn run<D: Decisions>(&mut self, from: Peer, data: &[u8], core: &mut D) -> Run {
         let is_between = |conn: &Conn<W>| conn.flow.at_boundary() && conn.flow.want == 0;
         if !self.conns.get(from).is_some_and(is_between) {
-            return 0;
+            return Run::Pass(0);
         }
         let run = match from {
             Peer::Client(id) => core.client_run(id, data),
-            Peer::Server(id) => core.server_run(id, data),
+            Peer::Server(id) => Run::Pass(core.server_run(id, data)),
         };
-        if run == data.len() {
+        if run == Run::Pass(data.len()) {
             if let Some(conn) = self.conns.get_mut(from) {
                 conn.ask = false;
                 conn.undrained = true;
@@ -70,6 +70,10 @@ impl<W: Wire> Relay<W> {
             if let Some(to) = link(from, core) {
                 self.deliver(to, data, core);
             }
+        }
+        if let (Run::Wait, Some(conn)) = (run, self.conns.get_mut(from)) {
+            conn.ask = false;
+            conn.waiting = true;
         }
         run
     }
