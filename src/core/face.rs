@@ -19,8 +19,8 @@ pub enum Peer {
     Server(ServerId),
 }
 
-/// One packet as far as it has arrived; the header is always complete. DataRow or CopyData packets of
-/// a linked peer that arrive together are told as one, whose length is the sum of theirs.
+/// One packet as far as it has arrived; the header is always complete. CopyData packets of a linked
+/// peer that arrive together are told as one, whose length is the sum of theirs.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
     /// The type byte; 0 for the packets without one that begin a connection
