@@ -103,6 +103,11 @@ impl Core {
                 break;
             }
             done = done.saturating_add(packet.len());
+            if matches!(kind, FromServer::DataRow | FromServer::CopyData) {
+                // What holds for one of them holds for the next.
+                let rest = data.get(done..).unwrap_or(&[]);
+                done = done.saturating_add(framer.alike(rest, tag));
+            }
         }
         if let Some(status) = ended {
             let is_refused =
