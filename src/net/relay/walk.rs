@@ -178,7 +178,8 @@ impl<W: Wire> Relay<W> {
             _ => false,
         };
         let max = walk.max;
-        let (tag, len) = match (Framer { startup, max }).first(rest) {
+        let framer = Framer { startup, max };
+        let (tag, len) = match framer.first(rest) {
             Frame::NeedMore => return Step::Leave,
             // The limit may have risen with a packet before this one: login is over.
             Frame::Bad(_) if core.max_packet(from) != max => {
@@ -194,9 +195,7 @@ impl<W: Wire> Relay<W> {
         };
         let len = match tag {
             // The answer for one piece of COPY data holds for the next.
-            b'd' if link(from, core).is_some() => {
-                len.max((Framer { startup: false, max }).alike(rest, tag) as u32)
-            }
+            b'd' if link(from, core).is_some() => len.max(framer.alike(rest, tag) as u32),
             _ => len,
         };
         let here = rest.len().min(len as usize);
@@ -204,12 +203,8 @@ impl<W: Wire> Relay<W> {
             return Step::Leave;
         }
         let header = if tag == 0 { 4 } else { 5 };
-        let packet = Packet {
-            tag,
-            len,
-            seen: rest.get(header..here).unwrap_or_default(),
-            behind: rest.len() > here,
-        };
+        let seen = rest.get(header..here).unwrap_or_default();
+        let packet = Packet { tag, len, seen, behind: rest.len() > here };
         let verdict = match from {
             Peer::Client(id) => core.client_packet(id, packet, &mut self.sink),
             Peer::Server(id) => core.server_packet(id, packet, &mut self.sink),
