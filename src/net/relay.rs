@@ -188,13 +188,12 @@ impl<W: Wire> Relay<W> {
         }
         let mut rounds = 0_u32;
         loop {
-            match peer {
-                Peer::Server(_) => self.settle(peer, core),
-                Peer::Client(_) => {
-                    if let Some(server) = link(peer, core) {
-                        self.settle(server, core);
-                    }
-                }
+            let server = match peer {
+                Peer::Server(id) => Some(id),
+                Peer::Client(id) => core.server_of(id),
+            };
+            if let Some(server) = server {
+                self.settle(server, core);
             }
             if !self.may_go_on(peer, scratch.len(), core) {
                 break;
@@ -323,11 +322,14 @@ impl<W: Wire> Relay<W> {
     }
 
     /// True if `to` has unsent bytes; then `from` is pumped when they are gone.
+    #[inline]
     fn must_wait_for(&mut self, to: Peer, from: Peer) -> bool {
-        let before = match self.conns.get_mut(to) {
-            Some(conn) if !conn.unsent.is_empty() => conn.blocks.replace(from),
-            _ => return false,
-        };
+        let is_full = self.conns.get(to).is_some_and(|conn| !conn.unsent.is_empty());
+        is_full && self.wait_for(to, from)
+    }
+
+    fn wait_for(&mut self, to: Peer, from: Peer) -> bool {
+        let before = self.conns.get_mut(to).and_then(|conn| conn.blocks.replace(from));
         if let Some(before) = before.filter(|before| *before != from) {
             self.enqueue(before);
         }
@@ -345,7 +347,9 @@ impl<W: Wire> Relay<W> {
         match conn.receive(scratch, most, &mut self.spare) {
             Received::End => {
                 conn.readable = false;
-                self.settle(peer, core);
+                if let Peer::Server(id) = peer {
+                    self.settle(id, core);
+                }
                 self.lose(peer, Loss::Receive, core);
             }
             Received::Scratch(count) => {
@@ -414,13 +418,18 @@ impl<W: Wire> Relay<W> {
     }
 
     /// Tells the core when a server has been heard out and its client has been given all of it.
-    fn settle<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
-        let Peer::Server(id) = peer else {
+    #[inline]
+    fn settle<D: Decisions>(&mut self, id: ServerId, core: &mut D) {
+        if self.conns.servers.get(id).is_some_and(|conn| conn.undrained) {
+            self.settle_undrained(id, core);
+        }
+    }
+
+    fn settle_undrained<D: Decisions>(&mut self, id: ServerId, core: &mut D) {
+        let Some(conn) = self.conns.servers.get(id) else {
             return;
         };
-        let Some(conn) = self.conns.servers.get(id).filter(|conn| conn.undrained) else {
-            return;
-        };
+        let peer = Peer::Server(id);
         let more_to_come = conn.readable && !conn.hangup;
         let between = conn.flow.at_boundary() && conn.held.is_empty();
         if !between || more_to_come || conn.stopped || conn.lost {
