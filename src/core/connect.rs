@@ -413,7 +413,8 @@ impl Core {
         pool.connect_failed = false;
         pool.login_failed = None;
         if pool.welcome.is_none() {
-            pool.welcome = Some(Rc::new(Welcome { untracked, vars }));
+            let tracked = vars.packets(&self.tracked);
+            pool.welcome = Some(Rc::new(Welcome { untracked, vars, tracked }));
         }
         self.move_server(id, ServerState::Idle);
         self.activate_next(pool_id);

@@ -21,6 +21,8 @@ pub struct Welcome {
     pub untracked: Vec<u8>,
     /// The tracked parameters.
     pub vars: Vars,
+    /// ParameterStatus packets of the tracked parameters, for clients without wishes of their own.
+    pub tracked: Vec<u8>,
 }
 
 /// The servers of one database and user, and the clients that share them.

@@ -1,6 +1,7 @@
 //! Tracked parameters: what a client wants, what its server has, and the SET that makes them agree
 //! (pooling 6).
 
+use crate::wire::write;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
@@ -82,6 +83,17 @@ impl Vars {
         if let Some(slot) = values.get_mut(at) {
             *slot = Some(value);
         }
+    }
+
+    /// ParameterStatus packets of the known values, in order.
+    pub fn packets(&self, tracked: &Tracked) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (at, name) in tracked.names().enumerate() {
+            if let Some(value) = self.get(at) {
+                write::parameter_status(&mut out, name.as_bytes(), value);
+            }
+        }
+        out
     }
 
     /// True if both are known to have the same values without looking at them.

@@ -25,18 +25,18 @@ impl Core {
             for (name, value) in CONSOLE_PARAMETERS {
                 write::parameter_status(out, name.as_bytes(), value.as_bytes());
             }
-        } else {
-            let welcome = client.pool.and_then(|pool| self.pools.get(pool)?.welcome.clone());
-            if let Some(welcome) = welcome {
-                out.extend_from_slice(&welcome.untracked);
-                client.vars.fill(&self.tracked, &welcome.vars);
-                self.shared.share(&mut client.vars);
-            }
         }
-        for (at, name) in self.tracked.names().enumerate() {
-            if let Some(value) = client.vars.get(at) {
-                write::parameter_status(out, name.as_bytes(), value);
+        let welcome = client.pool.and_then(|pool| self.pools.get(pool)?.welcome.clone());
+        if let Some(welcome) = &welcome {
+            out.extend_from_slice(&welcome.untracked);
+            client.vars.fill(&self.tracked, &welcome.vars);
+            self.shared.share(&mut client.vars);
+        }
+        match welcome {
+            Some(welcome) if client.vars.is_shared_with(&welcome.vars) => {
+                out.extend_from_slice(&welcome.tracked);
             }
+            _ => out.extend_from_slice(&client.vars.packets(&self.tracked)),
         }
         write::backend_key(out, key);
         if !self.settings.login_notify_message.is_empty() {
