@@ -1,0 +1,193 @@
+//! The limits on servers and clients (pooling 2.3 to 2.7), worked out from the plan and from who
+//! exists; never from what the core thinks of them.
+
+use crate::watch::Admission;
+use crate::world::World;
+use pgturnstile::base::Micros;
+use pgturnstile::core::assign::{Launch, Why};
+use pgturnstile::core::client::{self, ClientState};
+use pgturnstile::core::pool::{Pool, PoolId};
+use pgturnstile::core::server::ServerState;
+use pgturnstile::core::ServerId;
+
+/// What a client is told that is one too many.
+const TOO_MANY: [&str; 3] = [
+    "no more connections allowed (max_client_conn)",
+    "client connections exceeded (max_db_client_connections)",
+    "client connections exceeded (max_user_client_connections)",
+];
+
+impl World {
+    /// A connection is opened only within the limits.
+    pub fn check_launch(&self, id: ServerId) {
+        let Some(server) = self.core.servers().get(id) else { return };
+        let Some(pool) = self.core.pool(server.pool()) else { return };
+        let (database, user) = pool.names();
+        let size = self.plan.pool_size(pool.names());
+        let others = pool.server_count().saturating_sub(1);
+        let cancels = pool.clients(ClientState::WaitingCancel).len();
+        if cancels > 0 && others < 2 * size {
+            return;
+        }
+        if size > 0 && others >= size && self.memory.knows(pool) && !self.may_use_reserve(pool, others) {
+            self.fail(&format!(
+                "LIMITS: connection {} of {:?}, where {size} are allowed",
+                others + 1,
+                pool.names()
+            ));
+        }
+        let (of_database, of_user) = self.totals(pool);
+        for (count, limit) in [
+            (of_database, self.plan.database_limit(database)),
+            (of_user, self.plan.user_limit(user)),
+        ] {
+            if limit.is_some_and(|limit| count > limit) {
+                self.fail(&format!(
+                    "LIMITS: connection of {:?} is number {count} of {limit:?}",
+                    pool.names()
+                ));
+            }
+        }
+    }
+
+    /// Servers of a pool's database, and of its user.
+    fn totals(&self, of: &Pool) -> (usize, usize) {
+        let (mut of_database, mut of_user) = (0, 0);
+        for (_, pool) in self.core.pools() {
+            let same = |a: &str, b: &str| usize::from(a == b) * pool.server_count();
+            of_database += same(pool.names().0, of.names().0);
+            of_user += same(pool.names().1, of.names().1);
+        }
+        (of_database, of_user)
+    }
+
+    /// The first client of the queue has waited long enough for a connection beyond pool_size.
+    fn may_use_reserve(&self, pool: &Pool, count: usize) -> bool {
+        let patience = self.plan.settings.reserve_pool_timeout;
+        let first = pool.clients(ClientState::Waiting).head();
+        let heard = first.and_then(|id| self.watch.borrow().heard.get(&id).copied());
+        let most = self.plan.pool_size(pool.names()) + self.plan.reserve(pool.names());
+        patience.is_set()
+            && heard.is_some_and(|heard| self.now.since(heard) >= patience)
+            && count < most
+    }
+
+    /// True if a connection could be opened for a pool that nobody opens: within pool_size, and
+    /// with the limits on database and user, or with somebody to evict.
+    pub fn could_open(&self, id: PoolId, pool: &Pool, ticked: bool) -> bool {
+        let (size, count) = (self.plan.pool_size(pool.names()), pool.server_count());
+        // That a client has waited long enough for the reserve is noticed at the next tick.
+        let reserve = ticked && self.may_use_reserve(pool, count);
+        let full = size > 0 && count >= size && !reserve;
+        if full && self.memory.knows(pool) || !pool.servers(ServerState::Login).is_empty() {
+            return false;
+        }
+        if self.core.may_launch(id) == Launch::No(Why::ServerUnreachable) {
+            // That is right for so long only; then the next tick sees to it.
+            let tick = Micros(400_000);
+            let since = self.memory.launches.get(&id).copied().unwrap_or(Micros(0));
+            return self.now.since(since) > self.plan.settings.server_login_retry + tick;
+        }
+        let (of_database, of_user) = self.totals(pool);
+        let (database, user) = pool.names();
+        let forced = |pool: &Pool| {
+            let database = self.core.database(pool.database());
+            database.is_some_and(|database| database.forced_user().is_some())
+        };
+        let fits = |count: usize, limit: Option<usize>, near: &dyn Fn(&Pool) -> bool| {
+            limit.is_none_or(|limit| count < limit)
+                || limit == Some(count) && self.core.pools().any(|(_, p)| near(p) && is_spare(p))
+        };
+        fits(of_database, self.plan.database_limit(database), &|p| p.names().0 == database)
+            && fits(of_user, self.plan.user_limit(user), &|p| {
+                let same = p.names().1 == user;
+                same && !forced(pool) && !forced(p) || p.names() == pool.names()
+            })
+    }
+
+    /// Whoever logged in was within the limits on clients; whoever was not has been told why.
+    pub fn check_admissions(&self) {
+        for admission in &self.watch.borrow().admissions {
+            let reason = self.facts.closed.get(&client::pointer(admission.number));
+            let reason = reason.map(String::as_str);
+            let refused = reason.filter(|reason| TOO_MANY.contains(reason));
+            let over = self.over_limit(admission);
+            if refused != over {
+                self.fail(&format!(
+                    "LIMITS: client {:?} is one of {} {:?} and should be told {over:?}, not {reason:?}",
+                    admission.id, admission.total, admission.alike
+                ));
+            }
+        }
+    }
+
+    fn over_limit(&self, admission: &Admission) -> Option<&'static str> {
+        let (database, user) = (&*admission.names.0, &*admission.names.1);
+        if database == "pgbouncer" {
+            return None;
+        }
+        let limit = usize::try_from(self.plan.settings.max_client_conn).unwrap_or(0);
+        let (of_database, of_user) = admission.alike;
+        let exists = self.plan.databases.iter().any(|known| known.name == database);
+        let known = self.plan.users.iter().any(|name| name == user);
+        let known = known && !self.plan.unlisted.contains(user);
+        let above = |count, limit: Option<usize>| limit.is_some_and(|limit| count > limit);
+        if admission.total > limit {
+            Some(TOO_MANY[0])
+        } else if exists && above(of_database, self.plan.database_clients(database)) {
+            Some(TOO_MANY[1])
+        } else if known && above(of_user, self.plan.user_clients(user)) {
+            Some(TOO_MANY[2])
+        } else {
+            None
+        }
+    }
+
+    /// Nobody gets a server ahead of somebody who was in the queue before.
+    pub fn check_order(&self) {
+        for (id, server) in self.core.servers().iter() {
+            let Some(client) = server.client().filter(|c| self.memory.is_new_link(id, *c)) else {
+                continue;
+            };
+            let Some(pool) = self.core.pool(server.pool()) else { continue };
+            let began = self.memory.waits.get(&client).copied().unwrap_or(self.now);
+            for waiter in pool.clients(ClientState::Waiting).ids(self.core.clients()) {
+                let earlier = self.memory.waits.get(&waiter).is_some_and(|at| *at < began);
+                let known = self.core.clients().get(waiter);
+                if earlier && known.is_some_and(|known| known.query_start().is_some()) {
+                    self.fail(&format!("ORDER: {client:?} has a server, but {waiter:?} was first"));
+                }
+            }
+        }
+    }
+
+    /// When nothing is in the way a pool that is in use has min_pool_size servers.
+    pub fn short_of_servers(&self) -> Option<String> {
+        for (id, pool) in self.core.pools() {
+            let (min, size) =
+                (self.plan.min_size(pool.names()), self.plan.pool_size(pool.names()));
+            let in_use = [ClientState::Active, ClientState::Waiting]
+                .iter()
+                .any(|state| !pool.clients(*state).is_empty());
+            let (of_database, of_user) = self.totals(pool);
+            let room = self.plan.database_limit(pool.names().0).is_none_or(|l| of_database < l)
+                && self.plan.user_limit(pool.names().1).is_none_or(|l| of_user < l);
+            let count = pool.connected_count();
+            if in_use && !pool.is_console() && room && count < min.min(size) {
+                return Some(format!(
+                    "LIMITS: {:?} never has {min} servers, but {count}; {:?}",
+                    pool.names(),
+                    self.core.may_launch(id)
+                ));
+            }
+        }
+        None
+    }
+}
+
+/// A pool that could give up a connection for another one.
+fn is_spare(pool: &Pool) -> bool {
+    let some = |state| !pool.servers(state).is_empty();
+    let waiting = !pool.clients(ClientState::Waiting).is_empty();
+    some(ServerState::Idle) || !waiting && (some(ServerState::Used) || some(ServerState::Tested))
+}

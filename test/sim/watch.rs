@@ -1,0 +1,150 @@
+//! The border of the core: both rings ask it through here. What goes over sets the oracles' own
+//! clocks, and each login is compared with the limits on clients.
+
+use crate::speech;
+use pgturnstile::base::Micros;
+use pgturnstile::core::client::ClientState;
+use pgturnstile::core::{ClientId, Core, Decisions, Packet, Peer, ServerId, Sink, Verdict};
+use pgturnstile::wire::startup::Opening;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// Database and user that a client asked for.
+pub type Names = (String, String);
+
+/// A StartupMessage that the core has been given.
+pub struct Admission {
+    /// The client.
+    pub id: ClientId,
+    /// Its number in log lines.
+    pub number: u64,
+    /// What it asked for.
+    pub names: Names,
+    /// Clients that exist; this one, too.
+    pub total: usize,
+    /// Clients that asked for the same database, the same user; this one, too.
+    pub alike: (usize, usize),
+}
+
+/// What has gone over the border.
+#[derive(Default)]
+pub struct Watch {
+    /// When a client's last packet was looked at.
+    pub heard: BTreeMap<ClientId, Micros>,
+    /// When a server's last packet was looked at.
+    pub said: BTreeMap<ServerId, Micros>,
+    /// Clients that had something for a server in this turn.
+    pub asked: BTreeSet<ClientId>,
+    /// Clients that were handed ReadyForQuery in this turn.
+    pub ready: BTreeSet<ClientId>,
+    /// What clients asked for.
+    pub openings: BTreeMap<ClientId, Names>,
+    /// The logins of this turn.
+    pub admissions: Vec<Admission>,
+}
+
+/// Shared by the world and its net.
+pub type Shared = Rc<RefCell<Watch>>;
+
+/// Asks the core about a packet, with a trace line.
+pub fn ask(
+    watch: &Shared,
+    core: &mut Core,
+    peer: Peer,
+    packet: Packet<'_>,
+    sink: &mut Sink,
+    tracing: bool,
+) -> Verdict {
+    let (tag, len, whole) = (packet.tag, packet.len, packet.is_whole());
+    let verdict = match peer {
+        Peer::Client(id) => {
+            let state = core.clients().get(id).map(|client| client.state());
+            if tag == 0 && whole && state == Some(ClientState::Login) {
+                watch.borrow_mut().meet(id, packet.seen, core);
+            }
+            let verdict = core.client_packet(id, packet, sink);
+            watch.borrow_mut().client(id, state, (tag, verdict), core.now);
+            verdict
+        }
+        Peer::Server(id) => {
+            let client = core.client_of(id);
+            let verdict = core.server_packet(id, packet, sink);
+            let mut watch = watch.borrow_mut();
+            if verdict != Verdict::Whole {
+                watch.said.insert(id, core.now);
+            }
+            if tag == b'Z' && verdict == Verdict::Pass {
+                watch.ready.extend(client);
+            }
+            verdict
+        }
+    };
+    if tracing {
+        println!("      {peer:?} '{}' {len}: {verdict:?}", tag as char);
+    }
+    verdict
+}
+
+impl Watch {
+    fn client(
+        &mut self,
+        id: ClientId,
+        state: Option<ClientState>,
+        (tag, verdict): (u8, Verdict),
+        now: Micros,
+    ) {
+        // Who waits in the queue is not looked at, and a login's packet only when it is whole.
+        let counts = match state {
+            Some(ClientState::Active) => true,
+            Some(ClientState::Login) => !matches!(verdict, Verdict::Whole | Verdict::Wait),
+            _ => false,
+        };
+        if counts {
+            self.heard.insert(id, now);
+        }
+        let for_server = b"QFPBDCESHdcf".contains(&tag) && verdict != Verdict::Drop;
+        if state == Some(ClientState::Active) && for_server {
+            self.asked.insert(id);
+        }
+    }
+
+    fn meet(&mut self, id: ClientId, body: &[u8], core: &Core) {
+        let Opening::Startup { parameters, .. } = Opening::read(body) else {
+            return;
+        };
+        let mut names = Names::default();
+        let mut rest = parameters;
+        while rest.len() > 1 {
+            let (name, after) = speech::text(rest);
+            let (value, after) = speech::text(after);
+            rest = after;
+            match name.as_str() {
+                "database" => names.0 = value,
+                "user" => names.1 = value,
+                _ => {}
+            }
+        }
+        self.openings.insert(id, names.clone());
+        let alive = self.openings.iter().filter(|(id, _)| core.clients().get(**id).is_some());
+        let (mut of_database, mut of_user) = (0, 0);
+        for (_, (database, user)) in alive {
+            of_database += usize::from(*database == names.0);
+            of_user += usize::from(*user == names.1);
+        }
+        let total = core.clients().len();
+        let number = core.clients().get(id).map_or(0, |client| client.number());
+        let alike = (of_database, of_user);
+        self.admissions.push(Admission { id, number, names, total, alike });
+    }
+
+    /// Forgets who is gone, and what belongs to one turn.
+    pub fn turn_over(&mut self, core: &Core) {
+        self.asked.clear();
+        self.ready.clear();
+        self.admissions.clear();
+        self.heard.retain(|id, _| core.clients().get(*id).is_some());
+        self.openings.retain(|id, _| core.clients().get(*id).is_some());
+        self.said.retain(|id, _| core.servers().get(*id).is_some());
+    }
+}
