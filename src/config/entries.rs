@@ -86,14 +86,14 @@ entry! {
     /// How many servers each pool may have; 0 is without limit, negative is not set.
     pool_size: i32, count = "default_pool_size", NOW;
     /// Keep at least this many servers in pools that are in use; negative is not set.
-    min_pool_size: i32, count = "min_pool_size", LATER;
+    min_pool_size: i32, count = "min_pool_size", NOW;
     /// How many servers a pool may have on top when clients wait too long; negative is not set.
     /// The old name reserve_pool means the same.
-    reserve_pool_size: i32, count = "reserve_pool_size", LATER;
+    reserve_pool_size: i32, count = "reserve_pool_size", NOW;
     /// How many servers the database may have; 0 and negative are not set.
-    max_db_connections: i32, count = "max_db_connections", LATER;
+    max_db_connections: i32, count = "max_db_connections", NOW;
     /// How many clients the database may have; 0 and negative are not set.
-    max_db_client_connections: i32, count = "max_db_client_connections", LATER;
+    max_db_client_connections: i32, count = "max_db_client_connections", NOW;
     /// Close unused servers that are older, in whole seconds; 0 is not set.
     server_lifetime: Micros, seconds = "server_lifetime", NOW;
     /// Drop clients that wait longer for a server, in whole seconds; 0 is never.
@@ -114,11 +114,11 @@ entry! {
     /// How many servers each pool may have; wins over the database's; negative is not set.
     pool_size: i32, count = "the database's, default_pool_size", NOW;
     /// How many servers a pool may have on top when clients wait too long; negative is not set.
-    reserve_pool_size: i32, count = "the database's, reserve_pool_size", LATER;
+    reserve_pool_size: i32, count = "the database's, reserve_pool_size", NOW;
     /// How many servers the user may have; 0 and negative are not set.
-    max_user_connections: i32, count = "max_user_connections", LATER;
+    max_user_connections: i32, count = "max_user_connections", NOW;
     /// How many clients the user may have; 0 and negative are not set.
-    max_user_client_connections: i32, count = "max_user_client_connections", LATER;
+    max_user_client_connections: i32, count = "max_user_client_connections", NOW;
     /// Drop server and client if a query runs longer, in whole seconds; 0 is not set.
     query_timeout: Micros, seconds = "query_timeout", NOW;
     /// Drop clients that wait longer for a server, in whole seconds; 0 is never.

@@ -358,15 +358,14 @@ mod tests {
         assert!(without_effect(&Config::default()).is_empty());
         let (config, good, _) = start(
             "[pgbouncer]\nresolv_conf = x\nauth_user = y\nlisten_port = 1\n\
-             [databases]\nfoo = host=h min_pool_size=1\n* = reserve_pool=2\n\
-             [users]\nbob = pool_size=1 max_user_connections=0\n[peers]\n3 = host=p\n",
+             [databases]\nfoo = host=h auth_dbname=a\n* = auth_user=b\n\
+             [peers]\n3 = host=p\n",
         );
         assert!(good);
         let later = |name: &str| param(name).is_some_and(|param| param.later);
         let mut want: Vec<&str> = ["auth_user", "resolv_conf"].to_vec();
         want.retain(|name| later(name));
-        want.extend(["databases/*: reserve_pool_size", "databases/foo: min_pool_size"]);
-        want.extend(["users/bob: max_user_connections", "peers/3: host"]);
+        want.extend(["databases/*: auth_user", "databases/foo: auth_dbname", "peers/3: host"]);
         assert_eq!(without_effect(&config), want);
     }
 }

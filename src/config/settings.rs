@@ -179,20 +179,20 @@ settings! {
     /// How many clients may be connected.
     max_client_conn: i32 = text("100"), Reload, NOW;
     /// How many clients a database may have; 0 is without limit.
-    max_db_client_connections: i32 = text("0"), Reload, LATER;
+    max_db_client_connections: i32 = text("0"), Reload, NOW;
     /// How many servers a database may have, all users together; 0 is without limit.
-    max_db_connections: i32 = text("0"), Reload, LATER;
+    max_db_connections: i32 = text("0"), Reload, NOW;
     /// The longest protocol packet that is accepted, in bytes.
     max_packet_size: u32 = text("2147483647"), Reload, NOW;
     /// How many prepared statements of the extended protocol are kept per server in transaction
     /// and statement mode; 0 is no support for them.
     max_prepared_statements: i32 = text("200"), Reload, LATER;
     /// How many clients a user may have; 0 is without limit.
-    max_user_client_connections: i32 = text("0"), Reload, LATER;
+    max_user_client_connections: i32 = text("0"), Reload, NOW;
     /// How many servers a user may have, all databases together; 0 is without limit.
-    max_user_connections: i32 = text("0"), Reload, LATER;
+    max_user_connections: i32 = text("0"), Reload, NOW;
     /// Keep at least this many servers in pools that are in use; 0 is off.
-    min_pool_size: i32 = text("0"), Reload, LATER;
+    min_pool_size: i32 = text("0"), Reload, NOW;
     /// Number of this process among peers that share an address; 0 is no peering.
     peer_id: i32 = text("0"), Reload, LATER;
     /// File to write the process id to; nothing means none.
@@ -202,17 +202,17 @@ settings! {
     /// When a server goes back to its pool.
     pool_mode: PoolMode = text("session"), Reload, NOW;
     /// Remove pools without clients and servers after this time; 0 is never.
-    pool_idle_timeout: Micros = text("0"), Reload, LATER;
+    pool_idle_timeout: Micros = text("0"), Reload, NOW;
     /// Drop server and client if a query runs longer; 0 is never.
     query_timeout: Micros = text("0"), Reload, NOW;
     /// Whole seconds that a client waits for a server before it gets a notice; 0 is none.
-    query_wait_notify: i32 = text("5"), Reload, LATER;
+    query_wait_notify: i32 = text("5"), Reload, NOW;
     /// Drop clients that wait longer for a server; 0 is never.
     query_wait_timeout: Micros = text("120"), Reload, NOW;
     /// How many servers a pool may have on top when clients wait too long; 0 is none.
-    reserve_pool_size: i32 = text("0"), Reload, LATER;
+    reserve_pool_size: i32 = text("0"), Reload, NOW;
     /// How long a client must wait before the reserve is used; 0 is no use of it.
-    reserve_pool_timeout: Micros = text("5"), Reload, LATER;
+    reserve_pool_timeout: Micros = text("5"), Reload, NOW;
     /// Configuration of the DNS resolver; nothing means the system's.
     resolv_conf: String = text(""), Restart, LATER;
     /// How many buffers are read from one connection before others have their turn; 0 is without

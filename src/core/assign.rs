@@ -10,7 +10,7 @@ use super::server::{ServerState, Status};
 use super::stats::Counter;
 use super::vars;
 use super::Core;
-use crate::base::{List, Micros};
+use crate::base::{Level, List, Micros};
 use crate::wire::write;
 
 /// What a client that needs a server gets.
@@ -35,6 +35,12 @@ pub struct Counts {
     pub total: usize,
     /// Cancel requests that wait for a connection.
     pub cancels: usize,
+    /// How long ago the first waiting client sent its last packet.
+    pub waited: Option<Micros>,
+    /// Servers of the database, in all its pools.
+    pub of_database: usize,
+    /// Servers that are logged in as the pool's user, in all pools.
+    pub of_user: usize,
 }
 
 /// The limits and facts that decide about one more connection.
@@ -42,6 +48,14 @@ pub struct Counts {
 pub struct Limits {
     /// pool_size; 0 is without limit.
     pub pool_size: i32,
+    /// reserve_pool_size.
+    pub reserve_size: i32,
+    /// reserve_pool_timeout; zero: the reserve is never used.
+    pub reserve_timeout: Micros,
+    /// max_db_connections; 0 is without limit.
+    pub of_database: i32,
+    /// max_user_connections; 0 is without limit.
+    pub of_user: i32,
     /// The pool knows what its servers say at login: until then its size isn't checked.
     pub welcome_known: bool,
     /// When the last attempt was made, if it failed.
@@ -55,6 +69,12 @@ pub struct Limits {
 pub enum Launch {
     /// Now.
     Yes,
+    /// Now, beyond pool_size.
+    Reserve,
+    /// Once another connection of the database has been given up.
+    EvictFromDatabase,
+    /// Once another connection of the user has been given up.
+    EvictFromUser,
     /// Not now, and this is also why a client waits.
     No(Why),
 }
@@ -82,14 +102,34 @@ pub fn launch(count: Counts, limit: Limits, now: Micros) -> Launch {
     if limit.failed_launch.is_some_and(|at| now.since(at) < limit.login_retry) {
         return Launch::No(Why::ServerUnreachable);
     }
-    let size = usize::try_from(limit.pool_size).unwrap_or(0);
+    let at_most = |limit: i32| usize::try_from(limit).unwrap_or(0);
+    let size = at_most(limit.pool_size);
     if count.cancels > 0 && count.total < size.saturating_mul(2) {
         return Launch::Yes;
     }
-    if size > 0 && count.total >= size && limit.welcome_known {
+    let full = size > 0 && count.total >= size && limit.welcome_known;
+    if full && !may_use_reserve(count, limit) {
         return Launch::No(Why::PoolFull);
     }
-    Launch::Yes
+    if limit.of_database > 0 && count.of_database >= at_most(limit.of_database) {
+        return Launch::EvictFromDatabase;
+    }
+    if limit.of_user > 0 && count.of_user >= at_most(limit.of_user) {
+        return Launch::EvictFromUser;
+    }
+    match full {
+        true => Launch::Reserve,
+        false => Launch::Yes,
+    }
+}
+
+/// The first client has waited long enough for a connection beyond pool_size.
+fn may_use_reserve(count: Counts, limit: Limits) -> bool {
+    let size = limit.pool_size.saturating_add(limit.reserve_size);
+    limit.reserve_size > 0
+        && limit.reserve_timeout.is_set()
+        && count.waited.is_some_and(|waited| waited >= limit.reserve_timeout)
+        && count.total < usize::try_from(size).unwrap_or(0)
 }
 
 impl Core {
@@ -118,7 +158,7 @@ impl Core {
         }
         if let Some(fault) = self.fail_fast(pool_id) {
             self.mark(pool_id);
-            self.launch(pool_id);
+            self.launch(pool_id, true);
             self.close_client(id, &fault);
             return Assigned::Refused;
         }
@@ -186,6 +226,7 @@ impl Core {
         let Some(client) = self.clients.get_mut(id) else {
             return;
         };
+        client.notified = false;
         let waited = client.wait_start.take().map_or(Micros(0), |start| now.since(start));
         let (pool, welcomed) = (client.pool, client.welcomed);
         if let Some(pool) = pool {
@@ -205,8 +246,9 @@ impl Core {
         }
         let waiter =
             self.pools.get(pool_id).and_then(|pool| pool.clients(ClientState::Waiting).head());
-        if let Some(waiter) = waiter {
-            self.activate(waiter);
+        match waiter {
+            Some(waiter) => self.activate(waiter),
+            None => self.feed_starved(),
         }
     }
 
@@ -215,13 +257,23 @@ impl Core {
         let Some(pool) = self.pools.get(id) else {
             return Launch::No(Why::Paused);
         };
+        let head = pool.clients(ClientState::Waiting).head();
+        let head = head.and_then(|head| self.clients.get(head));
         let count = Counts {
             logging_in: pool.servers(ServerState::Login).len(),
             total: pool.server_count(),
             cancels: pool.clients(ClientState::WaitingCancel).len(),
+            waited: head.map(|client| self.now.since(client.last_packet)),
+            of_database: self.databases.get(pool.database).map_or(0, |database| database.servers),
+            of_user: self.users.get(pool.user).map_or(0, |user| user.servers),
         };
+        let effective = self.effective(pool);
         let limit = Limits {
-            pool_size: self.effective(pool).pool_size(),
+            pool_size: effective.pool_size(),
+            reserve_size: effective.reserve_pool_size(),
+            reserve_timeout: self.settings.reserve_pool_timeout,
+            of_database: effective.max_db_connections(),
+            of_user: effective.max_user_connections(),
             welcome_known: pool.welcome.is_some(),
             failed_launch: pool.connect_failed.then_some(pool.last_launch),
             login_retry: self.settings.server_login_retry,
@@ -229,13 +281,29 @@ impl Core {
         launch(count, limit, self.now)
     }
 
-    /// Opens a connection if that is allowed now.
-    pub(super) fn launch(&mut self, id: PoolId) -> Launch {
-        let answer = self.may_launch(id);
-        if answer == Launch::Yes {
-            connect::open(self, id);
+    /// Opens a connection if that is allowed now; if `evict`, idle ones of other pools make room.
+    pub(super) fn launch(&mut self, id: PoolId, evict: bool) {
+        loop {
+            match self.may_launch(id) {
+                Launch::Yes => connect::open(self, id),
+                Launch::Reserve => {
+                    self.log_reserve(id);
+                    connect::open(self, id);
+                }
+                Launch::EvictFromDatabase if evict && self.evict_from_database(id) => continue,
+                Launch::EvictFromUser if evict && self.evict_from_user(id) => continue,
+                Launch::EvictFromDatabase | Launch::EvictFromUser if evict => self.starve(id),
+                Launch::EvictFromDatabase | Launch::EvictFromUser | Launch::No(_) => {}
+            }
+            return;
         }
-        answer
+    }
+
+    fn log_reserve(&mut self, id: PoolId) {
+        let pool = self.pools.get(id);
+        if let Some(head) = pool.and_then(|pool| pool.clients(ClientState::Waiting).head()) {
+            self.client_log(head, Level::Warning, "taking connection from reserve_pool");
+        }
     }
 
     /// Looks after a pool's queues: gives servers to waiting clients, tests servers that were idle
@@ -249,7 +317,7 @@ impl Core {
             self.close_paused(id, cancels);
         }
         if cancels {
-            self.launch(id);
+            self.launch(id, true);
         }
         if cancels || self.is_paused(id) {
             return;
@@ -275,7 +343,7 @@ impl Core {
             } else if let Some(server) = used.next() {
                 self.check(server);
             } else {
-                self.launch(id);
+                self.launch(id, true);
                 break;
             }
         }
@@ -290,13 +358,24 @@ mod tests {
     fn launch_follows_its_rules_in_order() {
         let limit = Limits {
             pool_size: 2,
+            reserve_size: 0,
+            reserve_timeout: Micros::from_secs(5),
+            of_database: 0,
+            of_user: 0,
             welcome_known: true,
             failed_launch: None,
             login_retry: Micros::from_secs(15),
         };
-        let count = |total, logging_in, cancels| Counts { logging_in, total, cancels };
+        let count =
+            |total, logging_in, cancels| Counts { logging_in, total, cancels, ..Counts::default() };
+        let reserve = Limits { reserve_size: 1, ..limit };
+        let waiting =
+            |total, secs| Counts { waited: Some(Micros::from_secs(secs)), ..count(total, 0, 0) };
+        let shared = Limits { of_database: 3, of_user: 4, ..reserve };
+        let sum = |of_database, of_user| Counts { of_database, of_user, ..waiting(1, 9) };
         let failed = Limits { failed_launch: Some(Micros::from_secs(90)), ..limit };
         let now = Micros::from_secs(100);
+        let full = Launch::No(Why::PoolFull);
         let later = Micros::from_secs(105);
         for (count, limit, now, want) in [
             (count(0, 0, 0), limit, now, Launch::Yes),
@@ -309,6 +388,17 @@ mod tests {
             (count(2, 0, 0), Limits { welcome_known: false, ..limit }, now, Launch::Yes),
             (count(0, 0, 0), failed, now, Launch::No(Why::ServerUnreachable)),
             (count(0, 0, 0), failed, later, Launch::Yes),
+            (waiting(2, 4), reserve, now, Launch::No(Why::PoolFull)),
+            (waiting(2, 5), reserve, now, Launch::Reserve),
+            (waiting(3, 5), reserve, now, Launch::No(Why::PoolFull)),
+            (waiting(2, 5), Limits { reserve_timeout: Micros(0), ..reserve }, now, full),
+            (count(2, 0, 0), reserve, now, Launch::No(Why::PoolFull)),
+            (sum(2, 3), shared, now, Launch::Yes),
+            (sum(3, 4), shared, now, Launch::EvictFromDatabase),
+            (sum(2, 4), shared, now, Launch::EvictFromUser),
+            (Counts { total: 2, ..sum(3, 3) }, shared, now, Launch::EvictFromDatabase),
+            (Counts { total: 3, ..sum(3, 3) }, shared, now, Launch::No(Why::PoolFull)),
+            (Counts { cancels: 1, ..sum(3, 4) }, shared, now, Launch::Yes),
         ] {
             assert_eq!(launch(count, limit, now), want, "{count:?} {limit:?}");
         }

@@ -50,7 +50,7 @@ impl Core {
         }
         self.set_cancel_waiting(id);
         self.mark(pool);
-        self.launch(pool);
+        self.launch(pool, true);
         Ok(())
     }
 

@@ -59,6 +59,18 @@ pub struct Console {
     pub commands: VecDeque<Vec<u8>>,
 }
 
+/// Whose limits a client counts against, until it closes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// Nobody's: it has not said what it wants, or is a cancel request.
+    #[default]
+    Nowhere,
+    /// Its database's.
+    Database,
+    /// Its database's and its login user's, or if it has none the pool's user's.
+    DatabaseAndUser,
+}
+
 /// A connection that a client made to us. Times of zero mean "not running".
 pub struct Client {
     pub(super) state: ClientState,
@@ -71,6 +83,10 @@ pub struct Client {
     pub(super) wait_start: Option<Micros>,
     /// The welcome message has been sent.
     pub(super) welcomed: bool,
+    /// It has been told that it waits (query_wait_notify).
+    pub(super) notified: bool,
+    /// Whose client limits it counts against.
+    pub(super) counted: Counted,
     pub(super) vars: Vars,
     pub(super) links: Links<Client>,
     /// The login user, if it is a known one.

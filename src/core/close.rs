@@ -32,6 +32,7 @@ impl Core {
         }
         if let Some(client) = self.clients.remove(id) {
             self.cancel_keys.remove(&client.cancel_key);
+            self.uncount_client(&client);
             if client.console.is_some() {
                 self.forget_console(id);
             }
@@ -98,6 +99,7 @@ impl Core {
             self.close_client(client, fault);
         }
         self.mark(pool);
+        self.feed_starved();
     }
 
     /// A connection ended by itself.

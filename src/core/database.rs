@@ -41,6 +41,10 @@ pub struct Database {
     pub(super) forced_user: Option<Rc<str>>,
     /// Since when nobody uses it, if it was made from `*`.
     pub(super) idle_since: Option<Micros>,
+    /// Servers in all its pools, for max_db_connections.
+    pub(super) servers: usize,
+    /// Clients from their start-up packet on, for max_db_client_connections.
+    pub(super) clients: usize,
 }
 
 impl Database {
@@ -94,6 +98,10 @@ pub struct User {
     /// Listed in auth_file.
     pub(super) listed: bool,
     pub(super) entry: UserEntry,
+    /// Servers that are logged in as this user, for max_user_connections.
+    pub(super) servers: usize,
+    /// Clients that log in as this user, for max_user_client_connections.
+    pub(super) clients: usize,
     /// What a plain-text secret is for clients that use SCRAM: made once, its salt stays.
     pub(super) adhoc: Option<ScramSecret>,
     /// What the user's own login with a stored SCRAM secret left: logs in to servers in its name.
@@ -172,6 +180,8 @@ impl Core {
             disabled: false,
             forced_user,
             idle_since: None,
+            servers: 0,
+            clients: 0,
         });
         self.database_names.insert(name, id);
         id

@@ -137,6 +137,7 @@ faults! {
     told CLOSE_NEEDED "close_needed"
     told OBSOLETE "obsolete connection"
     told PAUSE_MODE "pause mode"
+    told EVICTED "evicted"
     told TOO_MANY_SERVERS "too many servers in the pool"
     told IDLE_GOT_DIRTY "idle server got dirty"
     told IDLE_LIST_GOT_DIRTY "SV_IDLE server got dirty"

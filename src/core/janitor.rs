@@ -1,7 +1,7 @@
 //! What time alone changes; three times a second (pooling 3.5 and 4).
 
 use super::client::ClientState;
-use super::database::Source;
+use super::database::{Database, Source};
 use super::face::ServerId;
 use super::fault::{self, Fault};
 use super::pool::PoolId;
@@ -38,6 +38,8 @@ pub struct Unused {
     pub age: Micros,
     /// server_idle_timeout, server_lifetime.
     pub limits: (Micros, Micros),
+    /// min_pool_size needs it.
+    pub is_needed: bool,
     /// server_check_delay, if there is a check query.
     pub check_delay: Option<Micros>,
 }
@@ -53,7 +55,7 @@ pub fn chore(server: Unused) -> Chore {
         ServerState::Used if !server.is_clean => return Chore::Close(fault::USED_LIST_GOT_DIRTY),
         _ => {}
     }
-    if idle_timeout.is_set() && server.idle > idle_timeout {
+    if idle_timeout.is_set() && server.idle > idle_timeout && !server.is_needed {
         return Chore::Close(fault::SERVER_IDLE_TIMEOUT);
     }
     if server.age >= lifetime {
@@ -68,15 +70,20 @@ pub fn chore(server: Unused) -> Chore {
 impl Core {
     /// Everything that is due.
     pub fn tick(&mut self) {
+        self.make_forced_pools();
         for id in self.pools.ids() {
             if self.pools.get(id).is_none_or(|pool| pool.is_console()) {
                 continue;
             }
             self.tidy_servers(id);
             self.trim(id);
+            self.fill(id);
             self.expire_connecting(id);
             self.expire_clients(id);
             self.expire_cancels(id);
+            if self.expire_pool(id) {
+                continue;
+            }
             let cancels = self.pools.get(id).is_some_and(|pool| {
                 let waiting = pool.clients(ClientState::WaitingCancel);
                 !waiting.is_empty()
@@ -117,13 +124,16 @@ impl Core {
             return Chore::Keep;
         };
         let settings = &self.settings;
+        let effective = self.effective(pool);
+        let min = usize::try_from(effective.min_pool_size()).unwrap_or(0);
         chore(Unused {
             state: server.state,
             is_clean: server.is_clean(),
             close_needed: server.close_needed,
             idle: self.now.since(server.last_packet),
             age: self.now.since(server.connect_time),
-            limits: (settings.server_idle_timeout, self.effective(pool).server_lifetime()),
+            limits: (settings.server_idle_timeout, effective.server_lifetime()),
+            is_needed: min > 0 && pool.connected_count() <= min,
             check_delay: (!settings.server_check_query.is_empty())
                 .then_some(settings.server_check_delay),
         })
@@ -150,8 +160,10 @@ impl Core {
             let Some(pool) = self.pools.get(pool_id) else {
                 return;
             };
-            let size = usize::try_from(self.effective(pool).pool_size()).unwrap_or(0);
-            if size == 0 || pool.connected_count() <= size {
+            let effective = self.effective(pool);
+            let size = effective.pool_size();
+            let most = usize::try_from(size.saturating_add(effective.reserve_pool_size()));
+            if size <= 0 || most.is_ok_and(|most| pool.connected_count() <= most) {
                 return;
             }
             let used = pool.servers(ServerState::Used).head();
@@ -160,6 +172,73 @@ impl Core {
             };
             self.close_server(id, &fault::TOO_MANY_SERVERS, true);
         }
+    }
+
+    /// Opens one more connection for min_pool_size; nobody gives one up for that (pooling 2.4).
+    fn fill(&mut self, id: PoolId) {
+        let Some(pool) = self.pools.get(id) else {
+            return;
+        };
+        let effective = self.effective(pool);
+        let want = effective.min_pool_size().min(effective.pool_size());
+        let has_clients = !pool.clients(ClientState::Active).is_empty()
+            || !pool.clients(ClientState::Waiting).is_empty();
+        let is_kept = has_clients || self.forces_user(pool);
+        let is_short = usize::try_from(want).is_ok_and(|want| pool.connected_count() < want);
+        if is_short && is_kept && !self.is_paused(id) {
+            self.launch(id, false);
+        }
+    }
+
+    /// Databases that force a user have their servers before the first client comes.
+    fn make_forced_pools(&mut self) {
+        let global = self.settings.min_pool_size;
+        let wanting = |database: &Database| {
+            let own = database.entry.min_pool_size.filter(|size| *size >= 0);
+            database.source != Source::Console
+                && database.forced_user.is_some()
+                && own.unwrap_or(global) > 0
+        };
+        let wanting: Vec<_> = self
+            .databases
+            .iter()
+            .filter(|(_, database)| wanting(database))
+            .map(|(id, _)| id)
+            .collect();
+        for id in wanting {
+            self.pool_for(id, "");
+        }
+    }
+
+    /// Frees a pool that nobody has used for pool_idle_timeout; true if it is gone.
+    fn expire_pool(&mut self, id: PoolId) -> bool {
+        let limit = self.settings.pool_idle_timeout;
+        let Some(pool) = self.pools.get(id) else {
+            return true;
+        };
+        let in_use = pool.client_count() + pool.server_count() > 0;
+        let is_kept = self.forces_user(pool) && self.effective(pool).min_pool_size() > 0;
+        let since = (!in_use).then(|| pool.idle_since.unwrap_or(self.now));
+        let idle = since.map_or(Micros(0), |since| self.now.since(since));
+        if let Some(pool) = self.pools.get_mut(id) {
+            pool.idle_since = since;
+        }
+        let is_over = limit.is_set() && idle > limit && !is_kept;
+        // Somebody who is logging in may have it already.
+        if !is_over || self.clients.iter().any(|(_, client)| client.pool == Some(id)) {
+            return false;
+        }
+        if let Some(pool) = self.pools.get(id) {
+            let (database, user) = pool.names();
+            let age = idle.secs();
+            let line = format!(
+                "cleaning up idle pool for user {user} on db {database} \
+                 because: pool idle timeout (age= {age}s)"
+            );
+            self.journal.line(Level::Log, line);
+        }
+        self.forget_pool(id);
+        true
     }
 
     fn expire_connecting(&mut self, pool: PoolId) {
@@ -254,6 +333,7 @@ mod tests {
             idle: Micros::from_secs(5),
             age: Micros::from_secs(50),
             limits: (Micros::from_secs(600), Micros::from_secs(3600)),
+            is_needed: false,
             check_delay: Some(Micros::from_secs(30)),
         };
         let dirty = Unused { is_clean: false, ..fine };
@@ -269,6 +349,7 @@ mod tests {
             (Unused { state: ServerState::Tested, ..dirty }, Chore::Keep),
             (Unused { idle: long, ..fine }, Chore::Close(fault::SERVER_IDLE_TIMEOUT)),
             (Unused { idle: Micros::from_secs(31), ..fine }, Chore::NeedsCheck),
+            (Unused { idle: long, is_needed: true, ..fine }, Chore::NeedsCheck),
             (
                 Unused { idle: long, limits: (Micros(0), Micros::from_secs(3600)), ..fine },
                 Chore::NeedsCheck,

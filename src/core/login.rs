@@ -138,6 +138,9 @@ impl Core {
                 login.database = database_id;
             }
         }
+        if let Some(database_id) = database_id {
+            self.admit_to_database(id, database_id, &user)?;
+        }
         if wishes.replication {
             return Err(fault::REPLICATION_MISSING);
         }
@@ -159,7 +162,7 @@ impl Core {
         let is_console = database
             .and_then(|id| self.databases.get(id))
             .is_some_and(|database| database.source == Source::Console);
-        if is_console && user == CONSOLE && self.is_own_process_owner(id) {
+        if is_console && self.is_own_process_owner(id, user) {
             if self.settings.log_connections.on() {
                 self.client_log(id, Level::Log, "pgbouncer access from unix socket");
             }
@@ -199,8 +202,9 @@ impl Core {
                 login.known = known;
             }
         }
-        if known.is_some() {
+        if log_name {
             self.attach(id);
+            self.admit_user(id, user)?;
         }
         self.log_attempt(id);
         self.ask(id, known, sink)
@@ -387,7 +391,7 @@ impl Core {
         }
         self.wait(id, pool_id);
         if !self.is_paused_globally() {
-            self.launch(pool_id);
+            self.launch(pool_id, true);
         }
     }
 
@@ -433,7 +437,7 @@ impl Core {
         }
     }
 
-    fn console_access(&self, user: &str) -> Option<Access> {
+    pub(super) fn console_access(&self, user: &str) -> Option<Access> {
         if in_word_list(&self.settings.admin_users, user) {
             Some(Access::Admin)
         } else if in_word_list(&self.settings.stats_users, user) {
@@ -443,8 +447,9 @@ impl Core {
         }
     }
 
-    fn is_own_process_owner(&self, id: ClientId) -> bool {
-        self.clients.get(id).is_some_and(|client| {
+    /// The special console user, by a Unix socket from this process's own user.
+    pub(super) fn is_own_process_owner(&self, id: ClientId, user: &str) -> bool {
+        self.clients.get(id).filter(|_| user == CONSOLE).is_some_and(|client| {
             matches!(client.remote, Addr::Unix { .. }) && client.uid == Some(self.own_uid)
         })
     }

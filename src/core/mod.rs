@@ -12,6 +12,7 @@ pub mod database;
 pub mod face;
 pub mod fault;
 pub mod janitor;
+mod limits;
 mod login;
 pub mod pause;
 pub mod pool;
@@ -33,7 +34,7 @@ pub use face::{
 use crate::base::random::Random;
 use crate::base::{Arena, Journal, Level, Links, List, Micros};
 use crate::config::{DatabaseEntry, PoolMode, Settings};
-use client::{Client, ClientState};
+use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
 use login::Login;
 use pause::{Mode, PauseWaiter, Shutdown};
@@ -80,6 +81,8 @@ pub struct Core {
     actions: VecDeque<Action>,
     /// Pools that `turn_end` looks at.
     pending: Vec<PoolId>,
+    /// Pools that could not open a connection for max_db_connections or max_user_connections.
+    starved: Vec<PoolId>,
     mode: Mode,
     shutdown: Option<Shutdown>,
     pause_waiters: Vec<PauseWaiter>,
@@ -114,6 +117,7 @@ impl Core {
             cancel_keys: BTreeMap::new(),
             actions: VecDeque::new(),
             pending: Vec::new(),
+            starved: Vec::new(),
             mode: Mode::Active,
             shutdown: None,
             pause_waiters: Vec::new(),
@@ -156,6 +160,8 @@ impl Core {
             transaction_start: None,
             wait_start: None,
             welcomed: false,
+            notified: false,
+            counted: Counted::default(),
             vars: Vars::new(),
             links: Links::default(),
             user: None,

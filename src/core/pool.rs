@@ -39,6 +39,8 @@ pub struct Pool {
     /// Why the last login failed, if it did.
     pub(super) login_failed: Option<String>,
     pub(super) last_lifetime_close: Micros,
+    /// Since when it has had neither clients nor servers, as the janitor saw it.
+    pub(super) idle_since: Option<Micros>,
     /// Which element of a list of hosts is next.
     pub(super) next_host: u32,
     pub(super) stats: PoolStats,
@@ -59,6 +61,7 @@ impl Pool {
             connect_failed: false,
             login_failed: None,
             last_lifetime_close: Micros(0),
+            idle_since: None,
             next_host: 0,
             stats: PoolStats::default(),
             pending: false,
@@ -129,6 +132,40 @@ impl Effective<'_> {
             .or(self.database.and_then(|database| database.entry.pool_size))
             .filter(|size| *size >= 0)
             .unwrap_or(self.settings.default_pool_size)
+    }
+
+    /// How many servers beyond pool_size a long wait may bring.
+    pub fn reserve_pool_size(&self) -> i32 {
+        self.user
+            .and_then(|user| user.entry.reserve_pool_size)
+            .filter(|size| *size >= 0)
+            .or(self.database.and_then(|database| database.entry.reserve_pool_size))
+            .filter(|size| *size >= 0)
+            .unwrap_or(self.settings.reserve_pool_size)
+    }
+
+    /// How many servers are kept connected.
+    pub fn min_pool_size(&self) -> i32 {
+        self.database
+            .and_then(|database| database.entry.min_pool_size)
+            .filter(|size| *size >= 0)
+            .unwrap_or(self.settings.min_pool_size)
+    }
+
+    /// How many servers the database may have in all its pools; 0 is without limit.
+    pub fn max_db_connections(&self) -> i32 {
+        self.database
+            .and_then(|database| database.entry.max_db_connections)
+            .filter(|limit| *limit > 0)
+            .unwrap_or(self.settings.max_db_connections)
+    }
+
+    /// How many servers may be logged in as the user in all pools; 0 is without limit.
+    pub fn max_user_connections(&self) -> i32 {
+        self.user
+            .and_then(|user| user.entry.max_user_connections)
+            .filter(|limit| *limit > 0)
+            .unwrap_or(self.settings.max_user_connections)
     }
 
     /// How old a server may get.
@@ -282,6 +319,7 @@ impl Core {
         if let Some(pool) = self.pools.get_mut(pool) {
             pool.servers[state as usize].push_back(&mut self.servers, id);
         }
+        self.count_server(pool, |count| count.saturating_add(1));
     }
 
     /// Takes a server out of the list that its state names.
@@ -293,6 +331,7 @@ impl Core {
         if let Some(pool) = self.pools.get_mut(pool) {
             pool.servers[state as usize].remove(&mut self.servers, id);
         }
+        self.count_server(pool, |count| count.saturating_sub(1));
     }
 
     /// Links a client and an idle server.

@@ -106,6 +106,7 @@ impl Core {
             AfterRelease::Used => {
                 self.move_server(id, ServerState::Used);
                 self.mark(pool);
+                self.feed_starved();
             }
             AfterRelease::Reset => {
                 let query = self.settings.server_reset_query.clone();
@@ -137,6 +138,7 @@ impl Core {
         let mut packet = Vec::new();
         write::query(&mut packet, query);
         self.actions.push_back(Action::Send(Peer::Server(id), packet));
+        self.feed_starved();
     }
 
     /// A client waits for a server that was idle for long: check it, or take it as it is.

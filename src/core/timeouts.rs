@@ -1,11 +1,13 @@
 //! Clients that wait, run or idle for too long (pooling 4); at each tick.
 
 use super::client::ClientState;
+use super::face::{Action, ClientId, Peer};
 use super::fault::{self, Fault};
 use super::pool::PoolId;
 use super::server::{ServerState, Status};
 use super::Core;
 use crate::base::Micros;
+use crate::wire::write;
 
 /// How long a linked pair has been at it, and how long it may.
 #[derive(Clone, Copy, Debug)]
@@ -119,10 +121,33 @@ impl Core {
                 self.close_client(id, &fault::QUERY_WAIT_TIMEOUT);
             } else if server_down && !client.welcomed && over(login_limit, client.connect_time) {
                 self.close_client(id, &fault::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN);
+            } else {
+                self.notify_waiting(id);
             }
         }
     }
+
+    /// Tells a client that it waits, once per wait (query_wait_notify). What is paused is meant to
+    /// wait.
+    fn notify_waiting(&mut self, id: ClientId) {
+        let limit = u64::try_from(self.settings.query_wait_notify).unwrap_or(0);
+        let Some(client) = self.clients.get(id) else { return };
+        let waited = client.wait_start.map_or(Micros(0), |start| self.now.since(start));
+        let is_due = limit > 0 && waited.secs() > limit && client.welcomed && !client.notified;
+        if !is_due || client.pool.is_none_or(|pool| self.is_paused(pool)) {
+            return;
+        }
+        if let Some(client) = self.clients.get_mut(id) {
+            client.notified = true;
+        }
+        let mut packet = Vec::new();
+        write::notice(&mut packet, WAIT_NOTICE.as_bytes());
+        self.actions.push_back(Action::Send(Peer::Client(id), packet));
+    }
 }
+
+/// What a client that waits for long is told.
+const WAIT_NOTICE: &str = "No server connection available in postgres backend, client being queued";
 
 #[cfg(test)]
 mod tests {
