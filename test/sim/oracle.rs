@@ -275,7 +275,7 @@ impl World {
         if more && !soon && self.could_open(id, pool, ticked) {
             return Some(format!("a connection could be opened, the core says {launch:?}"));
         }
-        if more && ticked && launch == Launch::Yes {
+        if more && ticked && matches!(launch, Launch::Yes | Launch::Reserve) {
             return Some(format!("the core says {launch:?}"));
         }
         let states = ServerState::SHOWN;

@@ -152,7 +152,8 @@ impl Plan {
     }
 
     /// Nothing ends by itself any more, and nothing that can't be worked off is left: databases
-    /// with a forced user can't make way for others of that user (pooling 2.5).
+    /// with a forced user can't make way for others of that user (pooling 2.5), and short lives
+    /// and min_pool_size keep a pool busy for ever.
     pub fn calm_down(&mut self) {
         let settings = &mut self.settings;
         settings.query_timeout = OFF;
@@ -176,8 +177,16 @@ impl Plan {
                 entry.max_user_connections = None;
             }
         }
+        let keeps = |database: &DatabasePlan| self.min_size((&database.name, "")) > 0;
+        let keeps = self.databases.iter().any(keeps);
+        if keeps {
+            self.settings.server_lifetime = HOUR;
+        }
         for database in &mut self.databases {
             database.entry.query_wait_timeout = None;
+            if keeps {
+                database.entry.server_lifetime = None;
+            }
         }
     }
 

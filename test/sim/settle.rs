@@ -4,7 +4,6 @@
 use crate::client::Phase;
 use crate::talk;
 use crate::world::World;
-use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::{Shutdown, Signal};
 use pgturnstile::core::pool::{Pool, PoolId};
@@ -47,10 +46,7 @@ impl World {
 
     /// Nothing is in the way of min_pool_size any more.
     fn grow(&mut self) {
-        let recycled = self.plan.databases.iter().any(|database| {
-            self.plan.lifetime(&database.name) < Micros::from_secs(3600)
-        });
-        if recycled || self.core.shutdown().is_some() || self.exit.is_some() {
+        if self.core.shutdown().is_some() || self.exit.is_some() {
             return;
         }
         for _ in 0..60 {
