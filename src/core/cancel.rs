@@ -98,6 +98,8 @@ impl Core {
             carrier.carries = Some(request);
         }
         self.move_server(server, ServerState::ActiveCancel);
+        // Who waits for a server may have one opened, now that no connection is being made.
+        self.mark(pool_id);
         let mut packet = Vec::new();
         write::cancel_request(&mut packet, key);
         self.actions.push_back(Action::Send(Peer::Server(server), packet));
