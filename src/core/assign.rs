@@ -246,10 +246,11 @@ impl Core {
         }
         let waiter =
             self.pools.get(pool_id).and_then(|pool| pool.clients(ClientState::Waiting).head());
-        match waiter {
-            Some(waiter) => self.activate(waiter),
-            None => self.feed_starved(),
+        if let Some(waiter) = waiter {
+            self.activate(waiter);
         }
+        // The server stays idle if that client needs its welcome only, or has gone.
+        self.feed_starved();
     }
 
     /// Why the pool opens no connection now, or that it would.

@@ -79,7 +79,7 @@ impl World {
         // That a client has waited long enough for the reserve is noticed at the next tick.
         let reserve = ticked && self.may_use_reserve(pool, count);
         let full = size > 0 && count >= size && !reserve;
-        if full && self.memory.knows(pool) || !pool.servers(ServerState::Login).is_empty() {
+        if full && self.knows_by_now(pool) || !pool.servers(ServerState::Login).is_empty() {
             return false;
         }
         if self.core.may_launch(id) == Launch::No(Why::ServerUnreachable) {

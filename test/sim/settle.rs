@@ -316,6 +316,10 @@ impl World {
         if self.exit.is_some() {
             return;
         }
+        // Nobody notices that clients in a queue have left until it is their turn (pooling 1.2).
+        if self.is_stuck_in_shutdown() && self.core.login_clients().is_empty() {
+            return;
+        }
         if let Some(mode) = self.core.shutdown() {
             let servers = self.core.servers().iter();
             let states: Vec<_> = servers.map(|(id, server)| (id, server.state())).collect();
