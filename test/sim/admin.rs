@@ -66,15 +66,19 @@ impl World {
                 self.core.clients().iter().map(|(_, client)| client.number()).collect();
             text = format!("KILL_CLIENT {}", self.dice.pick(&numbers));
         }
+        self.command(at, &text);
+    }
+
+    /// A console says this.
+    pub fn command(&mut self, at: usize, text: &str) {
         self.trace(|world| format!("client {} says {text}", world.clients[at].number));
-        talk::command(&mut self.clients[at], &text);
+        self.memory.commands.insert(self.clients[at].id, text.to_owned());
+        talk::command(&mut self.clients[at], text);
     }
 
     /// Runs the commands of a console.
     pub fn console(&mut self, id: ClientId) {
-        let client = self.clients.iter().find(|client| client.id == id);
-        let command = client.and_then(|client| client.commands.last().cloned());
-        let command = command.unwrap_or_default();
+        let command = self.memory.commands.get(&id).cloned().unwrap_or_default();
         self.trace(|_| format!("  console {command}"));
         let (word, name) = command.split_once(' ').unwrap_or((&command, ""));
         let active = !self.is_paused();

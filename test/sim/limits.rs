@@ -24,7 +24,8 @@ impl World {
         let Some(pool) = self.core.pool(server.pool()) else { return };
         let (database, user) = pool.names();
         let size = self.plan.pool_size(pool.names());
-        let others = pool.server_count().saturating_sub(1);
+        let older = |pool: &Pool| self.older_servers(pool, server.number());
+        let others = older(pool);
         let cancels = pool.clients(ClientState::WaitingCancel).len();
         if cancels > 0 && others < 2 * size {
             return;
@@ -36,25 +37,33 @@ impl World {
                 pool.names()
             ));
         }
-        let (of_database, of_user) = self.totals(pool);
-        for (count, limit) in [
-            (of_database, self.plan.database_limit(database)),
-            (of_user, self.plan.user_limit(user)),
+        let (of_database, of_user) = self.totals(pool, &older);
+        for (what, count, limit) in [
+            (database, of_database, self.plan.database_limit(database)),
+            (user, of_user, self.plan.user_limit(user)),
         ] {
-            if limit.is_some_and(|limit| count > limit) {
+            if limit.is_some_and(|limit| count >= limit) {
                 self.fail(&format!(
-                    "LIMITS: connection of {:?} is number {count} of {limit:?}",
+                    "LIMITS: {what} has {count} servers of {limit:?}, and {:?} gets one more",
                     pool.names()
                 ));
             }
         }
     }
 
+    fn older_servers(&self, pool: &Pool, number: u64) -> usize {
+        let servers = self.core.servers().iter();
+        let own = servers.filter(|(_, server)| {
+            self.core.pool(server.pool()).is_some_and(|other| other.names() == pool.names())
+        });
+        own.filter(|(_, server)| server.number() < number).count()
+    }
+
     /// Servers of a pool's database, and of its user.
-    fn totals(&self, of: &Pool) -> (usize, usize) {
+    fn totals(&self, of: &Pool, count: &dyn Fn(&Pool) -> usize) -> (usize, usize) {
         let (mut of_database, mut of_user) = (0, 0);
         for (_, pool) in self.core.pools() {
-            let same = |a: &str, b: &str| usize::from(a == b) * pool.server_count();
+            let same = |a: &str, b: &str| usize::from(a == b) * count(pool);
             of_database += same(pool.names().0, of.names().0);
             of_user += same(pool.names().1, of.names().1);
         }
@@ -88,7 +97,7 @@ impl World {
             let since = self.memory.launches.get(&id).copied().unwrap_or(Micros(0));
             return self.now.since(since) > self.plan.settings.server_login_retry + tick;
         }
-        let (of_database, of_user) = self.totals(pool);
+        let (of_database, of_user) = self.totals(pool, &Pool::server_count);
         let (database, user) = pool.names();
         let forced = |pool: &Pool| {
             let database = self.core.database(pool.database());
@@ -136,7 +145,7 @@ impl World {
             Some(TOO_MANY[0])
         } else if exists && above(of_database, self.plan.database_clients(database)) {
             Some(TOO_MANY[1])
-        } else if known && above(of_user, self.plan.user_clients(user)) {
+        } else if exists && known && above(of_user, self.plan.user_clients(user)) {
             Some(TOO_MANY[2])
         } else {
             None
@@ -145,12 +154,14 @@ impl World {
 
     /// Nobody gets a server ahead of somebody who was in the queue before.
     pub fn check_order(&self) {
+        // A client that was called and has gone leaves its server to whoever comes first.
+        let new = self.facts.closed.is_empty().then_some(self.now);
         for (id, server) in self.core.servers().iter() {
             let Some(client) = server.client().filter(|c| self.memory.is_new_link(id, *c)) else {
                 continue;
             };
             let Some(pool) = self.core.pool(server.pool()) else { continue };
-            let began = self.memory.waits.get(&client).copied().unwrap_or(self.now);
+            let Some(began) = self.memory.waits.get(&client).copied().or(new) else { continue };
             for waiter in pool.clients(ClientState::Waiting).ids(self.core.clients()) {
                 let earlier = self.memory.waits.get(&waiter).is_some_and(|at| *at < began);
                 let known = self.core.clients().get(waiter);
@@ -169,7 +180,7 @@ impl World {
             let in_use = [ClientState::Active, ClientState::Waiting]
                 .iter()
                 .any(|state| !pool.clients(*state).is_empty());
-            let (of_database, of_user) = self.totals(pool);
+            let (of_database, of_user) = self.totals(pool, &Pool::server_count);
             let room = self.plan.database_limit(pool.names().0).is_none_or(|l| of_database < l)
                 && self.plan.user_limit(pool.names().1).is_none_or(|l| of_user < l);
             let count = pool.connected_count();

@@ -51,13 +51,8 @@ impl World {
             return;
         }
         let Peer::Client(id) = peer else { return };
-        let Some(client) = self.clients.iter().find(|client| client.id == id) else {
-            return;
-        };
         // Only one command is under way at a time, and RESUME answers those who wait.
-        let Some(command) = client.commands.last().filter(|text| text.starts_with("PAUSE")) else {
-            return;
-        };
+        let Some(command) = self.memory.commands.get(&id) else { return };
         let database = command.strip_prefix("PAUSE ").unwrap_or("");
         let in_force = match database {
             "" => self.is_paused(),

@@ -36,6 +36,8 @@ pub struct Memory {
     unreachable: BTreeSet<PoolId>,
     /// Since when clients have been in their queue, as of the last turn.
     pub waits: BTreeMap<ClientId, Micros>,
+    /// The last command of each console.
+    pub commands: BTreeMap<ClientId, String>,
     /// Databases that were paused at the end of the last turn.
     pub paused: BTreeSet<String>,
     /// A shutdown was under way at the end of the last turn.

@@ -163,6 +163,11 @@ impl Plan {
         settings.query_wait_timeout = OFF;
         settings.client_login_timeout = OFF;
         settings.max_client_conn = 1000;
+        // A reserve that is in use can leave no room for cancel requests.
+        settings.cancel_wait_timeout = match settings.reserve_pool_size {
+            0 => settings.cancel_wait_timeout,
+            _ => Micros::from_secs(10),
+        };
         let forced = self.databases.iter().any(|database| database.entry.user.is_some());
         if forced {
             settings.max_user_connections = 0;

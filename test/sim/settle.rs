@@ -18,7 +18,9 @@ impl World {
     pub fn settle(&mut self) {
         self.trace(|_| "settling".into());
         self.settling = true;
+        self.begin_turn(0);
         self.end_faults();
+        self.end_turn();
         self.rest();
         self.grow();
     }
@@ -172,7 +174,7 @@ impl World {
         self.rest();
         self.resumes = false;
         self.ask_something();
-        self.command(number, "PAUSE");
+        self.tell(number, "PAUSE");
         for round in 0.. {
             self.round(100_000);
             if round == 3 {
@@ -190,7 +192,7 @@ impl World {
                 self.fail(&format!("PAUSE: no end, answered {paused}, servers {left:?}"));
             }
         }
-        self.command(number, "RESUME");
+        self.tell(number, "RESUME");
         self.round(100_000);
         self.resumes = true;
         self.rest();
@@ -205,10 +207,9 @@ impl World {
         }
     }
 
-    fn command(&mut self, number: u32, text: &str) {
-        self.trace(|_| format!("client {number} says {text}"));
-        if let Some(client) = self.clients.iter_mut().find(|client| client.number == number) {
-            talk::command(client, text);
+    fn tell(&mut self, number: u32, text: &str) {
+        if let Some(at) = self.clients.iter().position(|client| client.number == number) {
+            self.command(at, text);
         }
     }
 
