@@ -154,6 +154,7 @@ impl World {
 
     /// A new configuration; `console` asked for it.
     pub fn reload(&mut self, console: Option<ClientId>) {
+        self.judge_admissions();
         let old = self.plan.clone();
         let what = self.plan.edit(&mut self.dice);
         self.trace(|_| format!("reload: {what}"));

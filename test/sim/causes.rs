@@ -3,6 +3,7 @@
 use crate::timeouts::{self, Due};
 use crate::world::World;
 use pgturnstile::core::pause::Shutdown;
+use pgturnstile::core::pool::PoolId;
 use pgturnstile::core::{ClientId, Peer};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,6 +37,8 @@ pub struct Facts {
     pub replaced: bool,
     /// Somebody may have ended a pause.
     pub resumed: bool,
+    /// Pools that had cancel requests when the janitor came.
+    pub canceled: BTreeSet<PoolId>,
     /// Something was paused.
     pub paused: bool,
     /// KILL_CLIENT.

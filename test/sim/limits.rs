@@ -26,8 +26,8 @@ impl World {
         let size = self.plan.pool_size(pool.names());
         let older = |pool: &Pool| self.older_servers(pool, server.number());
         let others = older(pool);
-        let cancels = pool.clients(ClientState::WaitingCancel).len();
-        if cancels > 0 && others < 2 * size {
+        let cancels = !pool.clients(ClientState::WaitingCancel).is_empty();
+        if (cancels || self.facts.canceled.contains(&server.pool())) && others < 2 * size {
             return;
         }
         if size > 0 && others >= size && self.memory.knows(pool) && !self.may_use_reserve(pool, others) {
@@ -120,13 +120,21 @@ impl World {
             let reason = self.facts.closed.get(&client::pointer(admission.number));
             let reason = reason.map(String::as_str);
             let refused = reason.filter(|reason| TOO_MANY.contains(reason));
-            let over = self.over_limit(admission);
+            let over = admission.judged.unwrap_or_else(|| self.over_limit(admission));
             if refused != over {
                 self.fail(&format!(
                     "LIMITS: client {:?} is one of {} {:?} and should be told {over:?}, not {reason:?}",
                     admission.id, admission.total, admission.alike
                 ));
             }
+        }
+    }
+
+    /// The limits are about to change.
+    pub fn judge_admissions(&self) {
+        for admission in &mut self.watch.borrow_mut().admissions {
+            let over = self.over_limit(admission);
+            admission.judged.get_or_insert(over);
         }
     }
 

@@ -54,9 +54,10 @@ impl World {
         // Only one command is under way at a time, and RESUME answers those who wait.
         let Some(command) = self.memory.commands.get(&id) else { return };
         let database = command.strip_prefix("PAUSE ").unwrap_or("");
+        let mut databases = self.core.databases();
         let in_force = match database {
             "" => self.is_paused(),
-            name => self.is_paused_at(name),
+            name => databases.any(|(_, known)| &**known.name() == name && known.is_paused()),
         };
         if !in_force {
             return;

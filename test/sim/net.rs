@@ -135,6 +135,11 @@ impl Packets {
     }
 
     fn pump(&mut self, peer: Peer, core: &mut Core) {
+        let free = |conn: &mut Conn| conn.unsent.is_empty() && !conn.held.is_empty();
+        if self.conn(peer).is_some_and(free) {
+            // It was resumed while it had words of ours to read first.
+            self.walk(peer, core);
+        }
         loop {
             if link(peer, core).is_some_and(|other| self.is_blocked(other)) {
                 return;

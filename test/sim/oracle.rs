@@ -296,8 +296,14 @@ impl World {
                 let state = server.state();
                 let own = self.core.pool(server.pool()).is_some_and(|p| p.names() == pool.names());
                 let carries = matches!(state, ServerState::Login | ServerState::ActiveCancel);
-                own && !carries && self.memory.logging_in.contains(&id)
+                own && !carries && self.is_new(id)
             })
+    }
+
+    /// True if a server was logging in at the end of the last turn, or did not exist then.
+    fn is_new(&self, id: ServerId) -> bool {
+        let opened = self.clocks.opened.get(&id);
+        self.memory.logging_in.contains(&id) || opened == Some(&self.now)
     }
 
     fn remember(&mut self, ticked: bool) {
@@ -370,7 +376,7 @@ impl World {
                     logging_in.insert(id);
                 }
                 ServerState::ActiveCancel => {}
-                _ if self.memory.logging_in.contains(&id) && !server.close_needed() => {
+                _ if self.is_new(id) && !server.close_needed() => {
                     let (database, user) = pool.names();
                     let name = (database.to_owned(), user.to_owned());
                     self.memory.welcome.insert(name);

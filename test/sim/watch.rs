@@ -25,6 +25,8 @@ pub struct Admission {
     pub total: usize,
     /// Clients that asked for the same database, the same user; this one, too.
     pub alike: (usize, usize),
+    /// What it should be told by the limits of that moment, once that has been found out.
+    pub judged: Option<Option<&'static str>>,
 }
 
 /// What has gone over the border.
@@ -135,7 +137,7 @@ impl Watch {
         let total = core.clients().len();
         let number = core.clients().get(id).map_or(0, |client| client.number());
         let alike = (of_database, of_user);
-        self.admissions.push(Admission { id, number, names, total, alike });
+        self.admissions.push(Admission { id, number, names, total, alike, judged: None });
     }
 
     /// Forgets who is gone, and what belongs to one turn.
