@@ -78,6 +78,10 @@ impl World {
 
     /// Runs the commands of a console.
     pub fn console(&mut self, id: ClientId) {
+        if self.core.clients().get(id).is_none() {
+            // It has talked nonsense right behind its command.
+            return;
+        }
         let command = self.memory.commands.get(&id).cloned().unwrap_or_default();
         self.trace(|_| format!("  console {command}"));
         let (word, name) = command.split_once(' ').unwrap_or((&command, ""));
@@ -90,7 +94,7 @@ impl World {
             "RESUME" => self.facts.resumed = true,
             "RECONNECT" => {
                 self.facts.replaced = true;
-                self.memory.forget(name);
+                self.forget(name);
             }
             "KILL" if active => {
                 self.facts.paused = true;
@@ -102,7 +106,7 @@ impl World {
                     .filter(|database| database != "pgbouncer")
                     .collect();
                 self.facts.removed.extend(pools);
-                self.memory.forget(name);
+                self.forget(name);
             }
             "KILL_CLIENT" => self.facts.killed = true,
             "SHUTDOWN" => {
@@ -148,7 +152,9 @@ impl World {
             }
         }
         if let Some(id) = now.difference(others).next().filter(|_| !self.facts.removed.is_empty()) {
-            self.fail(&format!("RELOAD: the database of {id:?} is removed, but it lives"));
+            let state = self.core.clients().get(*id).map(|client| client.state());
+            let text = format!("RELOAD: the database of {id:?} ({state:?}) is removed, but it lives");
+            self.fail(&text);
         }
     }
 
@@ -164,11 +170,11 @@ impl World {
             match new {
                 None => {
                     self.facts.removed.insert(name.to_owned());
-                    self.memory.forget(name);
+                    self.forget(name);
                 }
                 Some(new) if Plan::recycles(&database.entry, &new.entry) => {
                     self.facts.replaced = true;
-                    self.memory.forget(name);
+                    self.forget(name);
                 }
                 Some(_) => {}
             }
@@ -207,7 +213,7 @@ impl World {
             _ => {
                 self.trace(|_| "reconnect".into());
                 self.facts.replaced = true;
-                self.memory.forget("");
+                self.forget("");
                 self.core.reconnect(None);
             }
         }

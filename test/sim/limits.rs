@@ -30,7 +30,7 @@ impl World {
         if (cancels || self.facts.canceled.contains(&server.pool())) && others < 2 * size {
             return;
         }
-        if size > 0 && others >= size && self.memory.knows(pool) && !self.may_use_reserve(pool, others) {
+        if size > 0 && others >= size && self.knows(pool) && !self.may_use_reserve(pool, others) {
             self.fail(&format!(
                 "LIMITS: connection {} of {:?}, where {size} are allowed",
                 others + 1,
@@ -88,7 +88,7 @@ impl World {
         // That a client has waited long enough for the reserve is noticed at the next tick.
         let reserve = ticked && self.may_use_reserve(pool, count);
         let full = size > 0 && count >= size && !reserve;
-        if full && self.knows_by_now(pool) || !pool.servers(ServerState::Login).is_empty() {
+        if full && self.knows(pool) || !pool.servers(ServerState::Login).is_empty() {
             return false;
         }
         if self.core.may_launch(id) == Launch::No(Why::ServerUnreachable) {

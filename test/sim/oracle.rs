@@ -19,10 +19,6 @@ pub struct Memory {
     good: BTreeMap<u64, Key>,
     /// Servers that were linked in the last turn, and to whom.
     links: BTreeMap<ServerId, ClientId>,
-    /// Pools that know what to welcome clients with.
-    welcome: BTreeSet<(String, String)>,
-    /// Servers that were logging in at the end of the last turn.
-    logging_in: BTreeSet<ServerId>,
     /// Cancel requests under way by the server that carries them: the server that they are aimed
     /// at, and its client when they were sent.
     cancels: BTreeMap<ServerId, (ServerId, Option<ClientId>)>,
@@ -59,11 +55,6 @@ impl Memory {
         self.good.retain(|_, known| *known != key);
     }
 
-    /// What the pools of a database (of all, without a name) know is thrown away.
-    pub fn forget(&mut self, database: &str) {
-        self.welcome.retain(|(name, _)| !database.is_empty() && name != database);
-    }
-
     /// A connection has been begun.
     pub fn launched(&mut self, id: ServerId, server: &Server) {
         self.servers.insert(client::pointer(server.number()), id);
@@ -83,12 +74,6 @@ impl Memory {
     /// True if these two were not linked at the end of the last turn.
     pub fn is_new_link(&self, server: ServerId, client: ClientId) -> bool {
         self.links.get(&server) != Some(&client)
-    }
-
-    /// True if a pool knows what to welcome clients with, as of the last turn.
-    pub fn knows(&self, pool: &Pool) -> bool {
-        let (database, user) = pool.names();
-        self.welcome.contains(&(database.to_owned(), user.to_owned()))
     }
 }
 
@@ -247,8 +232,8 @@ impl World {
                 continue;
             }
             if let Some(why) = self.no_reason(id, pool, ticked) {
-                let names = pool.names();
-                self.fail(&format!("WAKE-UP: {waiting} clients of {names:?} wait: {why}"));
+                let pool = self.describe(id);
+                self.fail(&format!("WAKE-UP: {waiting} clients wait: {why}; {pool}"));
             }
         }
     }
@@ -259,7 +244,7 @@ impl World {
         let waiting = pool.clients(ClientState::Waiting).len();
         let (idle, used) = (count(ServerState::Idle), count(ServerState::Used));
         let tested = count(ServerState::Tested);
-        let known = self.memory.knows(pool);
+        let known = self.knows(pool);
         let cancels = pool.clients(ClientState::WaitingCancel).len();
         if cancels > 0 {
             // Cancel requests come first, until they are through or time out.
@@ -288,22 +273,16 @@ impl World {
         None
     }
 
-    /// True if a pool knows what to welcome clients with, or learned it in this turn.
-    pub fn knows_by_now(&self, pool: &Pool) -> bool {
-        let mut servers = self.core.servers().iter();
-        self.memory.knows(pool)
-            || servers.any(|(id, server)| {
-                let state = server.state();
-                let own = self.core.pool(server.pool()).is_some_and(|p| p.names() == pool.names());
-                let carries = matches!(state, ServerState::Login | ServerState::ActiveCancel);
-                own && !carries && self.is_new(id)
-            })
+    /// True if a pool knows what to welcome clients with.
+    pub fn knows(&self, pool: &Pool) -> bool {
+        let (database, user) = pool.names();
+        self.watch.borrow().welcome.contains(&(database.to_owned(), user.to_owned()))
     }
 
-    /// True if a server was logging in at the end of the last turn, or did not exist then.
-    fn is_new(&self, id: ServerId) -> bool {
-        let opened = self.clocks.opened.get(&id);
-        self.memory.logging_in.contains(&id) || opened == Some(&self.now)
+    /// What the pools of a database (of all, without a name) know is thrown away.
+    pub fn forget(&self, database: &str) {
+        let mut watch = self.watch.borrow_mut();
+        watch.welcome.retain(|(name, _)| !database.is_empty() && name != database);
     }
 
     fn remember(&mut self, ticked: bool) {
@@ -350,7 +329,7 @@ impl World {
             }
         }
         self.memory.unreachable = unreachable;
-        self.memory.welcome.retain(|name| names.contains(name));
+        self.watch.borrow_mut().welcome.retain(|name| names.contains(name));
         self.memory.servers.retain(|_, id| self.core.servers().get(*id).is_some());
         self.memory.launches.retain(|id, _| self.core.pool(*id).is_some());
     }
@@ -366,24 +345,5 @@ impl World {
                 self.memory.marked.insert(id);
             }
         }
-        let mut logging_in = BTreeSet::new();
-        for (id, server) in self.core.servers().iter() {
-            let Some(pool) = self.core.pool(server.pool()) else {
-                continue;
-            };
-            match server.state() {
-                ServerState::Login => {
-                    logging_in.insert(id);
-                }
-                ServerState::ActiveCancel => {}
-                _ if self.is_new(id) && !server.close_needed() => {
-                    let (database, user) = pool.names();
-                    let name = (database.to_owned(), user.to_owned());
-                    self.memory.welcome.insert(name);
-                }
-                _ => {}
-            }
-        }
-        self.memory.logging_in = logging_in;
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::plan::Plan;
 use pgturnstile::base::Micros;
-use pgturnstile::config::{DatabaseEntry, PoolMode, UserEntry};
+use pgturnstile::config::{DatabaseEntry, UserEntry};
 
 /// A size or limit: the first of these that is set; what is negative is not.
 fn size(given: &[Option<i32>], global: i32) -> usize {
@@ -34,11 +34,6 @@ impl Plan {
         self.entries.get(name).cloned().unwrap_or_default()
     }
 
-    /// pool_mode of a pool.
-    pub fn pool_mode(&self, (database, user): (&str, &str)) -> PoolMode {
-        let mode = self.user(user).pool_mode.or(self.database(database).pool_mode);
-        mode.unwrap_or(self.settings.pool_mode)
-    }
 
     /// pool_size of a pool; 0 is without limit.
     pub fn pool_size(&self, (database, user): (&str, &str)) -> usize {

@@ -268,7 +268,7 @@ impl World {
         }
     }
 
-    fn describe(&self, id: PoolId) -> String {
+    pub fn describe(&self, id: PoolId) -> String {
         let Some(pool) = self.core.pool(id) else {
             return String::new();
         };

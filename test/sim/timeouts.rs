@@ -123,7 +123,7 @@ impl World {
                 // Who waits for its welcome has no query.
                 let since = client.query_start().or(heard);
                 let accepted = self.clocks.accepted.get(&id).copied();
-                let unwelcome = client.query_start().is_none() && !self.knows_by_now(pool);
+                let unwelcome = client.query_start().is_none() && !self.knows(pool);
                 if self.over(settings.query_timeout, since) {
                     Some("query_timeout")
                 } else if self.over(self.plan.query_wait(database, user), since) {

@@ -4,6 +4,7 @@
 use crate::speech;
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
+use pgturnstile::core::server::ServerState;
 use pgturnstile::core::{ClientId, Core, Decisions, Packet, Peer, ServerId, Sink, Verdict};
 use pgturnstile::wire::startup::Opening;
 use std::cell::RefCell;
@@ -42,6 +43,8 @@ pub struct Watch {
     pub ready: BTreeSet<ClientId>,
     /// What clients asked for.
     pub openings: BTreeMap<ClientId, Names>,
+    /// Pools that know what to welcome clients with.
+    pub welcome: BTreeSet<Names>,
     /// The logins of this turn.
     pub admissions: Vec<Admission>,
 }
@@ -71,8 +74,12 @@ pub fn ask(
         }
         Peer::Server(id) => {
             let client = core.client_of(id);
+            let before = core.servers().get(id).map(|server| server.state());
             let verdict = core.server_packet(id, packet, sink);
             let mut watch = watch.borrow_mut();
+            if before == Some(ServerState::Login) {
+                watch.welcome.extend(greeted(core, id));
+            }
             if verdict != Verdict::Whole {
                 watch.said.insert(id, core.now);
             }
@@ -86,6 +93,13 @@ pub fn ask(
         println!("      {peer:?} '{}' {len}: {verdict:?}", tag as char);
     }
     verdict
+}
+
+/// The pool of a server that has finished its login.
+fn greeted(core: &Core, id: ServerId) -> Option<Names> {
+    let server = core.servers().get(id).filter(|server| server.state() != ServerState::Login)?;
+    let (database, user) = core.pool(server.pool())?.names();
+    Some((database.to_owned(), user.to_owned()))
 }
 
 impl Watch {
