@@ -4,7 +4,6 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -15,15 +14,16 @@ use nix::unistd::{self, Pid, User};
 
 use super::args::Run;
 use super::log::os_text;
+use crate::net::sys;
 
-/// Switches that this version doesn't have: the text of the FATAL line if one was given.
+/// A switch that this version doesn't have: the text of the FATAL line if it was given.
 pub fn refuse_missing(run: &Run) -> Result<(), String> {
-    let (switch, instead) = match (run.daemon, run.reboot) {
-        (false, false) => return Ok(()),
-        (true, _) => ("-d", "start it without, under a service manager"),
-        (false, true) => ("-R", "stop the running process, then start the new one"),
-    };
-    Err(format!("switch {switch} is not available in this version; {instead}"))
+    match run.reboot {
+        false => Ok(()),
+        true => Err("switch -R is not available in this version; stop the running process, then \
+                     start the new one"
+            .to_string()),
+    }
 }
 
 /// Takes the identity of an operating-system user for good; also when not root, where it succeeds
@@ -55,16 +55,23 @@ pub fn refuse_root() -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses to start while a process accepts connections at the Unix socket that this one would
-/// open. `dir` is the setting; empty and abstract (`@…`) ones are not probed (config 7.3).
-pub fn refuse_second_instance(dir: &str, port: i64) -> Result<(), String> {
-    if dir.is_empty() || dir.starts_with('@') {
-        return Ok(());
+/// `-d` (config 7.4): only a grandchild of the calling process returns from this. It leads no
+/// session, has no terminal, and its standard streams are /dev/null.
+pub fn go_to_background(pidfile: &str) -> Result<(), String> {
+    if pidfile.is_empty() {
+        return Err("daemon needs pidfile configured".to_string());
     }
-    match UnixStream::connect(Path::new(dir).join(format!(".s.PGSQL.{port}"))) {
-        Ok(_) => Err("unix socket is in use, cannot continue".to_string()),
-        Err(_) => Ok(()),
-    }
+    let failed = |what: &'static str| move |errno| format!("{what} failed: {}", errno_text(errno));
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|error| format!("could not open /dev/null: {}", os_text(&error)))?;
+    unistd::dup2_stdin(&null)
+        .and_then(|()| unistd::dup2_stdout(&null))
+        .and_then(|()| unistd::dup2_stderr(&null))
+        .map_err(failed("dup2"))?;
+    sys::go_on_in_child().map_err(failed("fork"))?;
+    unistd::setsid().map_err(failed("setsid"))?;
+    // The leader of a session could come by a terminal again; its child can't.
+    sys::go_on_in_child().map_err(failed("fork"))
 }
 
 /// What a look at the pidfile before the start found.
@@ -164,7 +171,6 @@ fn errno_text(errno: Errno) -> String {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::net::UnixListener;
 
     /// A new directory below the system's temporary one, removed at the end.
     struct Folder(PathBuf);
@@ -240,21 +246,6 @@ mod tests {
     }
 
     #[test]
-    fn listening_unix_socket_means_another_instance() {
-        let folder = Folder::new("probe");
-        let dir = folder.0.to_str().unwrap();
-        assert_eq!(refuse_second_instance(dir, 6432), Ok(()));
-        let listener = UnixListener::bind(folder.0.join(".s.PGSQL.6432")).unwrap();
-        let used = Err("unix socket is in use, cannot continue".to_string());
-        assert_eq!(refuse_second_instance(dir, 6432), used);
-        assert_eq!(refuse_second_instance(dir, 6433), Ok(()));
-        drop(listener);
-        assert_eq!(refuse_second_instance(dir, 6432), Ok(()));
-        assert_eq!(refuse_second_instance("", 6432), Ok(()));
-        assert_eq!(refuse_second_instance("@x", 6432), Ok(()));
-    }
-
-    #[test]
     fn unknown_users_are_refused_and_no_name_changes_nothing() {
         assert_eq!(become_user(""), Ok(()));
         assert_eq!(
@@ -273,15 +264,10 @@ mod tests {
     }
 
     #[test]
-    fn switches_of_later_versions_are_refused() {
-        for (daemon, reboot, want) in
-            [(false, false, None), (true, true, Some("-d")), (false, true, Some("-R"))]
-        {
-            let got = refuse_missing(&Run { daemon, reboot, ..Run::default() });
-            match want {
-                None => assert_eq!(got, Ok(())),
-                Some(name) => assert!(got.unwrap_err().starts_with(&format!("switch {name} is"))),
-            }
-        }
+    fn switches_that_cannot_be_followed_are_refused() {
+        assert_eq!(refuse_missing(&Run::default()), Ok(()));
+        let text = refuse_missing(&Run { reboot: true, ..Run::default() }).unwrap_err();
+        assert!(text.starts_with("switch -R is not available"), "{text}");
+        assert_eq!(go_to_background(""), Err("daemon needs pidfile configured".to_string()));
     }
 }

@@ -1,5 +1,5 @@
-//! Log lines out of the process: to standard error and to a file, in PgBouncer's format
-//! (config 6.2), and times as the console shows them.
+//! Log lines out of the process: to standard error, to a file (config 6.2) and to syslog, and times
+//! as the console shows them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -9,8 +9,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jiff::tz::TimeZone;
 use jiff::Timestamp;
 
+use super::syslog::Syslog;
 use crate::base::journal::Level;
 use crate::base::text::cut;
+use crate::config::Settings;
 
 /// Longest text of a line in bytes, socket prefix included (config 6.2).
 const LONGEST: usize = 2047;
@@ -26,38 +28,53 @@ pub struct Log {
     quiet: bool,
     path: String,
     file: Option<File>,
+    syslog: Syslog,
 }
 
 impl Log {
     /// A log to standard error, or to nowhere yet if `quiet` (`-q`).
     pub fn new(quiet: bool) -> Log {
-        Log { zone: LocalZone::load(), quiet, path: String::new(), file: None }
-    }
-
-    /// Sets the log file, empty for none. It is opened by the next line, so a new path or a
-    /// rotated file takes effect there (config 6.4).
-    pub fn set_file(&mut self, path: &str) {
-        if self.path != path {
-            self.path = path.to_string();
-            self.file = None;
+        Log {
+            zone: LocalZone::load(),
+            quiet,
+            path: String::new(),
+            file: None,
+            syslog: Syslog::default(),
         }
     }
 
-    /// Closes the log file; the next line opens, and if need be creates, it anew.
+    /// Writes nothing to standard error from now on.
+    pub fn set_quiet(&mut self) {
+        self.quiet = true;
+    }
+
+    /// Takes the places from the settings. An open log file stays until it is reopened, whatever
+    /// its new name (config 3.2).
+    pub fn follow(&mut self, settings: &Settings) {
+        settings.logfile.clone_into(&mut self.path);
+        let (facility, ident) = (&settings.syslog_facility, &settings.syslog_ident);
+        self.syslog.follow(settings.syslog.on(), facility, ident);
+    }
+
+    /// Closes log file and syslog. The next line opens them anew, and if need be creates the file
+    /// (config 6.4).
     pub fn reopen(&mut self) {
         self.file = None;
+        self.syslog.close();
     }
 
     /// Writes one line to each place.
     pub fn line(&mut self, level: Level, text: &str) -> Result<(), Broken> {
-        let stamp = self.zone.stamp(now_ms());
+        let now = now_ms();
+        let stamp = self.zone.stamp(now);
         let pid = process::id();
         if let Err(error) = self.open() {
             let (path, reason) = (&self.path, os_text(&error));
             write_stderr(&format!("{stamp} {pid} FATAL Cannot open logfile: '{path}': {reason}\n"));
             return Err(Broken);
         }
-        let line = format!("{stamp} [{pid}] {} {}\n", tag(level), one_line(text));
+        let text = one_line(text);
+        let line = format!("{stamp} [{pid}] {} {text}\n", tag(level));
         if !self.quiet {
             write_stderr(&line);
         }
@@ -65,6 +82,7 @@ impl Log {
             // A full disk must not stop the pooler, and there is nowhere to complain.
             let _ = file.write_all(line.as_bytes());
         }
+        self.syslog.line(level, || self.zone.syslog_stamp(now), pid, &text);
         Ok(())
     }
 
@@ -98,6 +116,11 @@ impl LocalZone {
     /// Milliseconds since 1970 as log lines begin: `YYYY-MM-DD HH:MM:SS.mmm ZONE`.
     fn stamp(&self, unix_ms: i64) -> String {
         self.render(Timestamp::from_millisecond(unix_ms), "%Y-%m-%d %H:%M:%S.%3f %Z")
+    }
+
+    /// Milliseconds since 1970 as syslog lines begin: `Mon DD HH:MM:SS`, the day padded with a space.
+    fn syslog_stamp(&self, unix_ms: i64) -> String {
+        self.render(Timestamp::from_millisecond(unix_ms), "%b %e %H:%M:%S")
     }
 
     fn render(&self, time: Result<Timestamp, jiff::Error>, format: &str) -> String {
@@ -183,6 +206,8 @@ mod tests {
         assert_eq!(zone("UTC0").stamp(1_795_225_282_566), "2026-11-21 01:41:22.566 UTC");
         assert_eq!(berlin.stamp(1_795_225_282_006), "2026-11-21 02:41:22.006 CET");
         assert_eq!(berlin.seconds(1_783_000_000), "2026-07-02 15:46:40 CEST");
+        assert_eq!(zone("UTC0").syslog_stamp(1_795_225_282_566), "Nov 21 01:41:22");
+        assert_eq!(berlin.syslog_stamp(1_793_577_599_999), "Nov  2 00:59:59");
         assert_eq!(zone("UTC0").seconds(0), "1970-01-01 00:00:00 UTC");
         assert_eq!(zone("UTC0").seconds(i64::MAX), "1970-01-01 00:00:00 UTC");
     }
@@ -201,12 +226,23 @@ mod tests {
         }
     }
 
+    fn to_file(path: &str) -> Settings {
+        Settings { logfile: path.to_owned(), ..Settings::default() }
+    }
+
+    /// The lines of a file behind the process's number.
+    fn texts(path: &str) -> Vec<String> {
+        let mark = format!(" [{}] ", process::id());
+        let whole = fs::read_to_string(path).unwrap();
+        whole.lines().map(|line| line.split_once(&mark).unwrap().1.to_string()).collect()
+    }
+
     #[test]
     fn file_is_opened_by_the_next_line_and_followed_after_rotation() {
         let folder = Folder::new("rotation");
         let (path, old) = (folder.file("a.log"), folder.file("a.log.1"));
         let mut log = Log::new(true);
-        log.set_file(&path);
+        log.follow(&to_file(&path));
         assert!(!fs::exists(&path).unwrap());
         log.line(Level::Log, "one").unwrap();
         fs::rename(&path, &old).unwrap();
@@ -214,23 +250,34 @@ mod tests {
         log.reopen();
         assert!(!fs::exists(&path).unwrap());
         log.line(Level::Fatal, "three").unwrap();
-        log.set_file("");
+        log.follow(&to_file(""));
+        log.reopen();
         log.line(Level::Log, "four").unwrap();
+        assert_eq!(texts(&old), ["LOG one", "WARNING two"]);
+        assert_eq!(texts(&path), ["FATAL three"]);
+    }
 
-        let pid = process::id();
-        let texts = |path: &str| -> Vec<String> {
-            let whole = fs::read_to_string(path).unwrap();
-            whole.lines().map(|line| line.splitn(4, ' ').last().unwrap().to_string()).collect()
-        };
-        assert_eq!(texts(&old), [format!("[{pid}] LOG one"), format!("[{pid}] WARNING two")]);
-        assert_eq!(texts(&path), [format!("[{pid}] FATAL three")]);
+    #[test]
+    fn open_file_stays_until_it_is_reopened() {
+        let folder = Folder::new("stays");
+        let (one, two) = (folder.file("one.log"), folder.file("two.log"));
+        let mut log = Log::new(true);
+        log.line(Level::Log, "nowhere").unwrap();
+        log.follow(&to_file(&one));
+        log.line(Level::Log, "a").unwrap();
+        log.follow(&to_file(&two));
+        log.line(Level::Debug, "b").unwrap();
+        log.reopen();
+        log.line(Level::Noise, "c").unwrap();
+        assert_eq!(texts(&one), ["LOG a", "DEBUG b"]);
+        assert_eq!(texts(&two), ["NOISE c"]);
     }
 
     #[test]
     fn log_file_that_cannot_be_opened_ends_the_process() {
         let folder = Folder::new("broken");
         let mut log = Log::new(true);
-        log.set_file(&folder.file("missing/a.log"));
+        log.follow(&to_file(&folder.file("missing/a.log")));
         assert_eq!(log.line(Level::Log, "x"), Err(Broken));
     }
 

@@ -7,12 +7,13 @@ mod files;
 pub mod log;
 mod options;
 pub mod signal;
+mod syslog;
 mod turn;
 
 use crate::base::{Journal, Level};
 use crate::config::{self, AuthType, Config, Settings};
 use crate::core::{Core, Surroundings};
-use crate::net::Net;
+use crate::net::{listen, Net};
 use args::{Args, Run};
 use clock::Clock;
 use log::Log;
@@ -82,16 +83,22 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let mut starting = Starting { log: Log::new(run.quiet), journal: Journal::default() };
     starting.check(daemon::refuse_missing(run))?;
     let config = load(run, &mut starting)?;
-    let users = files::load_users(&config.settings, &mut starting.journal);
-    starting.print()?;
-    warn_without_effect(&config, &mut starting)?;
     let settings = config.settings.clone();
+    let users = files::load_users(&settings, &mut starting.journal);
+    // Nothing has been written so far, so that the log file belongs to the user to switch to.
     let user = run.user.as_deref().or(settings.user.as_deref());
     starting.check(daemon::become_user(user.unwrap_or("")))?;
     starting.check(daemon::refuse_root())?;
-    let port = i64::from(settings.listen_port);
-    starting.check(daemon::refuse_second_instance(&settings.unix_socket_dir, port))?;
-    check_pidfile(&settings, &mut starting)?;
+    starting.print()?;
+    warn_without_effect(&config, &mut starting)?;
+    refuse_second_instance(&settings, &mut starting)?;
+    if run.daemon {
+        starting.check(daemon::go_to_background(&settings.pidfile))?;
+        starting.log.set_quiet();
+    }
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        starting.say(Level::Warning, NOT_NOTIFIED.into())?;
+    }
     let clock = Clock::start();
     let around = starting.check(surroundings(&clock))?;
     let mut core = Core::new(settings.clone(), around);
@@ -111,14 +118,20 @@ fn start(run: &Run) -> Result<u8, Fatal> {
         clock,
         exit: None,
     };
-    let _pidfile = listen(&mut process, &settings)?;
-    let code = process.run();
+    let opened = open(&mut process, &settings);
+    let code = match opened {
+        Ok(_) => process.run(),
+        Err(Fatal) => 1,
+    };
     process.net.listeners().remove_socket_file();
     Ok(code)
 }
 
+const NOT_NOTIFIED: &str =
+    "apparently running under systemd with notify socket, but systemd support was not built";
+
 /// Opens the listening sockets, then writes the pidfile; the last line of the start.
-fn listen(process: &mut Process, settings: &Settings) -> Result<Option<daemon::OwnPidfile>, Fatal> {
+fn open(process: &mut Process, settings: &Settings) -> Result<Option<daemon::OwnPidfile>, Fatal> {
     let opened = process.net.listen(&options::listen(settings));
     process.print();
     if opened.is_err() || process.exit.is_some() {
@@ -141,7 +154,6 @@ fn listen(process: &mut Process, settings: &Settings) -> Result<Option<daemon::O
 fn fail(process: &mut Process, text: String) -> Fatal {
     process.core.journal.line(Level::Fatal, text);
     process.print();
-    process.net.listeners().remove_socket_file();
     Fatal
 }
 
@@ -155,8 +167,7 @@ fn load(run: &Run, starting: &mut Starting) -> Result<Config, Fatal> {
     let given =
         Settings { conffile: Some(file.clone()), verbose: run.verbose, ..Settings::default() };
     let (config, complete) = files::load(&given, &file, true, &mut starting.journal);
-    starting.log.set_file(&config.settings.logfile);
-    starting.print()?;
+    starting.log.follow(&config.settings);
     if complete {
         return Ok(config);
     }
@@ -181,7 +192,11 @@ fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), F
     Ok(())
 }
 
-fn check_pidfile(settings: &Settings, starting: &mut Starting) -> Result<(), Fatal> {
+/// Looks for another process at the Unix socket, then in the pidfile (config 7.3, 7.5).
+fn refuse_second_instance(settings: &Settings, starting: &mut Starting) -> Result<(), Fatal> {
+    if listen::unix_socket_in_use(&settings.unix_socket_dir, settings.listen_port) {
+        return starting.check(Err("unix socket is in use, cannot continue".into()));
+    }
     if settings.pidfile.is_empty() {
         return Ok(());
     }

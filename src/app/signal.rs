@@ -8,7 +8,7 @@ use mio::event::Source;
 use mio::net::UnixStream;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
-use signal_hook::iterator::exfiltrator::SignalOnly;
+use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
 
 /// The signals that the program reacts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum Signal {
 
 /// Handlers are installed as long as this exists; a second one would receive the same signals.
 pub struct Signals {
-    delivery: SignalDelivery<UnixStream, SignalOnly>,
+    delivery: SignalDelivery<UnixStream, WithRawSiginfo>,
 }
 
 impl Signals {
@@ -40,7 +40,7 @@ impl Signals {
         write.set_nonblocking(true)?;
         let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
         let read = UnixStream::from_std(read);
-        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, watched)?;
+        let delivery = SignalDelivery::with_pipe(read, write, WithRawSiginfo, watched)?;
         Ok(Signals { delivery })
     }
 
@@ -49,10 +49,11 @@ impl Signals {
         self.delivery.get_read_mut()
     }
 
-    /// The signals that have arrived since the last call; each at most once, in order of their
-    /// numbers. To be called whenever the token is reported.
+    /// The signals that have arrived since the last call, in order of their numbers. One that came
+    /// twice is there twice, because a second SIGTERM asks for something else than the first. To
+    /// be called whenever the token is reported.
     pub fn take(&mut self) -> Vec<Signal> {
-        self.delivery.pending().filter_map(known).collect()
+        self.delivery.pending().filter_map(|info| known(info.si_signo)).collect()
     }
 }
 
@@ -76,7 +77,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn signals_wake_the_poll_and_come_once_each() {
+    fn signals_wake_the_poll_and_are_counted() {
         let mut signals = Signals::install().unwrap();
         let mut poll = Poll::new().unwrap();
         poll.registry().register(signals.source(), Token(7), Interest::READABLE).unwrap();
@@ -88,7 +89,7 @@ mod tests {
             let mut events = Events::with_capacity(4);
             poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
             assert!(events.iter().any(|event| event.token() == Token(7)));
-            assert_eq!(signals.take(), [Signal::Hup, Signal::Usr2, Signal::Term]);
+            assert_eq!(signals.take(), [Signal::Hup, Signal::Hup, Signal::Usr2, Signal::Term]);
             assert_eq!(signals.take(), []);
         }
     }

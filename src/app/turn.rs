@@ -121,7 +121,9 @@ impl Process {
                 Action::Console(id) => self.console(id),
                 Action::Reload(console) => self.reload(console),
                 Action::CloseTcpListeners => self.net.close_tcp_listeners(),
-                Action::Exit(code) => self.exit = Some(code),
+                Action::Exit(code) => {
+                    self.exit.get_or_insert(code);
+                }
             }
         }
     }
@@ -170,7 +172,7 @@ impl Process {
         let settings = self.core.settings();
         self.net.set_options(options::net(settings));
         self.net.set_defer_accept(settings.tcp_defer_accept.on());
-        self.log.set_file(&settings.logfile);
+        self.log.follow(settings);
     }
 
     /// Prints what the floors below have to say: sockets first, then decisions.

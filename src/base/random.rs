@@ -7,25 +7,38 @@ use sha2::{Digest, Sha256};
 pub struct Random {
     seed: [u8; 32],
     counter: u64,
+    /// Bytes that were made and not given out: from `used` on.
+    block: [u8; 32],
+    used: usize,
 }
 
 impl Random {
     /// Starts from a seed.
     pub fn new(seed: [u8; 32]) -> Random {
-        Random { seed, counter: 0 }
+        Random { seed, counter: 0, block: [0; 32], used: 32 }
     }
 
     /// `N` bytes.
     pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
         let mut out = [0; N];
-        for chunk in out.chunks_mut(32) {
-            let mut hash = Sha256::new();
-            hash.update(self.seed);
-            hash.update(self.counter.to_be_bytes());
-            self.counter = self.counter.wrapping_add(1);
-            chunk.copy_from_slice(hash.finalize().get(..chunk.len()).unwrap_or_default());
+        for byte in &mut out {
+            if self.used >= self.block.len() {
+                self.refill();
+            }
+            // What has been given out is not kept.
+            *byte = self.block.get_mut(self.used).map_or(0, std::mem::take);
+            self.used += 1;
         }
         out
+    }
+
+    fn refill(&mut self) {
+        let mut hash = Sha256::new();
+        hash.update(self.seed);
+        hash.update(self.counter.to_be_bytes());
+        self.counter = self.counter.wrapping_add(1);
+        self.block = hash.finalize().into();
+        self.used = 0;
     }
 }
 
@@ -41,5 +54,8 @@ mod tests {
         assert_eq!(first, b.bytes::<40>());
         assert_ne!(first, a.bytes::<40>());
         assert_ne!(first[..32], first[8..]);
+        let mut c = Random::new([1; 32]);
+        let pieces: Vec<u8> = (0..5).flat_map(|_| c.bytes::<8>()).collect();
+        assert_eq!(pieces, first);
     }
 }

@@ -263,11 +263,11 @@ settings! {
     /// Close connections that could not be flushed within this time by SUSPEND; 0 is to wait.
     suspend_timeout: Micros = text("10"), Reload, LATER;
     /// Send log lines to syslog.
-    syslog: Flag = text("0"), Reload, LATER;
+    syslog: Flag = text("0"), Reload, NOW;
     /// Facility of these lines: auth, authpriv, daemon, user, local0 to local7.
-    syslog_facility: String = text("daemon"), Reload, LATER;
+    syslog_facility: String = text("daemon"), Reload, NOW;
     /// Name in front of these lines.
-    syslog_ident: String = text("pgbouncer"), Reload, LATER;
+    syslog_ident: String = text("pgbouncer"), Reload, NOW;
     /// Accept TCP connections only when their first bytes are there.
     tcp_defer_accept: Flag = text("1"), Reload, NOW;
     /// Use TCP keep-alive.

@@ -35,6 +35,8 @@ pub struct Counts {
     pub total: usize,
     /// Cancel requests that wait for a connection.
     pub cancels: usize,
+    /// Servers that carry a cancel request.
+    pub carriers: usize,
     /// How long ago the first waiting client sent its last packet.
     pub waited: Option<Micros>,
     /// Servers of the database, in all its pools.
@@ -104,7 +106,8 @@ pub fn launch(count: Counts, limit: Limits, now: Micros) -> Launch {
     }
     let at_most = |limit: i32| usize::try_from(limit).unwrap_or(0);
     let size = at_most(limit.pool_size);
-    if count.cancels > 0 && count.total < size.saturating_mul(2) {
+    let room = size == 0 || count.carriers < size || count.total < size.saturating_mul(2);
+    if count.cancels > 0 && room {
         return Launch::Yes;
     }
     let full = size > 0 && count.total >= size && limit.welcome_known;
@@ -244,12 +247,22 @@ impl Core {
             self.mark(pool_id);
             return;
         }
-        let waiter =
-            self.pools.get(pool_id).and_then(|pool| pool.clients(ClientState::Waiting).head());
-        if let Some(waiter) = waiter {
-            self.activate(waiter);
+        let Some(pool) = self.pools.get(pool_id) else {
+            return;
+        };
+        let known = pool.welcome.is_some();
+        let waiting = pool.clients(ClientState::Waiting);
+        let (waiter, more) = (waiting.head(), waiting.len() > 1);
+        match waiter.map(|waiter| (waiter, self.clients.get(waiter))) {
+            // What it is to be welcomed with comes from a server that logs in later.
+            Some((_, Some(client))) if !client.welcomed && !known => self.mark(pool_id),
+            Some((waiter, _)) => self.activate(waiter),
+            None => {}
         }
         // The server stays idle if that client needs its welcome only, or has gone.
+        if more {
+            self.mark(pool_id);
+        }
         self.feed_starved();
     }
 
@@ -264,6 +277,7 @@ impl Core {
             logging_in: pool.servers(ServerState::Login).len(),
             total: pool.server_count(),
             cancels: pool.clients(ClientState::WaitingCancel).len(),
+            carriers: pool.servers(ServerState::ActiveCancel).len(),
             waited: head.map(|client| self.now.since(client.last_packet)),
             of_database: self.databases.get(pool.database).map_or(0, |database| database.servers),
             of_user: self.users.get(pool.user).map_or(0, |user| user.servers),
@@ -336,7 +350,9 @@ impl Core {
             let known = self.pools.get(id).is_some_and(|pool| pool.welcome.is_some());
             if !welcomed && known {
                 self.activate(waiter);
-            } else if idle > 0 && known {
+            } else if !welcomed && idle > 0 {
+                self.launch(id, true);
+            } else if idle > 0 {
                 idle -= 1;
                 self.activate(waiter);
             } else if tested > 0 {
@@ -374,6 +390,7 @@ mod tests {
             |total, secs| Counts { waited: Some(Micros::from_secs(secs)), ..count(total, 0, 0) };
         let shared = Limits { of_database: 3, of_user: 4, ..reserve };
         let sum = |of_database, of_user| Counts { of_database, of_user, ..waiting(1, 9) };
+        let endless = Limits { pool_size: 0, ..shared };
         let failed = Limits { failed_launch: Some(Micros::from_secs(90)), ..limit };
         let now = Micros::from_secs(100);
         let full = Launch::No(Why::PoolFull);
@@ -384,7 +401,9 @@ mod tests {
             (count(1, 0, 0), limit, now, Launch::Yes),
             (count(2, 0, 0), limit, now, Launch::No(Why::PoolFull)),
             (count(2, 0, 1), limit, now, Launch::Yes),
-            (count(4, 0, 1), limit, now, Launch::No(Why::PoolFull)),
+            (Counts { carriers: 2, ..count(4, 0, 1) }, limit, now, full),
+            (Counts { carriers: 1, ..count(4, 0, 1) }, limit, now, Launch::Yes),
+            (Counts { of_database: 3, ..count(3, 0, 1) }, endless, now, Launch::Yes),
             (count(2, 0, 0), Limits { pool_size: 0, ..limit }, now, Launch::Yes),
             (count(2, 0, 0), Limits { welcome_known: false, ..limit }, now, Launch::Yes),
             (count(0, 0, 0), failed, now, Launch::No(Why::ServerUnreachable)),

@@ -92,6 +92,13 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
     core.actions.push_back(Action::Connect(id));
 }
 
+impl Server {
+    /// Its connection is not open yet.
+    pub(super) fn is_connecting(&self) -> bool {
+        self.login.as_ref().is_some_and(|login| login.stage == Stage::Connecting)
+    }
+}
+
 impl Core {
     /// Where a server connects to.
     pub(super) fn server_target(&self, id: ServerId) -> Option<Target> {
@@ -398,6 +405,7 @@ impl Core {
         };
         let untracked = server.login.take().map_or_else(Vec::new, |login| login.untracked);
         server.status = Status::Ready;
+        self.shared.share(&mut server.vars);
         let vars = server.vars.clone();
         let Some(pool) = self.pools.get_mut(pool_id) else {
             return;

@@ -1,5 +1,6 @@
 //! Databases and users: what is configured, who is known, which pool a login gets.
 
+use super::face::ClientId;
 use super::pool::{Pool, PoolId};
 use super::Core;
 use crate::auth::{PassKeys, SaltedKeys, ScramSecret, Secret};
@@ -148,10 +149,14 @@ impl Core {
         self.users.get(id).filter(|user| user.listed).map(|_| id)
     }
 
-    /// The database of this name; made from the `*` entry if there is one (config 4.1).
-    pub(super) fn find_database(&mut self, name: &str, prefix: &str) -> Option<DatabaseId> {
-        if let Some(id) = self.database_names.get(name) {
-            return Some(*id);
+    /// The database of this name; made from the `*` entry if there is one (config 4.1). One that
+    /// was made so and has been idle since is in use again.
+    pub(super) fn find_database(&mut self, name: &str, client: ClientId) -> Option<DatabaseId> {
+        if let Some(id) = self.database_names.get(name).copied() {
+            if let Some(database) = self.databases.get_mut(id) {
+                database.idle_since = None;
+            }
+            return Some(id);
         }
         let string = self.autodb.clone()?;
         if name.len() > DATABASE_NAME_MAX {
@@ -159,7 +164,7 @@ impl Core {
             return None;
         }
         let entry = config::parse_autodb(name, &string, &mut self.journal)?;
-        self.journal.line(Level::Log, format!("{prefix}registered new auto-database: {name}"));
+        self.client_log(client, Level::Log, &format!("registered new auto-database: {name}"));
         Some(self.add_database(name, entry, Source::Auto))
     }
 

@@ -160,6 +160,18 @@ pub trait Decisions {
     fn client_packet(&mut self, id: ClientId, packet: Packet<'_>, sink: &mut Sink) -> Verdict;
     /// A server packet whose header is complete.
     fn server_packet(&mut self, id: ServerId, packet: Packet<'_>, sink: &mut Sink) -> Verdict;
+    /// How many bytes at the front of `data`, received from this client, are complete packets that
+    /// its server gets as they are. A shorter way for what [`Decisions::client_packet`] would say
+    /// of each of them; 0 sends the first one there.
+    fn client_run(&mut self, _id: ClientId, _data: &[u8]) -> usize {
+        0
+    }
+    /// How many bytes at the front of `data`, received from this server, are complete packets that
+    /// its client gets as they are. A shorter way for what [`Decisions::server_packet`] would say
+    /// of each of them; 0 sends the first one there.
+    fn server_run(&mut self, _id: ServerId, _data: &[u8]) -> usize {
+        0
+    }
     /// Everything that this server sent so far was complete packets, and its client has been given
     /// all of it. Not called while the server has only the beginning of a packet of that client.
     fn server_drained(&mut self, id: ServerId);
@@ -176,6 +188,8 @@ pub trait Decisions {
     fn in_startup(&self, id: ClientId) -> bool;
     /// The largest packet that this peer may send, in bytes.
     fn max_packet(&self, from: Peer) -> u32;
+    /// Connecting to this address begins; the host's name, if it has one, has been looked up.
+    fn dialling(&mut self, id: ServerId, remote: Addr);
     /// A connection to this server is open.
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr);
     /// Where to connect to.

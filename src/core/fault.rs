@@ -142,6 +142,8 @@ faults! {
     told IDLE_GOT_DIRTY "idle server got dirty"
     told IDLE_LIST_GOT_DIRTY "SV_IDLE server got dirty"
     told USED_LIST_GOT_DIRTY "SV_USED server got dirty"
+    told RESET_FAILED "reset query failed"
+    told CHECK_FAILED "test query failed"
     told SERVER_IDLE_TIMEOUT "server idle timeout"
     told QUERY_TIMEOUT "query timeout"
     told IDLE_TRANSACTION_TIMEOUT "idle transaction timeout"

@@ -2,7 +2,7 @@
 
 use super::client::ClientState;
 use super::database::{Database, Source};
-use super::face::ServerId;
+use super::face::{Addr, ServerId};
 use super::fault::{self, Fault};
 use super::pool::PoolId;
 use super::server::ServerState;
@@ -68,10 +68,10 @@ pub fn chore(server: Unused) -> Chore {
 }
 
 impl Core {
-    /// Everything that is due.
+    /// Everything that is due; pools in the order of their names.
     pub fn tick(&mut self) {
         self.make_forced_pools();
-        for id in self.pools.ids() {
+        for id in self.pool_names.values().copied().collect::<Vec<_>>() {
             if self.pools.get(id).is_none_or(|pool| pool.is_console()) {
                 continue;
             }
@@ -94,6 +94,7 @@ impl Core {
         }
         self.age_auto_databases();
         self.expire_logins();
+        self.shared.tidy();
         self.check_shutdown();
         self.shift_statistics();
     }
@@ -251,9 +252,10 @@ impl Core {
                 continue;
             };
             if self.now.since(server.connect_time) > limit {
-                let fault = match server.remote {
-                    super::face::Addr::Unknown => fault::CONNECT_FAILED,
-                    _ => fault::CONNECT_TIMEOUT,
+                // A host name that is still being looked up counts as time, not as failure.
+                let fault = match server.is_connecting() && server.remote != Addr::Unknown {
+                    true => fault::CONNECT_FAILED,
+                    false => fault::CONNECT_TIMEOUT,
                 };
                 self.close_server(id, &fault, true);
             }

@@ -129,8 +129,7 @@ impl Core {
         if minor > 0 || !wishes.extensions.is_empty() {
             write::negotiate(&mut sink.to_client, &wishes.extensions);
         }
-        let prefix = self.client_prefix(id);
-        let database_id = self.find_database(&database, &prefix);
+        let database_id = self.find_database(&database, id);
         if let Some(client) = self.clients.get_mut(id) {
             client.user_name = Some(user.as_str().into());
             client.database_name = Some(database.as_str().into());

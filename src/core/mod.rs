@@ -20,6 +20,7 @@ mod query;
 pub mod release;
 mod reload;
 pub mod replies;
+mod run;
 pub mod server;
 pub mod stats;
 pub mod timeouts;
@@ -43,7 +44,7 @@ use server::{Server, ServerState};
 use stats::Period;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use vars::{Tracked, Vars};
+use vars::{Shared, Tracked, Vars};
 
 /// What the core has to be told about the process it decides for.
 pub struct Surroundings {
@@ -65,6 +66,7 @@ pub struct Core {
     pub journal: Journal,
     settings: Rc<Settings>,
     tracked: Rc<Tracked>,
+    shared: Shared,
     databases: Arena<Database>,
     database_names: BTreeMap<Rc<str>, DatabaseId>,
     autodb: Option<String>,
@@ -103,6 +105,7 @@ impl Core {
             now: around.now,
             journal: Journal::default(),
             tracked: Rc::new(Tracked::new(&settings.track_extra_parameters)),
+            shared: Shared::default(),
             databases: Arena::default(),
             database_names: BTreeMap::new(),
             autodb: None,
@@ -322,8 +325,7 @@ impl Core {
     }
     /// The database of this name, made from `*` if there is such an entry.
     pub fn database_named(&mut self, name: &str, console: ClientId) -> Option<DatabaseId> {
-        let prefix = self.client_prefix(console);
-        self.find_database(name, &prefix)
+        self.find_database(name, console)
     }
     /// The database of this name if it exists.
     pub fn existing_database(&self, name: &str) -> Option<DatabaseId> {
@@ -356,6 +358,14 @@ impl Decisions for Core {
             Some(_) => self.reply_packet(id, packet),
             None => Verdict::Stop,
         }
+    }
+
+    fn client_run(&mut self, id: ClientId, data: &[u8]) -> usize {
+        self.plain_requests(id, data)
+    }
+
+    fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
+        self.plain_replies(id, data)
     }
 
     fn server_drained(&mut self, id: ServerId) {
@@ -393,6 +403,12 @@ impl Decisions for Core {
                 _ => limit,
             },
             Peer::Client(_) => limit,
+        }
+    }
+
+    fn dialling(&mut self, id: ServerId, remote: Addr) {
+        if let Some(server) = self.servers.get_mut(id) {
+            server.remote = remote;
         }
     }
 

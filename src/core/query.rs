@@ -60,20 +60,11 @@ impl Core {
 
     /// Hands a packet to the client's server, which it gets now if it has none.
     fn forward(&mut self, id: ClientId, kind: FromClient, len: u32, sink: &mut Sink) -> Verdict {
-        let Some(client) = self.clients.get_mut(id) else {
+        let Some(client) = self.clients.get(id) else {
             return Verdict::Stop;
         };
-        let now = self.now;
-        let starts_query = client.query_start.is_none();
-        let starts_transaction = client.transaction_start.is_none();
-        client.query_start.get_or_insert(now);
-        client.transaction_start.get_or_insert(now);
         let linked = client.server;
-        if let Some(pool) = client.pool.and_then(|pool| self.pools.get_mut(pool)) {
-            let counters = &mut pool.stats.total;
-            counters.add(Counter::Queries, u64::from(starts_query));
-            counters.add(Counter::Transactions, u64::from(starts_transaction));
-        }
+        self.begin_query(id, 0);
         let server_id = match linked {
             Some(server) => server,
             None => match self.assign(id, sink) {
@@ -97,6 +88,24 @@ impl Core {
             pool.stats.total.add(Counter::Received, u64::from(len));
         }
         Verdict::Pass
+    }
+
+    /// A client asks for something, in so many bytes for its server: the clocks of its query and
+    /// its transaction run from the first packet on.
+    pub(super) fn begin_query(&mut self, id: ClientId, bytes: u64) {
+        let now = self.now;
+        let Some(client) = self.clients.get_mut(id) else { return };
+        client.last_packet = now;
+        let starts_query = client.query_start.is_none();
+        let starts_transaction = client.transaction_start.is_none();
+        client.query_start.get_or_insert(now);
+        client.transaction_start.get_or_insert(now);
+        if let Some(pool) = client.pool.and_then(|pool| self.pools.get_mut(pool)) {
+            let counters = &mut pool.stats.total;
+            counters.add(Counter::Queries, u64::from(starts_query));
+            counters.add(Counter::Transactions, u64::from(starts_transaction));
+            counters.add(Counter::Received, bytes);
+        }
     }
 
     /// A packet that may only begin a connection.
@@ -207,17 +216,23 @@ impl Core {
         let Some(server) = self.servers.get(id) else {
             return Verdict::Stop;
         };
-        let (status, pool_id, is_done) = (server.status, server.pool, server.replies.is_empty());
+        let (status, pool_id) = (server.status, server.pool);
         if status != Status::Ready && self.pool_mode(pool_id) == PoolMode::Statement {
             self.close_server(id, &fault::NO_TRANSACTIONS, true);
             return Verdict::Stop;
         }
-        if !is_done {
-            return Verdict::Pass;
-        }
-        let now = self.now;
+        self.query_done(id, client_id, status);
+        Verdict::Pass
+    }
+
+    /// ReadyForQuery goes to a client. If nothing else is owed, its query is over.
+    pub(super) fn query_done(&mut self, id: ServerId, client_id: ClientId, status: Status) {
+        let Some(server) = self.servers.get(id).filter(|server| server.replies.is_empty()) else {
+            return;
+        };
+        let (now, pool_id) = (self.now, server.pool);
         let Some(client) = self.clients.get_mut(client_id) else {
-            return Verdict::Pass;
+            return;
         };
         let mut spent = |start: &mut Option<Micros>, counter| {
             if let (Some(start), Some(pool)) = (start.take(), self.pools.get_mut(pool_id)) {
@@ -228,7 +243,6 @@ impl Core {
         if status == Status::Ready {
             spent(&mut client.transaction_start, Counter::TransactionTime);
         }
-        Verdict::Pass
     }
 
     /// The server answers the SET that gives it the client's parameters.
@@ -256,6 +270,7 @@ impl Core {
                     return Verdict::Stop;
                 }
                 server.status = Status::Reserved;
+                self.shared.share(&mut server.vars);
                 if let Some(client) = self.clients.get_mut(client_id) {
                     client.vars.adopt(&self.tracked, &server.vars);
                 }
@@ -281,8 +296,10 @@ impl Core {
         server.vars.set(&self.tracked, at, value.clone());
         // While a server is being aligned the client's own wishes count.
         if server.replies.next_asker() != Some(Asker::Align) {
+            self.shared.share(&mut server.vars);
             if let Some(client) = client.and_then(|client| self.clients.get_mut(client)) {
                 client.vars.set(&self.tracked, at, value);
+                self.shared.share(&mut client.vars);
             }
         }
         true
@@ -409,7 +426,7 @@ impl Core {
 const CONSOLE_QUERY_MAX: u64 = 65_536;
 
 /// The status in a ReadyForQuery; `None` if it can't be one.
-fn read_status(body: &[u8]) -> Option<Status> {
+pub(super) fn read_status(body: &[u8]) -> Option<Status> {
     match body {
         b"I" => Some(Status::Ready),
         b"T" => Some(Status::InTransaction),

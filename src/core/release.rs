@@ -110,7 +110,7 @@ impl Core {
             }
             AfterRelease::Reset => {
                 let query = self.settings.server_reset_query.clone();
-                self.test(id, query.as_bytes());
+                self.test(id, query.as_bytes(), &fault::RESET_FAILED);
             }
             AfterRelease::Idle => {
                 self.move_server(id, ServerState::Idle);
@@ -122,11 +122,11 @@ impl Core {
         }
     }
 
-    /// Runs a query of the pooler's own on a server that nobody uses.
-    fn test(&mut self, id: ServerId, query: &[u8]) {
+    /// Runs a query of the pooler's own on a server that nobody uses; `too_long` is for one that
+    /// can't be sent.
+    fn test(&mut self, id: ServerId, query: &[u8], too_long: &Fault) {
         if query.len() > OWN_QUERY_MAX {
-            let text = "the query of server_reset_query or server_check_query is too long";
-            self.close_server(id, &Fault::formatted(text.into()), false);
+            self.close_server(id, too_long, false);
             return;
         }
         self.move_server(id, ServerState::Tested);
@@ -159,7 +159,7 @@ impl Core {
         } else {
             let query = self.settings.server_check_query.clone();
             let query = if query == "<empty>" { "" } else { query.as_str() };
-            self.test(id, query.as_bytes());
+            self.test(id, query.as_bytes(), &fault::CHECK_FAILED);
         }
     }
 

@@ -148,6 +148,40 @@ impl Replies {
         fate
     }
 
+    /// As `received`, for replies that begin or end nothing but one request of the client's. False
+    /// for all others, of which no note is taken.
+    #[inline]
+    pub fn received_plain(&mut self, kind: FromServer) -> bool {
+        let Some(head) = self.queue.front() else { return false };
+        if self.failed || self.copy_in || head.asker != Asker::Client {
+            return false;
+        }
+        match step(head.request, kind) {
+            Step::Stay => true,
+            Step::Done => {
+                self.pop();
+                true
+            }
+            Step::Complete => {
+                self.complete(head.request);
+                true
+            }
+            Step::CopyIn | Step::Unexpected => false,
+        }
+    }
+
+    /// As `received`, for ReadyForQuery. False if it ends nothing of the client's; then no note is
+    /// taken.
+    #[inline]
+    pub fn received_ready(&mut self) -> bool {
+        match self.queue.front() {
+            Some(head) if head.asker == Asker::Client => {
+                self.ready(Fate::Unprompted) != Fate::Unexpected
+            }
+            _ => false,
+        }
+    }
+
     fn error(&mut self, head: Option<Expected>) {
         if self.queue.is_empty() {
             return;

@@ -1,6 +1,7 @@
 //! Tracked parameters: what a client wants, what its server has, and the SET that makes them agree
 //! (pooling 6).
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Names of the tracked parameters, in the order in which they are reported and set.
@@ -54,11 +55,14 @@ impl Tracked {
     }
 }
 
-/// The values that one connection has; no value where none is known.
+/// The values that one connection has; no value where none is known. Connections with the same
+/// values share them: see [`Shared`].
 #[derive(Clone, Debug, Default)]
 pub struct Vars {
-    values: Box<[Option<Value>]>,
+    values: Option<Set>,
 }
+
+type Set = Rc<[Option<Value>]>;
 
 impl Vars {
     /// No values yet. Takes memory only when the first one is set.
@@ -68,17 +72,22 @@ impl Vars {
 
     /// The value at a place.
     pub fn get(&self, at: usize) -> Option<&Value> {
-        self.values.get(at)?.as_ref()
+        self.values.as_ref()?.get(at)?.as_ref()
     }
 
     /// Sets the value at a place.
     pub fn set(&mut self, tracked: &Tracked, at: usize, value: Value) {
-        if self.values.is_empty() {
-            self.values = vec![None; tracked.len()].into();
-        }
-        if let Some(slot) = self.values.get_mut(at) {
+        let none_yet = || vec![None; tracked.len()].into();
+        let values = Rc::make_mut(self.values.get_or_insert_with(none_yet));
+        if let Some(slot) = values.get_mut(at) {
             *slot = Some(value);
         }
+    }
+
+    /// True if both are known to have the same values without looking at them.
+    #[inline]
+    pub fn is_shared_with(&self, other: &Vars) -> bool {
+        matches!((&self.values, &other.values), (Some(own), Some(other)) if Rc::ptr_eq(own, other))
     }
 
     /// Takes values that are not known yet from `other`.
@@ -94,6 +103,10 @@ impl Vars {
 
     /// Takes over every value that `other` knows.
     pub fn adopt(&mut self, tracked: &Tracked, other: &Vars) {
+        if (0..tracked.len()).all(|at| other.get(at).is_some()) {
+            self.values.clone_from(&other.values);
+            return;
+        }
         for at in 0..tracked.len() {
             if let Some(value) = other.get(at) {
                 self.set(tracked, at, value.clone());
@@ -102,14 +115,47 @@ impl Vars {
     }
 }
 
+/// Every set of values that some connection has, once: most connections have the same, and then a
+/// pointer tells that a server needs no SET for its client.
+#[derive(Default)]
+pub struct Shared {
+    sets: BTreeSet<Set>,
+    /// How many sets there were after the last look for unused ones.
+    used: usize,
+}
+
+impl Shared {
+    /// Has these values stored with whoever else has them.
+    pub fn share(&mut self, vars: &mut Vars) {
+        let Some(values) = &mut vars.values else { return };
+        match self.sets.get(&**values) {
+            Some(known) => *values = known.clone(),
+            None => {
+                self.sets.insert(values.clone());
+            }
+        }
+    }
+
+    /// Forgets sets that nobody has any more, when there may be many of them.
+    pub fn tidy(&mut self) {
+        if self.sets.len() > self.used.saturating_mul(2).saturating_add(16) {
+            self.sets.retain(|set| Rc::strong_count(set) > 1);
+            self.used = self.sets.len();
+        }
+    }
+}
+
 /// Appends the SQL that gives a server the client's values; nothing if they agree already.
 /// Comparison ignores case, as the reference does.
 pub fn align(sql: &mut Vec<u8>, tracked: &Tracked, client: &Vars, server: &Vars) {
+    if client.is_shared_with(server) {
+        return;
+    }
     for (at, name) in tracked.names().enumerate() {
         let (Some(wanted), Some(has)) = (client.get(at), server.get(at)) else {
             continue;
         };
-        if Rc::ptr_eq(wanted, has) || wanted.eq_ignore_ascii_case(has) {
+        if wanted == has || wanted.eq_ignore_ascii_case(has) {
             continue;
         }
         let quoted = if name.eq_ignore_ascii_case("search_path") {
@@ -179,6 +225,29 @@ mod tests {
         let tracked = Tracked::new(" IntervalStyle ,datestyle,, options");
         assert_eq!(tracked.len(), 6);
         assert_eq!(tracked.find(b"INTERVALSTYLE"), Some(5));
+    }
+
+    #[test]
+    fn equal_values_are_stored_once_and_unused_ones_forgotten() {
+        let tracked = Tracked::new("IntervalStyle");
+        let mut shared = Shared::default();
+        let mut one = vars(&tracked, &[("TimeZone", "UTC"), ("application_name", "a")]);
+        let mut two = vars(&tracked, &[("application_name", "a"), ("TimeZone", "UTC")]);
+        assert!(!one.is_shared_with(&two));
+        shared.share(&mut one);
+        shared.share(&mut two);
+        assert!(one.is_shared_with(&two));
+        two.set(&tracked, APPLICATION_NAME, b"b"[..].into());
+        shared.share(&mut two);
+        assert_eq!(one.get(APPLICATION_NAME).map(|name| &**name), Some(&b"a"[..]));
+        assert!(!one.is_shared_with(&two));
+        for number in 0..100 {
+            let name = number.to_string();
+            shared.share(&mut vars(&tracked, &[("application_name", &name)]));
+        }
+        assert_eq!(shared.sets.len(), 102);
+        shared.tidy();
+        assert_eq!(shared.sets.len(), 2);
     }
 
     #[test]

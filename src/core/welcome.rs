@@ -30,6 +30,7 @@ impl Core {
             if let Some(welcome) = welcome {
                 out.extend_from_slice(&welcome.untracked);
                 client.vars.fill(&self.tracked, &welcome.vars);
+                self.shared.share(&mut client.vars);
             }
         }
         for (at, name) in self.tracked.names().enumerate() {

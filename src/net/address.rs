@@ -1,5 +1,6 @@
 //! Where sockets are: forms of addresses in the configuration and in log lines.
 
+use crate::base::text;
 use nix::sys::socket::UnixAddr;
 use std::ffi::OsStr;
 use std::fmt;
@@ -51,6 +52,12 @@ pub fn host(host: &str, port: u16) -> Host {
 /// The path of PostgreSQL's socket in a directory (or behind an abstract name).
 pub fn socket_path(dir: &str, port: i32) -> String {
     format!("{dir}/.s.PGSQL.{port}")
+}
+
+/// The path of the socket to listen on: one that is too long is cut, and the file has that name
+/// then (config 7.6).
+pub(super) fn listening_path(dir: &str, port: i32) -> String {
+    text::cut(&socket_path(dir, port), PATH_MAX).to_owned()
 }
 
 /// The system's form of a Unix socket's path.

@@ -1,13 +1,13 @@
 //! Listening sockets (config 7.3, 7.6, 7.7) and what comes out of them.
 
-use super::address::{socket_path, unix_addr, Place};
+use super::address::{listening_path, unix_addr, Place};
 use super::options::{reason, SocketOptions};
 use super::resolve::getaddrinfo_reason;
 use super::stream::Stream;
 use super::sys;
 use crate::base::{Journal, Level, Micros};
 use crate::core::{Addr, Origin};
-use mio::net::{TcpListener, UnixListener};
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use nix::sys::socket::{
     self, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage,
@@ -18,7 +18,6 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 #[cfg(test)]
@@ -55,7 +54,8 @@ pub struct ListenOptions {
 pub struct Fatal;
 
 enum Listener {
-    Tcp(TcpListener),
+    /// With the address at which its connections arrive, if that is always the same one.
+    Tcp(TcpListener, Option<SocketAddr>),
     Unix(UnixListener),
 }
 
@@ -66,14 +66,15 @@ pub struct Listeners {
     socket_file: Option<PathBuf>,
     suspended: bool,
     failed_at: Option<Micros>,
+    /// What the TCP sockets were given when they were opened: accepted ones inherit it.
+    inherited: Option<SocketOptions>,
 }
 
 /// True if a live process listens on the Unix socket of this directory and port (config 7.3).
 /// Abstract sockets are not tried.
 pub fn unix_socket_in_use(dir: &str, port: i32) -> bool {
     !dir.is_empty() && !dir.starts_with('@') && {
-        let path = socket_path(dir, port);
-        UnixStream::connect(path).is_ok()
+        std::os::unix::net::UnixStream::connect(listening_path(dir, port)).is_ok()
     }
 }
 
@@ -91,7 +92,8 @@ impl Listeners {
         token: fn(usize) -> Token,
         journal: &mut Journal,
     ) -> Result<Listeners, Fatal> {
-        let mut listeners = Listeners::default();
+        let inherited = Some(options.sockets);
+        let mut listeners = Listeners { inherited, ..Listeners::default() };
         listeners.open_tcp(options, journal)?;
         if !options.unix_dir.is_empty() {
             let listener = listeners.open_unix(options, journal)?;
@@ -102,7 +104,7 @@ impl Listeners {
         }
         for (index, listener) in listeners.all.iter_mut().enumerate() {
             let result = match listener {
-                Some(Listener::Tcp(tcp)) => {
+                Some(Listener::Tcp(tcp, _)) => {
                     registry.register(tcp, token(index), Interest::READABLE)
                 }
                 Some(Listener::Unix(unix)) => {
@@ -129,9 +131,8 @@ impl Listeners {
             asked = true;
             let addrs = match addresses(item, options.port) {
                 Ok(addrs) => addrs,
-                Err(error) => {
+                Err(why) => {
                     let port = options.port;
-                    let why = getaddrinfo_reason(&error);
                     return fatal(journal, format!("getaddrinfo('{item}', '{port}') = {why}"));
                 }
             };
@@ -139,7 +140,9 @@ impl Listeners {
                 match listen_tcp(addr, options, journal) {
                     Ok(listener) => {
                         journal.line(Level::Log, format!("listening on {addr}"));
-                        self.all.push(Some(Listener::Tcp(listener)));
+                        let local = listener.local_addr().ok();
+                        let local = local.filter(|local| !local.ip().is_unspecified());
+                        self.all.push(Some(Listener::Tcp(listener, local)));
                     }
                     Err((step, error)) => {
                         warn_cannot_listen(journal, &Place::Inet(addr), step, &error)
@@ -160,7 +163,7 @@ impl Listeners {
         options: &ListenOptions,
         journal: &mut Journal,
     ) -> Result<UnixListener, Fatal> {
-        let path = socket_path(&options.unix_dir, options.port);
+        let path = listening_path(&options.unix_dir, options.port);
         let is_file = !path.starts_with('@');
         if is_file {
             if Path::new(&format!("{path}.lock")).exists() {
@@ -176,7 +179,6 @@ impl Listeners {
                 return fatal(journal, "failed to create unix socket".to_owned());
             }
         };
-        journal.line(Level::Log, format!("listening on {place}"));
         if is_file {
             self.socket_file = Some(PathBuf::from(&path));
             if let Err(text) = set_owner_and_mode(&path, options) {
@@ -184,6 +186,7 @@ impl Listeners {
                 return fatal(journal, text);
             }
         }
+        journal.line(Level::Log, format!("listening on {place}"));
         Ok(listener)
     }
 
@@ -200,17 +203,17 @@ impl Listeners {
             return None;
         }
         let listener = self.all.get(index)?.as_ref()?;
+        let options = (self.inherited != Some(*options)).then_some(options);
         loop {
             let accepted = match listener {
-                Listener::Tcp(tcp) => tcp.accept().map(|(stream, _)| Stream::Tcp(stream)),
-                Listener::Unix(unix) => unix.accept().map(|(stream, _)| Stream::Unix(stream)),
+                Listener::Tcp(tcp, local) => {
+                    tcp.accept().map(|(tcp, remote)| welcome_tcp(tcp, *local, remote, options))
+                }
+                Listener::Unix(unix) => unix.accept().map(|(unix, _)| Ok(welcome_unix(unix))),
             };
             match accepted {
-                Ok(stream) => match welcome(stream, options) {
-                    Ok(found) => return Some(found),
-                    Err(Some(text)) => journal.line(Level::Warning, text),
-                    Err(None) => {}
-                },
+                Ok(Ok(found)) => return Some(found),
+                Ok(Err(text)) => journal.line(Level::Warning, text),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return None,
                     ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
@@ -244,7 +247,7 @@ impl Listeners {
     /// Closes the TCP sockets; Unix sockets stay.
     pub(super) fn close_tcp(&mut self) {
         for listener in &mut self.all {
-            listener.take_if(|listener| matches!(listener, Listener::Tcp(_)));
+            listener.take_if(|listener| matches!(listener, Listener::Tcp(..)));
         }
     }
 
@@ -257,7 +260,7 @@ impl Listeners {
     /// Where the TCP sockets are bound, in the order of the list.
     pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
         let tcp = self.all.iter().filter_map(|listener| match listener {
-            Some(Listener::Tcp(tcp)) => tcp.local_addr().ok(),
+            Some(Listener::Tcp(tcp, _)) => tcp.local_addr().ok(),
             _ => None,
         });
         tcp.collect()
@@ -266,7 +269,7 @@ impl Listeners {
     /// Switches `tcp_defer_accept` of the open sockets.
     pub(super) fn set_defer_accept(&self, on: bool, journal: &mut Journal) {
         for listener in self.all.iter().flatten() {
-            if let Listener::Tcp(tcp) = listener {
+            if let Listener::Tcp(tcp, _) = listener {
                 defer_accept(tcp, on, journal);
             }
         }
@@ -292,7 +295,12 @@ fn warn_cannot_listen(journal: &mut Journal, place: &Place, step: &str, error: &
     journal.line(Level::Warning, text);
 }
 
-fn addresses(item: &str, port: i32) -> io::Result<Vec<SocketAddr>> {
+/// What an item of the list stands for. The port is cut to 16 bits as `getaddrinfo` does it; the
+/// error is its text.
+fn addresses(item: &str, port: i32) -> Result<Vec<SocketAddr>, String> {
+    if port < 0 {
+        return Err("Servname not supported for ai_socktype [-8]".to_owned());
+    }
     let port = port as u16;
     if item == "*" {
         return Ok(vec![
@@ -300,13 +308,15 @@ fn addresses(item: &str, port: i32) -> io::Result<Vec<SocketAddr>> {
             (Ipv6Addr::UNSPECIFIED, port).into(),
         ]);
     }
-    Ok((item, port).to_socket_addrs()?.collect())
+    let found = (item, port).to_socket_addrs().map_err(|error| getaddrinfo_reason(&error))?;
+    Ok(found.collect())
 }
 
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 
+/// What `nix` finds too large or negative becomes as much as the system allows.
 fn backlog(count: i32) -> Backlog {
-    Backlog::new(count).unwrap_or(Backlog::MAXCONN)
+    Backlog::new(count).unwrap_or(Backlog::MAXALLOWABLE)
 }
 
 fn listen_tcp(
@@ -381,19 +391,25 @@ fn group_id(group: &str) -> Option<Gid> {
     Group::from_name(group).ok()?.map(|found| found.gid)
 }
 
-/// Sets the options of an accepted socket and finds out where it comes from. The error is a log
-/// line, if there is something to say.
-fn welcome(stream: Stream, options: &SocketOptions) -> Result<(Stream, Origin), Option<String>> {
-    let (local, remote) = match &stream {
-        Stream::Tcp(tcp) => {
-            options.apply(tcp).map_err(|failure| Some(failure.to_string()))?;
-            stream.ends().map_err(|_| None)?
-        }
-        Stream::Unix(_) => {
-            let pid = stream.peer().map_or(0, |(pid, _)| pid);
-            (Addr::Unix { pid: 0 }, Addr::Unix { pid })
-        }
-    };
-    let uid = stream.peer().map(|(_, uid)| uid);
-    Ok((stream, Origin { remote, local, uid }))
+/// An accepted TCP socket, with its options set where it has not inherited them. The error is a log
+/// line; the connection is dropped.
+fn welcome_tcp(
+    tcp: TcpStream,
+    local: Option<SocketAddr>,
+    remote: SocketAddr,
+    options: Option<&SocketOptions>,
+) -> Result<(Stream, Origin), String> {
+    if let Some(options) = options {
+        options.apply(&tcp).map_err(|failure| failure.to_string())?;
+    }
+    let local = local.or_else(|| tcp.local_addr().ok()).map_or(Addr::Unknown, Addr::Inet);
+    Ok((Stream::Tcp(tcp), Origin { remote: Addr::Inet(remote), local, uid: None }))
+}
+
+/// An accepted Unix socket, and who is at the other end.
+fn welcome_unix(unix: UnixStream) -> (Stream, Origin) {
+    let stream = Stream::Unix(unix);
+    let (pid, uid) = stream.peer().map_or((0, None), |(pid, uid)| (pid, Some(uid)));
+    let origin = Origin { remote: Addr::Unix { pid }, local: Addr::Unix { pid: 0 }, uid };
+    (stream, origin)
 }

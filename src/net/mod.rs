@@ -13,11 +13,11 @@ pub mod options;
 pub mod relay;
 pub mod resolve;
 pub mod stream;
-mod sys;
+pub mod sys;
 
 use crate::base::{Journal, Level, Micros, Side};
 use crate::core::server::Server;
-use crate::core::{ClientId, Decisions, Loss, Origin, Peer, ServerId};
+use crate::core::{Addr, ClientId, Decisions, Loss, Origin, Peer, ServerId};
 use address::{Host, Place};
 use conn::Wire;
 use dial::Dial;
@@ -319,6 +319,11 @@ impl Net {
     }
 
     fn dial<D: Decisions>(&mut self, id: ServerId, place: &Place, core: &mut D) {
+        let remote = match place {
+            Place::Inet(at) => Addr::Inet(*at),
+            Place::Unix(_) => Addr::Unix { pid: 0 },
+        };
+        core.dialling(id, remote);
         let opened = dial::open(place, &self.sockets).and_then(|stream| {
             let token = token_of(Peer::Server(id));
             Socket::connecting(stream, token, &self.registry)

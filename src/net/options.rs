@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 /// The `tcp_*` settings that every TCP socket gets when it is made; 0 leaves the system's value.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketOptions {
     /// `tcp_keepalive`.
     pub keepalive: bool,

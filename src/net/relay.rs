@@ -323,7 +323,11 @@ impl<W: Wire> Relay<W> {
             }
             Received::Scratch(count) => {
                 let data = scratch.get(..count).unwrap_or_default();
-                let seen = self.walk(peer, data, core);
+                let run = self.run(peer, data, core);
+                if run == count {
+                    return;
+                }
+                let seen = self.walk(peer, data, run, core);
                 if let Some(conn) = self.conns.get_mut(peer).filter(|conn| !conn.lost) {
                     let rest = data.get(seen..).unwrap_or_default();
                     conn.held.push(rest, &mut self.spare);
@@ -340,7 +344,7 @@ impl<W: Wire> Relay<W> {
             return;
         };
         let mut held = mem::take(&mut conn.held);
-        let seen = self.walk(peer, held.as_slice(), core);
+        let seen = self.walk(peer, held.as_slice(), 0, core);
         held.take(seen, &mut self.spare);
         if let Some(conn) = self.conns.get_mut(peer) {
             conn.held = held;
@@ -383,12 +387,12 @@ impl<W: Wire> Relay<W> {
         let Peer::Server(id) = peer else {
             return;
         };
-        let Some(conn) = self.conns.servers.get(id) else {
+        let Some(conn) = self.conns.servers.get(id).filter(|conn| conn.undrained) else {
             return;
         };
         let more_to_come = conn.readable && !conn.hangup;
         let between = conn.flow.at_boundary() && conn.held.is_empty();
-        if !conn.undrained || !between || more_to_come || conn.stopped || conn.lost {
+        if !between || more_to_come || conn.stopped || conn.lost {
             return;
         }
         if let Some(client) = core.client_of(id) {

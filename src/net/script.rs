@@ -137,6 +137,8 @@ impl Decisions for Script {
     fn max_packet(&self, _: Peer) -> u32 {
         self.max
     }
+    fn dialling(&mut self, _: ServerId, _: Addr) {}
+
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
         let server = name(Peer::Server(id));
         self.log.push(format!("connected {server} {local:?} {remote:?}"));

@@ -1,9 +1,25 @@
-//! The unsafe lines: socket options that `nix` lacks.
+//! The unsafe lines: socket options that `nix` lacks, and fork.
 #![allow(unsafe_code)]
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::unistd::{fork, ForkResult};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+
+/// Forks. Only the child returns; the parent ends with exit code 0, without running destructors.
+/// Fails with EBUSY if the process has more than one thread.
+pub fn go_on_in_child() -> nix::Result<()> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        return Err(Errno::EBUSY);
+    }
+    // SAFETY: there is no other thread that could hold a lock at this moment, so that everything
+    // works in the child as it did in the parent.
+    match unsafe { fork() }? {
+        ForkResult::Parent { .. } => std::process::exit(0),
+        ForkResult::Child => Ok(()),
+    }
+}
 
 /// Switches TCP_DEFER_ACCEPT of a listening socket on (with the value 1, pooling 5.7) or off.
 pub(super) fn set_defer_accept(fd: &impl AsFd, on: bool) -> io::Result<()> {
@@ -22,5 +38,46 @@ pub(super) fn set_defer_accept(fd: &impl AsFd, on: bool) -> io::Result<()> {
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deferred(fd: &impl AsFd) -> libc::c_int {
+        let mut value = -1;
+        let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the descriptor is open, and the kernel writes at most `len` bytes to `value`.
+        let result = unsafe {
+            libc::getsockopt(
+                fd.as_fd().as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_DEFER_ACCEPT,
+                std::ptr::from_mut(&mut value).cast(),
+                &raw mut len,
+            )
+        };
+        assert_eq!(result, 0);
+        value
+    }
+
+    #[test]
+    fn accepting_can_be_deferred_and_not() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(deferred(&socket), 0);
+        for (on, want) in [(true, 1), (false, 0)] {
+            set_defer_accept(&socket, on).unwrap();
+            assert_eq!(deferred(&socket), want);
+        }
+    }
+
+    #[test]
+    fn process_with_threads_is_not_forked() {
+        let (ended, wait) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || wait.recv().is_err());
+        assert_eq!(go_on_in_child(), Err(Errno::EBUSY));
+        drop(ended);
+        assert!(other.join().unwrap());
     }
 }

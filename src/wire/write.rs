@@ -21,7 +21,10 @@ fn counted(out: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>)) {
 
 /// Appends a zero-terminated text; a zero inside would end it early and is left out.
 pub fn text(out: &mut Vec<u8>, text: &[u8]) {
-    out.extend(text.iter().filter(|byte| **byte != 0));
+    match text.contains(&0) {
+        false => out.extend_from_slice(text),
+        true => out.extend(text.iter().filter(|byte| **byte != 0)),
+    }
     out.push(0);
 }
 

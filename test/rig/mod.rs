@@ -4,6 +4,7 @@ pub(crate) mod fake;
 pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod raw;
+pub(crate) mod run;
 pub(crate) mod scratch;
 pub(crate) mod secrets;
 pub(crate) mod wire;

@@ -44,7 +44,7 @@ pub(crate) struct Pooler {
 }
 
 /// The program under test, copied to where the unprivileged user can run it.
-fn binary() -> &'static PathBuf {
+pub(crate) fn binary() -> &'static PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let built = env!("CARGO_BIN_EXE_pgturnstile");
@@ -117,7 +117,7 @@ impl Pooler {
             .stderr(errors)
             .spawn()
             .unwrap();
-        scratch().watch(&child);
+        scratch().watch(child.id());
         Self { port, folder, child, reaped: None }
     }
 

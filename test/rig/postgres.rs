@@ -125,7 +125,7 @@ fn launch(bin: &Path, folder: &Path, data: &Path) -> u16 {
             .stderr(log)
             .spawn()
             .unwrap();
-        scratch().watch(&child);
+        scratch().watch(child.id());
         let mut gone = false;
         wait_until("PostgreSQL is ready", || {
             gone = child.try_wait().unwrap().is_some();

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
@@ -44,7 +44,7 @@ pub(crate) fn scratch() -> &'static Scratch {
 }
 
 /// The user that children must run as: none unless the tests run as root, which PostgreSQL and poolers refuse.
-fn unprivileged() -> Option<&'static User> {
+pub(crate) fn unprivileged() -> Option<&'static User> {
     static USER: OnceLock<Option<User>> = OnceLock::new();
     USER.get_or_init(|| {
         if !geteuid().is_root() {
@@ -114,9 +114,9 @@ impl Scratch {
         path
     }
 
-    /// Tells the watcher about a child that must not outlive the run.
-    pub(crate) fn watch(&self, child: &Child) {
-        writeln!(self.watcher.lock().unwrap(), "+{}", child.id()).unwrap();
+    /// Tells the watcher about a process that must not outlive the run.
+    pub(crate) fn watch(&self, pid: u32) {
+        writeln!(self.watcher.lock().unwrap(), "+{pid}").unwrap();
     }
 
     /// Tells the watcher that a child is gone, before its pid can be used again.

@@ -161,6 +161,7 @@ impl World {
     /// A new configuration; `console` asked for it.
     pub fn reload(&mut self, console: Option<ClientId>) {
         self.judge_admissions();
+        self.facts.reloaded = true;
         let old = self.plan.clone();
         let what = self.plan.edit(&mut self.dice);
         self.trace(|_| format!("reload: {what}"));

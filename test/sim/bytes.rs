@@ -160,6 +160,14 @@ impl Decisions for Watched<'_> {
         watch::ask(self.watch, self.core, Peer::Server(id), packet, sink, self.tracing)
     }
 
+    fn client_run(&mut self, id: ClientId, data: &[u8]) -> usize {
+        watch::run(self.watch, self.core, Peer::Client(id), data, self.tracing)
+    }
+
+    fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
+        watch::run(self.watch, self.core, Peer::Server(id), data, self.tracing)
+    }
+
     fn server_drained(&mut self, id: ServerId) {
         self.core.server_drained(id);
     }
@@ -189,6 +197,10 @@ impl Decisions for Watched<'_> {
 
     fn max_packet(&self, from: Peer) -> u32 {
         self.core.max_packet(from)
+    }
+
+    fn dialling(&mut self, id: ServerId, remote: Addr) {
+        self.core.dialling(id, remote);
     }
 
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {

@@ -41,6 +41,8 @@ pub struct Facts {
     pub canceled: BTreeSet<PoolId>,
     /// Something was paused.
     pub paused: bool,
+    /// The limits have changed.
+    pub reloaded: bool,
     /// KILL_CLIENT.
     pub killed: bool,
     /// The process is to end at once.
@@ -92,7 +94,7 @@ impl World {
             "evicted" => {
                 let limits =
                     (self.plan.database_limit(database), self.plan.user_limit(&who.user));
-                who.is_server && limits != (None, None)
+                who.is_server && (limits != (None, None) || facts.reloaded)
             }
             _ if !who.is_server => true,
             "pause mode" => facts.paused || self.is_paused_at(database),

@@ -27,7 +27,9 @@ impl World {
         let older = |pool: &Pool| self.older_servers(pool, server.number());
         let others = older(pool);
         let cancels = !pool.clients(ClientState::WaitingCancel).is_empty();
-        if (cancels || self.facts.canceled.contains(&server.pool())) && others < 2 * size {
+        let carriers = pool.servers(ServerState::ActiveCancel).len();
+        let room = size == 0 || carriers < size || others < 2 * size;
+        if (cancels || self.facts.canceled.contains(&server.pool())) && room {
             return;
         }
         if size > 0 && others >= size && self.knows(pool) && !self.may_use_reserve(pool, others) {
@@ -174,7 +176,7 @@ impl World {
                 let earlier = self.memory.waits.get(&waiter).is_some_and(|at| *at < began);
                 let known = self.core.clients().get(waiter);
                 if earlier && known.is_some_and(|known| known.query_start().is_some()) {
-                    self.fail(&format!("ORDER: {client:?} has a server, but {waiter:?} was first"));
+                    self.fail(&format!("ORDER: {client:?} has {id:?}, but {waiter:?} was first"));
                 }
             }
         }

@@ -145,10 +145,9 @@ impl World {
             ServerState::Login => {
                 let since = self.clocks.opened.get(&id).copied();
                 if self.over(settings.server_connect_timeout, since) {
-                    let why = match self.dials.contains(&id) {
-                        true => "connect failed",
-                        false => "connect timeout",
-                    };
+                    // A look-up that takes long is no failure to connect.
+                    let dialled = self.dials.contains(&id) && !self.lookups.contains(&id);
+                    let why = if dialled { "connect failed" } else { "connect timeout" };
                     due.add(peer, number, why, true);
                 }
             }

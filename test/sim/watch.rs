@@ -95,6 +95,50 @@ pub fn ask(
     verdict
 }
 
+/// Asks the core how much passes as it is, with a trace line.
+pub fn run(
+    watch: &Shared,
+    core: &mut Core,
+    peer: Peer,
+    data: &[u8],
+    tracing: bool,
+) -> usize {
+    let len = match peer {
+        Peer::Client(id) => {
+            let len = core.client_run(id, data);
+            if len > 0 {
+                let mut watch = watch.borrow_mut();
+                watch.heard.insert(id, core.now);
+                watch.asked.insert(id);
+            }
+            len
+        }
+        Peer::Server(id) => {
+            let client = core.client_of(id);
+            let len = core.server_run(id, data);
+            if len > 0 {
+                let mut watch = watch.borrow_mut();
+                watch.said.insert(id, core.now);
+                // A run ends with the first ReadyForQuery at the latest.
+                if is_ready_at_end(&data[..len]) {
+                    watch.ready.extend(client);
+                }
+            }
+            len
+        }
+    };
+    if tracing && len > 0 {
+        println!("      {peer:?} passes {len} bytes");
+    }
+    len
+}
+
+/// True if the last of these packets is a ReadyForQuery.
+fn is_ready_at_end(packets: &[u8]) -> bool {
+    let (head, status) = packets.split_at(packets.len().saturating_sub(1));
+    head.ends_with(b"Z\0\0\0\x05") && matches!(status, b"I" | b"T" | b"E")
+}
+
 /// The pool of a server that has finished its login.
 fn greeted(core: &Core, id: ServerId) -> Option<Names> {
     let server = core.servers().get(id).filter(|server| server.state() != ServerState::Login)?;

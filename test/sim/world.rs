@@ -37,6 +37,8 @@ pub struct World {
     pub servers: BTreeMap<Key, Server>,
     /// Connections that are being opened.
     pub dials: Vec<ServerId>,
+    /// Those of them whose host names are still being looked up.
+    pub lookups: BTreeSet<ServerId>,
     /// Clients whose queries somebody wanted to cancel.
     pub targets: BTreeSet<u32>,
     pub now: Micros,
@@ -82,6 +84,7 @@ impl World {
             clients: Vec::new(),
             servers: BTreeMap::new(),
             dials: Vec::new(),
+            lookups: BTreeSet::new(),
             targets: BTreeSet::new(),
             now,
             next_tick: now,
@@ -199,6 +202,10 @@ impl World {
                 self.note_launch(id);
                 if target.is_some() {
                     self.dials.push(id);
+                    self.lookups.insert(id);
+                    if self.settling || self.dice.chance(70) {
+                        self.look_up(id);
+                    }
                 }
             }
             Action::Resume(id) => {
@@ -209,6 +216,7 @@ impl World {
                 self.trace(|_| format!("  close {peer:?}"));
                 if let Peer::Server(id) = peer {
                     self.dials.retain(|dialled| *dialled != id);
+                    self.lookups.remove(&id);
                 }
                 self.net.close(peer);
             }
@@ -259,9 +267,24 @@ impl World {
         self.clients.len() - 1
     }
 
+    /// A host name is looked up; the connection is being opened from now on.
+    fn look_up(&mut self, id: ServerId) {
+        self.lookups.remove(&id);
+        self.core.dialling(id, Addr::Inet(([127, 0, 0, 1], 5432).into()));
+    }
+
     /// A connection that is being opened succeeds or fails.
     pub fn dial_ends(&mut self, at: usize, works: bool) {
-        let id = self.dials.remove(at);
+        let id = self.dials[at];
+        if works && self.lookups.contains(&id) {
+            self.trace(|_| format!("host of {id:?} is found"));
+            self.look_up(id);
+            if !self.settling {
+                return;
+            }
+        }
+        self.dials.remove(at);
+        self.lookups.remove(&id);
         let Some(server) = self.core.servers().get(id) else {
             return;
         };

@@ -179,14 +179,93 @@ fn failures_are_explained() {
                 options.unix_dir.clone_from(&dir);
                 options.unix_group = "no such group".to_owned();
             }),
-            vec![
-                "listening on unix:DIR/.s.PGSQL.0".to_owned(),
-                "could not find group 'no such group': Success".to_owned(),
-            ],
+            vec!["could not find group 'no such group': Success".to_owned()],
         ),
     ];
     for (options, want) in table {
         assert_eq!(room.failure(&options), want);
+    }
+}
+
+#[test]
+fn wrong_owner_or_mode_is_explained() {
+    let room = Room::new("owner");
+    let mut options = room.options();
+    let path = room.dir.join("missing");
+    let path = path.to_str().unwrap();
+    let missing = "No such file or directory";
+    let text = format!("failure to chmod({path}, 0700): {missing}");
+    assert_eq!(set_owner_and_mode(path, &options), Err(text));
+    for group in ["0", "root"] {
+        options.unix_group = group.to_owned();
+        let text = format!("chown({path}, 4294967295, 0) failed: {missing}");
+        assert_eq!(set_owner_and_mode(path, &options), Err(text));
+    }
+}
+
+#[test]
+fn ports_are_taken_as_getaddrinfo_takes_them() {
+    let shown = |item, port| match addresses(item, port) {
+        Ok(addrs) => addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" "),
+        Err(text) => text,
+    };
+    for (item, port, want) in [
+        ("127.0.0.1", 99999, "127.0.0.1:34463"),
+        ("::1", 0, "[::1]:0"),
+        ("*", 6432, "0.0.0.0:6432 [::]:6432"),
+        ("*", -5, "Servname not supported for ai_socktype [-8]"),
+        ("no.such.name.invalid", 1, "Name or service not known [-2]"),
+    ] {
+        assert_eq!(shown(item, port), want);
+    }
+}
+
+#[test]
+fn long_path_is_cut_everywhere() {
+    let mut room = Room::new("long");
+    let mut options = room.options();
+    options.unix_dir = format!("{}/{}", options.unix_dir, "x".repeat(200));
+    options.unix_mode = 0o640;
+    let mut listeners = room.open(&options).unwrap();
+    let lines = room.lines();
+    let name = lines[0].1.strip_prefix("listening on unix:DIR/").unwrap();
+    let path = room.dir.join(name);
+    assert_eq!(path.as_os_str().len(), 107);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+    assert!(unix_socket_in_use(&options.unix_dir, options.port));
+    listeners.remove_socket_file();
+    assert!(!path.exists());
+}
+
+#[test]
+fn accepted_sockets_have_the_options_of_the_moment() {
+    let mut room = Room::new("accepted");
+    let mut options = room.options();
+    options.listen_addr = "127.0.0.1".to_owned();
+    options.defer_accept = false;
+    let mut listeners = room.open(&options).unwrap();
+    let at = listeners.tcp_addresses()[0];
+    for idle in [33, 44] {
+        let _client = TcpStream::connect(at).unwrap();
+        let sockets = SocketOptions { keepidle: idle, ..SocketOptions::default() };
+        let stream = loop {
+            let journal = &mut room.journal;
+            if let Some((stream, _)) = listeners.accept(0, &sockets, Micros::default(), journal) {
+                break stream;
+            }
+        };
+        assert_eq!(socket::getsockopt(&stream, sockopt::TcpKeepIdle).unwrap(), idle as u32);
+        assert!(socket::getsockopt(&stream, sockopt::KeepAlive).unwrap());
+        assert!(socket::getsockopt(&stream, sockopt::TcpNoDelay).unwrap());
+    }
+    // What can't be set drops the connection.
+    let _client = TcpStream::connect(at).unwrap();
+    let sockets = SocketOptions { keepidle: -1, ..SocketOptions::default() };
+    let now = Micros::default();
+    while room.journal.pop().is_none_or(|(level, text)| {
+        level != Level::Warning || !text.starts_with("socket_set_keepalive(")
+    }) {
+        assert!(listeners.accept(0, &sockets, now, &mut room.journal).is_none());
     }
 }
 

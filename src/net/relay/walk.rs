@@ -2,7 +2,7 @@
 
 use super::{link, Relay, SCRATCH};
 use crate::core::{Decisions, Loss, Packet, Peer, Sink, Verdict};
-use crate::net::conn::{Flow, Wire};
+use crate::net::conn::{Conn, Flow, Wire};
 use crate::wire::frame::{Frame, Framer};
 use std::mem;
 use std::ops::Range;
@@ -50,8 +50,39 @@ enum Step {
 }
 
 impl<W: Wire> Relay<W> {
-    /// Decides and hands on as much of `data` as possible; returns how many bytes are done with.
-    pub(super) fn walk<D: Decisions>(&mut self, from: Peer, data: &[u8], core: &mut D) -> usize {
+    /// The short way: if nothing is pending on this connection, asks the core for the whole packets
+    /// at the front that pass as they are. If that is all of `data` it is handed on at once; else
+    /// [`Relay::walk`] has to go on behind these bytes.
+    pub(super) fn run<D: Decisions>(&mut self, from: Peer, data: &[u8], core: &mut D) -> usize {
+        let is_between = |conn: &Conn<W>| conn.flow.at_boundary() && conn.flow.want == 0;
+        if !self.conns.get(from).is_some_and(is_between) {
+            return 0;
+        }
+        let run = match from {
+            Peer::Client(id) => core.client_run(id, data),
+            Peer::Server(id) => core.server_run(id, data),
+        };
+        if run == data.len() {
+            if let Some(conn) = self.conns.get_mut(from) {
+                conn.ask = false;
+                conn.undrained = true;
+            }
+            if let Some(to) = link(from, core) {
+                self.deliver(to, data, core);
+            }
+        }
+        run
+    }
+
+    /// Decides and hands on as much of `data` as possible, of which the first `run` bytes are
+    /// decided already; returns how many bytes are done with.
+    pub(super) fn walk<D: Decisions>(
+        &mut self,
+        from: Peer,
+        data: &[u8],
+        run: usize,
+        core: &mut D,
+    ) -> usize {
         let Some(conn) = self.conns.get_mut(from) else {
             return data.len();
         };
@@ -67,6 +98,10 @@ impl<W: Wire> Relay<W> {
             joined: mem::take(&mut self.joined),
             run: 0..0,
         };
+        if run > 0 {
+            walk.flow.pass = run as u32;
+            walk.flow.to = link(from, core);
+        }
         if walk.flow.pass > 0 && walk.flow.to != link(from, core) {
             // The rest of a packet is for nobody but the one who got its beginning.
             self.cut(walk.flow.to);
@@ -132,6 +167,12 @@ impl<W: Wire> Relay<W> {
     fn decide<D: Decisions>(&mut self, walk: &mut Walk<'_>, core: &mut D) -> Step {
         let from = walk.from;
         let rest = walk.data.get(walk.at..).unwrap_or_default();
+        if let Peer::Server(id) = from {
+            let run = core.server_run(id, rest).min(rest.len());
+            if run > 0 {
+                return walk.begin(0, run as u32, link(from, core));
+            }
+        }
         let startup = match (from, rest.first()) {
             (Peer::Client(id), Some(0)) => core.in_startup(id),
             _ => false,

@@ -1,0 +1,144 @@
+//! The short way for what almost all packets are: requests of a linked client and replies to them
+//! that pass as they are. Whatever else comes goes the long way, packet by packet, in `query`.
+
+use super::client::ClientState;
+use super::face::{ClientId, ServerId};
+use super::pool::PoolId;
+use super::query::read_status;
+use super::replies::{Asker, Request};
+use super::server::{ServerState, Status};
+use super::stats::Counter;
+use super::Core;
+use crate::config::PoolMode;
+use crate::wire::frame::{Frame, Framer};
+use crate::wire::{FromClient, FromServer};
+
+impl Core {
+    /// The bytes at the front that are complete requests and need nothing but a server.
+    pub(super) fn plain_requests(&mut self, id: ClientId, data: &[u8]) -> usize {
+        let framer = Framer { startup: false, max: self.settings.max_packet_size };
+        let Some(client) = self.clients.get(id) else { return 0 };
+        let is_active = client.state == ClientState::Active && client.welcomed;
+        let is_served = is_active && client.console.is_none();
+        if !is_served || self.settings.disable_pqexec.on() || first_request(framer, data).is_none()
+        {
+            return 0;
+        }
+        let server_id = match client.server {
+            Some(server) => server,
+            None => match self.take_alike(id) {
+                Some(server) => server,
+                None => return 0,
+            },
+        };
+        let Some(server) = self.servers.get_mut(server_id) else { return 0 };
+        if server.replies.next_asker() == Some(Asker::Align) {
+            return 0;
+        }
+        let mut done = 0_usize;
+        while let Some((request, len)) = first_request(framer, data.get(done..).unwrap_or(&[])) {
+            server.replies.sent(request, Asker::Client);
+            done = done.saturating_add(len);
+        }
+        server.status = Status::Busy;
+        server.delivered = false;
+        self.begin_query(id, done as u64);
+        done
+    }
+
+    /// An idle server that has the client's parameters already, linked to it.
+    fn take_alike(&mut self, id: ClientId) -> Option<ServerId> {
+        let client = self.clients.get(id)?;
+        let pool_id = client.pool?;
+        let head = self.pools.get(pool_id)?.servers(ServerState::Idle).head()?;
+        let server = self.servers.get(head)?;
+        let fits = !server.close_needed && server.is_clean();
+        if !fits || !client.vars.is_shared_with(&server.vars) || self.is_paused(pool_id) {
+            return None;
+        }
+        self.link(id, head);
+        self.count(pool_id, Counter::Assignments, 1);
+        Some(head)
+    }
+
+    /// The bytes at the front that are complete replies for the linked client, up to and including
+    /// the first ReadyForQuery.
+    pub(super) fn plain_replies(&mut self, id: ServerId, data: &[u8]) -> usize {
+        let framer = Framer { startup: false, max: self.settings.max_packet_size };
+        let Some(server) = self.servers.get_mut(id) else { return 0 };
+        let (Some(client), ServerState::Active) = (server.client, server.state) else { return 0 };
+        let pool_id = server.pool;
+        let mut done = 0_usize;
+        let mut ended = None;
+        while let Some((tag, packet)) = first_whole(framer, data.get(done..).unwrap_or(&[])) {
+            let kind = FromServer::of(tag);
+            if kind == FromServer::ReadyForQuery {
+                ended = read_status(packet.get(5..).unwrap_or(&[]));
+                if ended.is_some() {
+                    done = done.saturating_add(packet.len());
+                }
+                break;
+            }
+            if !server.replies.received_plain(kind) {
+                break;
+            }
+            done = done.saturating_add(packet.len());
+        }
+        if let Some(status) = ended {
+            let is_refused =
+                status != Status::Ready && self.pool_mode(pool_id) == PoolMode::Statement;
+            let Some(server) = self.servers.get_mut(id) else { return 0 };
+            if is_refused || !server.replies.received_ready() {
+                done = done.saturating_sub(READY_LEN);
+                ended = None;
+            }
+        }
+        self.note_replies(id, pool_id, done, ended);
+        if let Some(status) = ended {
+            self.query_done(id, client, status);
+        }
+        done
+    }
+
+    /// So many bytes of replies are on their way to the client.
+    fn note_replies(&mut self, id: ServerId, pool: PoolId, bytes: usize, ended: Option<Status>) {
+        if bytes == 0 {
+            return;
+        }
+        if let Some(server) = self.servers.get_mut(id) {
+            server.status = ended.unwrap_or(Status::Busy);
+            server.delivered = false;
+            server.last_packet = self.now;
+        }
+        self.count(pool, Counter::Sent, bytes as u64);
+    }
+}
+
+/// Length of a ReadyForQuery packet in bytes.
+const READY_LEN: usize = 6;
+
+/// The packet at the front if it is complete: its type byte and its bytes.
+#[inline]
+fn first_whole(framer: Framer, data: &[u8]) -> Option<(u8, &[u8])> {
+    match framer.first(data) {
+        Frame::Packet { tag, len } => Some((tag, data.get(..len as usize)?)),
+        _ => None,
+    }
+}
+
+/// The request at the front if it is complete and of a kind that needs no look inside: what comes
+/// back for it, and its length in bytes.
+#[inline]
+fn first_request(framer: Framer, data: &[u8]) -> Option<(Request, usize)> {
+    let (tag, packet) = first_whole(framer, data)?;
+    let request = match FromClient::of(tag) {
+        FromClient::Query => Request::Query,
+        FromClient::Parse => Request::Parse,
+        FromClient::Bind => Request::Bind,
+        FromClient::Describe => Request::Describe,
+        FromClient::Execute => Request::Execute,
+        FromClient::Sync => Request::Sync,
+        _ => return None,
+    };
+    Some((request, packet.len()))
+}
