@@ -39,6 +39,10 @@ pub struct Facts {
     pub resumed: bool,
     /// Pools that had cancel requests when the janitor came.
     pub canceled: BTreeSet<PoolId>,
+    /// Pools in which somebody had waited long enough for the reserve when he came.
+    pub patient: BTreeSet<PoolId>,
+    /// Some client was called out of a queue, or read again.
+    pub called: bool,
     /// Something was paused.
     pub paused: bool,
     /// The limits have changed.

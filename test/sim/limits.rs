@@ -32,7 +32,9 @@ impl World {
         if (cancels || self.facts.canceled.contains(&server.pool())) && room {
             return;
         }
-        if size > 0 && others >= size && self.knows(pool) && !self.may_use_reserve(pool, others) {
+        let patient = self.facts.patient.contains(&server.pool());
+        let reserve = self.may_use_reserve(pool, others) || patient && others < self.most(pool);
+        if size > 0 && others >= size && self.knows(pool) && !reserve {
             self.fail(&format!(
                 "LIMITS: connection {} of {:?}, where {size} are allowed",
                 others + 1,
@@ -75,12 +77,33 @@ impl World {
     /// The first client of the queue has waited long enough for a connection beyond pool_size.
     fn may_use_reserve(&self, pool: &Pool, count: usize) -> bool {
         let patience = self.plan.settings.reserve_pool_timeout;
-        let first = pool.clients(ClientState::Waiting).head();
-        let heard = first.and_then(|id| self.watch.borrow().heard.get(&id).copied());
-        let most = self.plan.pool_size(pool.names()) + self.plan.reserve(pool.names());
-        patience.is_set()
-            && heard.is_some_and(|heard| self.now.since(heard) >= patience)
-            && count < most
+        let waited = self.longest_wait(pool).is_some_and(|waited| waited >= patience);
+        patience.is_set() && waited && count < self.most(pool)
+    }
+
+    /// What pool_size and the reserve allow.
+    fn most(&self, pool: &Pool) -> usize {
+        self.plan.pool_size(pool.names()) + self.plan.reserve(pool.names())
+    }
+
+    /// How long ago the first client of the queue said something.
+    fn longest_wait(&self, pool: &Pool) -> Option<Micros> {
+        let first = pool.clients(ClientState::Waiting).head()?;
+        self.watch.borrow().heard.get(&first).map(|heard| self.now.since(*heard))
+    }
+
+    /// What counts for connections that the janitor opens, before he closes clients.
+    pub fn note_waiting(&mut self) {
+        for (id, pool) in self.core.pools() {
+            if !pool.clients(ClientState::WaitingCancel).is_empty() {
+                self.facts.canceled.insert(id);
+            }
+            let patience = self.plan.settings.reserve_pool_timeout;
+            let waited = self.longest_wait(pool).is_some_and(|waited| waited >= patience);
+            if patience.is_set() && waited {
+                self.facts.patient.insert(id);
+            }
+        }
     }
 
     /// True if a connection could be opened for a pool that nobody opens: within pool_size, and
@@ -164,13 +187,15 @@ impl World {
 
     /// Nobody gets a server ahead of somebody who was in the queue before.
     pub fn check_order(&self) {
-        // A client that was called and has gone leaves its server to whoever comes first.
-        let new = self.facts.closed.is_empty().then_some(self.now);
         for (id, server) in self.core.servers().iter() {
             let Some(client) = server.client().filter(|c| self.memory.is_new_link(id, *c)) else {
                 continue;
             };
             let Some(pool) = self.core.pool(server.pool()) else { continue };
+            // Who was called and is gone or does not read leaves the server to whoever comes first,
+            // and while cancel requests wait nobody is called.
+            let cancels = !pool.clients(ClientState::WaitingCancel).is_empty();
+            let new = (!self.facts.called && !cancels).then_some(self.now);
             let Some(began) = self.memory.waits.get(&client).copied().or(new) else { continue };
             for waiter in pool.clients(ClientState::Waiting).ids(self.core.clients()) {
                 let earlier = self.memory.waits.get(&waiter).is_some_and(|at| *at < began);

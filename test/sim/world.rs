@@ -12,7 +12,6 @@ use crate::timeouts::Clocks;
 use crate::watch::Shared;
 use pgturnstile::base::Micros;
 use pgturnstile::config::PoolMode;
-use pgturnstile::core::client::ClientState;
 use pgturnstile::core::{
     Action, Addr, ClientId, Core, Decisions, Loss, Origin, Peer, ServerId, Surroundings,
 };
@@ -147,7 +146,7 @@ impl World {
         if ticked {
             self.next_tick = self.now + Micros(TICK);
             let due = self.due();
-            self.note_cancels();
+            self.note_waiting();
             self.core.tick();
             self.check_due(&due);
             self.expect_exit();
@@ -210,6 +209,7 @@ impl World {
             }
             Action::Resume(id) => {
                 self.trace(|_| format!("  resume {id:?}"));
+                self.facts.called = true;
                 self.net.resume(id, &mut self.core);
             }
             Action::Close(peer) => {
@@ -225,12 +225,6 @@ impl World {
             Action::CloseTcpListeners => self.listening = false,
             Action::Reload(console) => self.reload(console),
         }
-    }
-
-    fn note_cancels(&mut self) {
-        let pools = self.core.pools();
-        let asked = pools.filter(|(_, pool)| !pool.clients(ClientState::WaitingCancel).is_empty());
-        self.facts.canceled = asked.map(|(id, _)| id).collect();
     }
 
     fn note_launch(&mut self, id: ServerId) {
