@@ -51,7 +51,7 @@ const COMMANDS: [(usize, &str, bool); 24] = [
 impl World {
     /// A console gives a command.
     pub fn console_speaks(&mut self, at: usize) {
-        if !self.clients[at].expected.is_empty() || !self.dice.chance(12) {
+        if !self.clients[at].expected.is_empty() || !self.dice.chance(30) {
             return;
         }
         let weights = COMMANDS.map(|(weight, text, wild)| (weight, (text, wild)));

@@ -27,8 +27,8 @@ const OFTEN: [(usize, Kind); 11] = [
     (240, Kind::Work),
     (150, Kind::Hear),
     (160, Kind::Act),
-    (60, Kind::Dial),
-    (25, Kind::Connect),
+    (150, Kind::Dial),
+    (35, Kind::Connect),
     (12, Kind::Leave),
     (2, Kind::Nonsense),
     (6, Kind::Fault),
@@ -132,7 +132,7 @@ impl World {
         if self.clients.len() >= self.plan.clients {
             return;
         }
-        let console = self.dice.chance(7);
+        let console = self.dice.chance(10);
         let database = match console {
             true => "pgbouncer".to_owned(),
             false if self.dice.chance(2) && !self.plan.calm => "nowhere".to_owned(),

@@ -45,7 +45,7 @@ impl Plan {
     /// Draws a configuration.
     pub fn new(dice: &mut Dice) -> Plan {
         let calm = dice.chance(30);
-        let databases = (0..1 + dice.below(3))
+        let databases = (0..dice.pick(&[1, 1, 2, 3]))
             .map(|number| DatabasePlan { name: format!("db{number}"), entry: entry(dice) })
             .collect();
         let mut plan = Plan {
@@ -56,7 +56,7 @@ impl Plan {
             unlisted: BTreeSet::new(),
             entries: ["ann", "bob", "app"].map(|name| (name.to_owned(), user(dice))).into(),
             calm,
-            clients: 2 + dice.below(9),
+            clients: 2 + dice.below(11),
         };
         if dice.chance(50) {
             plan.draw_limits(dice);
@@ -89,7 +89,7 @@ impl Plan {
     /// Sizes and limits of servers and clients.
     fn draw_limits(&mut self, dice: &mut Dice) {
         let settings = &mut self.settings;
-        settings.reserve_pool_size = dice.pick(&[0, 1, 2]);
+        settings.reserve_pool_size = dice.pick(&[0, 1, 1, 2]);
         settings.reserve_pool_timeout = dice.pick(&[OFF, Micros(300_000), SECOND, SECOND]);
         settings.min_pool_size = dice.pick(&[0, 0, 1, 3]);
         settings.max_db_connections = dice.pick(&[0, 0, 1, 2, 4]);
@@ -127,7 +127,7 @@ impl Plan {
         settings.server_connect_timeout = dice.pick(&[OFF, secs(2), secs(15)]);
         // Half of the runs have nothing that ends what is going on.
         let harsh = dice.chance(50);
-        let mut some = || match harsh && dice.chance(25) {
+        let mut some = || match harsh && dice.chance(30) {
             true => dice.pick(&[Micros(400_000), SECOND, secs(3), secs(10)]),
             false => OFF,
         };
@@ -224,7 +224,7 @@ impl Plan {
                 let name = dice.pick(&["ann", "bob", "app"]);
                 self.entries.insert(name.into(), user(dice));
             }
-            7 => self.settings.default_pool_size = dice.below(5) as i32,
+            7 => self.settings.default_pool_size = dice.pick(&[0, 1, 1, 2, 4]),
             8 => self.settings.server_round_robin = Flag(dice.below(2) as i32),
             9 => self.settings.pool_mode = mode(dice),
             _ => edit_entry(&mut self.databases[at].entry, dice),
@@ -255,7 +255,7 @@ fn edit_entry(entry: &mut DatabaseEntry, dice: &mut Dice) {
         7 => entry.connect_query = Some(dice.pick(&["SELECT 1", "SELECT 2"]).to_owned()),
         8 => entry.load_balance_hosts = Some(LoadBalance::Disable),
         9 => draw_database_limits(entry, false, dice),
-        _ => entry.pool_size = Some(dice.below(5) as i32),
+        _ => entry.pool_size = Some(dice.pick(&[0, 1, 1, 2, 4])),
     }
 }
 
@@ -273,7 +273,7 @@ fn user(dice: &mut Dice) -> UserEntry {
 }
 
 fn entry(dice: &mut Dice) -> DatabaseEntry {
-    let size = dice.below(5) as i32;
+    let size = dice.pick(&[0, 0, 1, 2, 4]);
     DatabaseEntry {
         dbname: Some("one".into()),
         host: Some(dice.pick(&["h1", "h2", "h1,h2"]).to_owned()),
@@ -304,7 +304,7 @@ fn settings(dice: &mut Dice) -> Settings {
         cancel_wait_timeout: choose(&[OFF, Micros::from_secs(10)]),
         ..Settings::default()
     };
-    settings.default_pool_size = 1 + dice.below(4) as i32;
+    settings.default_pool_size = dice.pick(&[1, 1, 2, 3, 4]);
     settings.server_reset_query = dice.pick(&["DISCARD ALL", "DISCARD ALL", ""]).to_owned();
     settings.server_reset_query_always = Flag(i32::from(dice.chance(25)));
     settings.server_check_query = dice.pick(&["<empty>", "SELECT 1", ""]).to_owned();
