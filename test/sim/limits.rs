@@ -194,7 +194,8 @@ impl World {
             let Some(pool) = self.core.pool(server.pool()) else { continue };
             // Who was called and is gone or does not read leaves the server to whoever comes first,
             // and while cancel requests wait nobody is called.
-            let cancels = !pool.clients(ClientState::WaitingCancel).is_empty();
+            let cancels = !pool.clients(ClientState::WaitingCancel).is_empty()
+                || self.memory.canceled.contains(&server.pool());
             let new = (!self.facts.called && !cancels).then_some(self.now);
             let Some(began) = self.memory.waits.get(&client).copied().or(new) else { continue };
             for waiter in pool.clients(ClientState::Waiting).ids(self.core.clients()) {

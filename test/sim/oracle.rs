@@ -32,6 +32,8 @@ pub struct Memory {
     unreachable: BTreeSet<PoolId>,
     /// Since when clients have been in their queue, as of the last turn.
     pub waits: BTreeMap<ClientId, Micros>,
+    /// Pools in which cancel requests waited at the end of the last turn.
+    pub canceled: BTreeSet<PoolId>,
     /// The last command of each console.
     pub commands: BTreeMap<ClientId, String>,
     /// Databases that were paused at the end of the last turn.
@@ -250,8 +252,10 @@ impl World {
             // Cancel requests come first, until they are through or time out.
             return None;
         }
-        if idle > 0 && known {
-            return Some(format!("{idle} servers are idle"));
+        // Whoever was called and does not read what it is told takes its server later.
+        let called = self.called(pool);
+        if idle > called && known {
+            return Some(format!("{idle} servers are idle, {called} clients are called"));
         }
         if used > 0 && waiting > tested && known {
             return Some(format!("{used} servers could be checked"));
@@ -271,6 +275,13 @@ impl World {
             return Some("the pool counts as full without a server".into());
         }
         None
+    }
+
+    /// Clients of a pool that have left its queue and not taken a server.
+    fn called(&self, pool: &Pool) -> usize {
+        let active = pool.clients(ClientState::Active).ids(self.core.clients()).into_iter();
+        let clients = active.filter_map(|id| self.core.clients().get(id));
+        clients.filter(|c| c.server().is_none() && c.query_start().is_some()).count()
     }
 
     /// True if a pool knows what to welcome clients with.
@@ -321,7 +332,11 @@ impl World {
         self.memory.in_shutdown = self.core.shutdown().is_some();
         let mut names = BTreeSet::new();
         let mut unreachable = BTreeSet::new();
+        self.memory.canceled.clear();
         for (id, pool) in self.core.pools() {
+            if !pool.clients(ClientState::WaitingCancel).is_empty() {
+                self.memory.canceled.insert(id);
+            }
             names.insert((pool.names().0.to_owned(), pool.names().1.to_owned()));
             let still = !ticked && self.memory.unreachable.contains(&id);
             if still || self.core.may_launch(id) == Launch::No(Why::ServerUnreachable) {

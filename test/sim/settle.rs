@@ -137,13 +137,14 @@ impl World {
         line.down.is_empty() && !line.ended && server.is_mid_message()
     }
 
-    /// Clients that hold a server in session mode without using it leave if others wait.
+    /// Clients that hold a server in session mode without using it leave if others wait, also
+    /// consoles for a PAUSE that a shutdown has made final.
     fn make_way(&mut self) {
         let somebody = |state, pool: &Pool| !pool.clients(state).is_empty();
         let waits = self.core.pools().any(|(_, pool)| {
             somebody(ClientState::Waiting, pool) || somebody(ClientState::WaitingCancel, pool)
         });
-        if waits {
+        if waits || self.resumes && !self.pausing.is_empty() {
             self.holder_leaves();
         }
     }
@@ -344,7 +345,7 @@ impl World {
             }
         }
         let open = self.net.peers().len();
-        if open != self.core.servers().len() {
+        if open + self.dials.len() != self.core.servers().len() {
             self.fail(&format!("LEAK: {open} lines for {} servers", self.core.servers().len()));
         }
         if let Some(Peer::Client(id)) = self.net.peers().first() {
