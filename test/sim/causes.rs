@@ -65,6 +65,9 @@ impl World {
             if line.contains("impossible change of state") {
                 self.fail(&format!("STATES: {line}"));
             }
+            if let Some(rest) = line.strip_prefix("cleaning up idle pool for user ") {
+                self.check_freed(rest, due);
+            }
             let Some((prefix, reason)) = line.split_once("closing because: ") else {
                 continue;
             };
@@ -116,6 +119,39 @@ impl World {
                 due.is_some_and(|due| due.crowded.contains(&pool))
             }
             _ => true,
+        }
+    }
+
+    fn check_freed(&self, rest: &str, due: Option<&Due>) {
+        let (user, rest) = rest.split_once(" on db ").unwrap_or_default();
+        let (database, _) = rest.split_once(" because: ").unwrap_or_default();
+        let pool = (database.to_owned(), user.to_owned());
+        if !due.is_some_and(|due| due.unused.contains(&pool)) {
+            self.fail(&format!("CAUSES: no cause to free the pool {pool:?}"));
+        }
+    }
+
+    /// A client is told that it waits once per wait, after query_wait_notify whole seconds, and
+    /// not while it is meant to wait.
+    pub fn check_notice(&mut self, peer: Peer, bytes: &[u8]) {
+        let Peer::Client(id) = peer else { return };
+        let text = String::from_utf8_lossy(bytes);
+        if bytes.first() != Some(&b'N') || !text.contains("No server connection available") {
+            return;
+        }
+        let client = self.core.clients().get(id);
+        let since = client.and_then(|client| client.wait_start()).unwrap_or(self.now);
+        let pool = client.and_then(|client| self.core.pool(client.pool()?));
+        let paused = pool.is_some_and(|pool| self.is_paused_at(pool.names().0));
+        let limit = u64::try_from(self.plan.settings.query_wait_notify).unwrap_or(0);
+        let welcomed = client.is_some_and(|client| client.query_start().is_some());
+        let waited = self.now.since(since).secs();
+        let again = self.memory.noticed.insert(id, since) == Some(since);
+        if again || limit == 0 || waited <= limit || paused || !welcomed {
+            self.fail(&format!(
+                "NOTICE: {id:?} is told that it waits after {waited} s, again {again}, \
+                 paused {paused}, welcomed {welcomed}"
+            ));
         }
     }
 

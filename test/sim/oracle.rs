@@ -34,6 +34,8 @@ pub struct Memory {
     pub waits: BTreeMap<ClientId, Micros>,
     /// Pools in which cancel requests waited at the end of the last turn.
     pub canceled: BTreeSet<PoolId>,
+    /// Clients that have been told that they wait, and since when they did.
+    pub noticed: BTreeMap<ClientId, Micros>,
     /// The last command of each console.
     pub commands: BTreeMap<ClientId, String>,
     /// Databases that were paused at the end of the last turn.
@@ -297,6 +299,7 @@ impl World {
     }
 
     fn remember(&mut self, ticked: bool) {
+        self.note_unused(false);
         self.remember_clients();
         self.remember_pools(ticked);
         self.remember_servers();
@@ -306,11 +309,13 @@ impl World {
 
     fn remember_clients(&mut self) {
         let memory = &mut self.memory;
+        let mut waiting = BTreeSet::new();
         (memory.waits, memory.inside) = (BTreeMap::new(), BTreeSet::new());
         for (id, client) in self.core.clients().iter() {
             match client.state() {
                 ClientState::Waiting => {
                     memory.waits.extend(client.wait_start().map(|at| (id, at)));
+                    waiting.insert(id);
                     memory.inside.insert(id);
                 }
                 ClientState::Active => {
@@ -319,6 +324,7 @@ impl World {
                 _ => {}
             }
         }
+        memory.noticed.retain(|id, _| waiting.contains(id));
         self.pausing.retain(|id| self.core.clients().get(*id).is_some());
     }
 

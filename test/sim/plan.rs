@@ -309,6 +309,7 @@ fn settings(dice: &mut Dice) -> Settings {
     settings.server_reset_query_always = Flag(i32::from(dice.chance(25)));
     settings.server_check_query = dice.pick(&["<empty>", "SELECT 1", ""]).to_owned();
     settings.server_round_robin = Flag(dice.below(2) as i32);
+    settings.query_wait_notify = dice.pick(&[0, 1, 5]);
     settings.server_fast_close = Flag(i32::from(dice.chance(30)));
     settings
 }

@@ -5,7 +5,7 @@
 use crate::world::World;
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::{self, Client, ClientState};
-use pgturnstile::core::pool::Pool;
+use pgturnstile::core::pool::{Pool, PoolId};
 use pgturnstile::core::server::{Server, ServerState, Status};
 use pgturnstile::core::{ClientId, Peer, ServerId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,9 @@ pub struct Due {
     may: BTreeMap<u64, BTreeSet<&'static str>>,
     /// Pools with more servers than they may have.
     pub crowded: BTreeSet<(String, String)>,
+    /// Pools that nobody has used for long: which may be freed, and which must be.
+    pub unused: BTreeSet<(String, String)>,
+    freed: Vec<PoolId>,
 }
 
 impl Due {
@@ -64,6 +67,8 @@ pub struct Clocks {
     pub opened: BTreeMap<ServerId, Micros>,
     transactions: BTreeMap<ClientId, Span>,
     queries: BTreeMap<ClientId, Micros>,
+    /// Since when pools have had neither clients nor servers, and when the janitor first saw it.
+    unused: BTreeMap<PoolId, (Micros, Option<Micros>)>,
 }
 
 impl World {
@@ -96,13 +101,42 @@ impl World {
                 self.server_due(id, server, pool, &mut due);
             }
         }
-        for (_, pool) in self.core.pools().filter(|(_, pool)| !pool.is_console()) {
+        for (id, pool) in self.core.pools().filter(|(_, pool)| !pool.is_console()) {
+            let (database, user) = pool.names();
             if self.is_crowded(pool) {
-                let (database, user) = pool.names();
                 due.crowded.insert((database.to_owned(), user.to_owned()));
+            }
+            let Some((since, seen)) = self.clocks.unused.get(&id) else { continue };
+            let limit = self.plan.settings.pool_idle_timeout;
+            if self.over(limit, Some(*since)) && !self.is_kept(pool) {
+                due.unused.insert((database.to_owned(), user.to_owned()));
+                due.freed.extend(self.over(limit, *seen).then_some(id));
             }
         }
         due
+    }
+
+    /// A pool that has its servers before the first client comes.
+    fn is_kept(&self, pool: &Pool) -> bool {
+        let database = self.core.database(pool.database());
+        let forced = database.and_then(|database| database.forced_user());
+        forced.is_some_and(|user| **user == *pool.names().1) && self.plan.min_size(pool.names()) > 0
+    }
+
+    /// Which pools are not in use. Only what the janitor has `seen` starts that clock again.
+    pub fn note_unused(&mut self, seen: bool) {
+        let now = self.now;
+        let mut unused = BTreeMap::new();
+        for (id, pool) in self.core.pools().filter(|(_, pool)| !pool.is_console()) {
+            let known = self.clocks.unused.get(&id).copied();
+            let is_used = pool.client_count() + pool.server_count() > 0;
+            if is_used && (seen || known.is_none()) {
+                continue;
+            }
+            let (since, before) = known.unwrap_or((now, None));
+            unused.insert(id, (since, before.or(seen.then_some(now))));
+        }
+        self.clocks.unused = unused;
     }
 
     /// What a client that has no server is closed for.
@@ -199,6 +233,12 @@ impl World {
             };
             if lives {
                 self.fail(&format!("TIMEOUTS: {peer:?} is over its {why}, but lives"));
+            }
+        }
+        for id in &due.freed {
+            let mut clients = self.core.clients().iter();
+            if self.core.pool(*id).is_some() && !clients.any(|(_, c)| c.pool() == Some(*id)) {
+                self.fail(&format!("TIMEOUTS: pool {id:?} is over its pool_idle_timeout, but lives"));
             }
         }
         for id in &due.idle {

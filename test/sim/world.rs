@@ -147,6 +147,7 @@ impl World {
             self.next_tick = self.now + Micros(TICK);
             let due = self.due();
             self.note_waiting();
+            self.note_unused(true);
             self.core.tick();
             self.check_due(&due);
             self.expect_exit();
@@ -192,6 +193,7 @@ impl World {
                 self.check_pause_answer(peer, &bytes);
                 self.note_answer(peer, &bytes);
                 self.note_fatal(peer, &bytes);
+                self.check_notice(peer, &bytes);
                 self.net.send(peer, &bytes, &mut self.core);
             }
             Action::Connect(id) => {
