@@ -12,7 +12,7 @@ SAMPLES  = $(wildcard etc/*.ini) etc/userlist.txt
 
 export CARGO
 .DEFAULT_GOAL := build
-.PHONY: build check test sim live compat demo doc install deps build-deps demo-deps help
+.PHONY: build check test sim live compat bench demo doc install deps build-deps demo-deps help
 
 build: build-deps ## release binary: target/release/pgturnstile (default)
 	$(CARGO) build --release --locked
@@ -33,6 +33,10 @@ live: deps ## against a real PostgreSQL
 
 compat: deps ## same sessions through PgBouncer and through us, results compared
 	$(CARGO) test --locked --test compat
+
+bench: deps ## speed and memory beside PgBouncer; as root; QUICK=1, ONLY=simple,login, ROUNDS=5, SECONDS=2
+	@test/bin/deps.sh bench
+	$(CARGO) bench --locked --bench bench
 
 demo: demo-deps $(if $(BINARY),,build) ## PostgreSQL, pgturnstile, psql and pgbench in a temporary folder
 	test/bin/demo.sh

@@ -29,6 +29,7 @@ pub struct Log {
     path: String,
     file: Option<File>,
     syslog: Syslog,
+    broken: bool,
 }
 
 impl Log {
@@ -40,6 +41,7 @@ impl Log {
             path: String::new(),
             file: None,
             syslog: Syslog::default(),
+            broken: false,
         }
     }
 
@@ -63,14 +65,18 @@ impl Log {
         self.syslog.close();
     }
 
-    /// Writes one line to each place.
+    /// Writes one line to each place; none any more after the log file could not be opened.
     pub fn line(&mut self, level: Level, text: &str) -> Result<(), Broken> {
+        if self.broken {
+            return Err(Broken);
+        }
         let now = now_ms();
         let stamp = self.zone.stamp(now);
         let pid = process::id();
         if let Err(error) = self.open() {
             let (path, reason) = (&self.path, os_text(&error));
             write_stderr(&format!("{stamp} {pid} FATAL Cannot open logfile: '{path}': {reason}\n"));
+            self.broken = true;
             return Err(Broken);
         }
         let text = one_line(text);

@@ -1,5 +1,5 @@
 //! Log lines to syslog, in the form in which `syslog(3)` sends them (config 6.3). The crate
-//! `syslog` and libc don't fit: one pads the day with 0, the other may block for ever.
+//! `syslog` and libc don't fit: one pads the day with 0 and knows UTC only, the other may block.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixDatagram;

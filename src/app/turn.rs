@@ -73,12 +73,19 @@ impl Process {
                 event => self.net.handle(event, &mut self.core),
             }
             self.perform();
+            if self.exit.is_some() {
+                // What else has happened is of no interest any more.
+                return self.print();
+            }
         }
         if self.core.now >= self.next_tick {
             self.next_tick = self.core.now + TICK;
             self.core.tick();
             self.net.tick();
             self.perform();
+            if self.exit.is_some() {
+                return self.print();
+            }
         }
         self.core.turn_end();
         self.perform();
@@ -108,6 +115,10 @@ impl Process {
                 Signal::Usr2 => pause::Signal::Resume,
             };
             self.core.signalled(signal);
+            self.perform();
+            if self.exit.is_some() {
+                return;
+            }
         }
     }
 
@@ -146,6 +157,8 @@ impl Process {
 
     /// Reads all files again (config 5.1).
     fn reload(&mut self, console: Option<ClientId>) {
+        // Lines up to here go where the old settings send them.
+        self.print();
         let settings = self.core.settings().clone();
         let file = settings.conffile.clone().unwrap_or_default();
         let (config, complete) = files::load(&settings, &file, false, &mut self.core.journal);

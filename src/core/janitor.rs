@@ -95,8 +95,8 @@ impl Core {
         self.age_auto_databases();
         self.expire_logins();
         self.shared.tidy();
-        self.check_shutdown();
         self.shift_statistics();
+        self.check_shutdown();
     }
 
     fn tidy_servers(&mut self, pool_id: PoolId) {
@@ -304,7 +304,15 @@ impl Core {
     fn shift_statistics(&mut self) {
         let period = Micros::from_secs(u64::try_from(self.stats_period).unwrap_or(0));
         let elapsed = self.now.since(self.period.newer);
-        if !period.is_set() || elapsed < period {
+        let is_due = match self.stats_period {
+            // One look right after the start, then none.
+            0 => {
+                self.stats_period = -1;
+                true
+            }
+            _ => period.is_set() && elapsed >= period,
+        };
+        if !is_due {
             return;
         }
         if self.settings.log_stats.on() {

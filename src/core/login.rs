@@ -166,6 +166,8 @@ impl Core {
                 self.client_log(id, Level::Log, "pgbouncer access from unix socket");
             }
             self.set_admin(id, Access::Admin);
+            self.attach(id);
+            self.log_attempt(id);
             return self.authenticated_client(id, sink);
         }
         let known = match self.settings.auth_type {

@@ -115,19 +115,46 @@ mod tests {
 
     #[test]
     fn options_reach_the_socket() {
-        let options = SocketOptions {
+        let none = SocketOptions::default();
+        let all = SocketOptions {
+            keepalive: true,
             keepidle: 77,
+            keepintvl: 12,
             keepcnt: 4,
             user_timeout: 5000,
-            ..SocketOptions::default()
+            buffer: 30_000,
         };
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        options.apply(&socket).unwrap();
-        assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
-        assert_eq!(getsockopt(&socket, sockopt::TcpKeepIdle).unwrap(), 77);
-        assert_eq!(getsockopt(&socket, sockopt::TcpKeepCount).unwrap(), 4);
-        assert_eq!(getsockopt(&socket, sockopt::TcpUserTimeout).unwrap(), 5000);
-        assert!(getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+        // Keep-alive on, idle, interval, count, user timeout; 0 is the system's value.
+        for (options, on, numbers) in [
+            (none, true, [0, 0, 0, 0]),
+            (all, true, [77, 12, 4, 5000]),
+            (SocketOptions { keepcnt: -1, ..none }, true, [0, 0, 0, 0]),
+            (SocketOptions { keepalive: false, ..all }, false, [0, 0, 0, 5000]),
+        ] {
+            let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let read = |socket: &std::net::TcpListener| {
+                [
+                    getsockopt(socket, sockopt::TcpKeepIdle).unwrap(),
+                    getsockopt(socket, sockopt::TcpKeepInterval).unwrap(),
+                    getsockopt(socket, sockopt::TcpKeepCount).unwrap(),
+                    getsockopt(socket, sockopt::TcpUserTimeout).unwrap(),
+                ]
+            };
+            let mut want = read(&socket);
+            for (want, number) in want.iter_mut().zip(numbers) {
+                *want = if number == 0 { *want } else { number };
+            }
+            options.apply(&socket).unwrap();
+            assert_eq!(getsockopt(&socket, sockopt::KeepAlive).unwrap(), on);
+            assert_eq!(read(&socket), want, "{options:?}");
+            assert!(getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+            let buffers = [
+                getsockopt(&socket, sockopt::SndBuf).unwrap(),
+                getsockopt(&socket, sockopt::RcvBuf).unwrap(),
+            ];
+            // Linux doubles what is asked for.
+            assert_eq!(buffers == [60_000; 2], options.buffer != 0, "{buffers:?}");
+        }
     }
 
     #[test]

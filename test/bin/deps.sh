@@ -1,6 +1,7 @@
 #!/bin/bash
 # Makes sure that what is named on the command line is there; on Debian and its relatives missing
-# packages are installed. Names: build, checks, postgresql, pgbouncer. Silent if nothing is missing.
+# packages are installed. Names: build, checks, postgresql, pgbouncer,
+# bench. Silent if nothing is missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -31,6 +32,11 @@ want() {
     checks) ;;
     postgresql) have_postgresql && have psql || packages+=(postgresql) ;;
     pgbouncer) have pgbouncer || [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer) ;;
+    bench)
+        have ip || packages+=(iproute2)
+        have strace || packages+=(strace)
+        have pgbench || [ -n "${PG_BINDIR:-}" ] || packages+=(postgresql-client)
+        ;;
     *) fail "unknown name $1" ;;
     esac
 }

@@ -3,7 +3,6 @@
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::secrets::{md5_secret, scram_secret};
-use crate::rig::wait_until;
 use crate::rig::wire::last_error;
 
 /// A database whose servers are always reached as `trusty`, so that only the client's side is tested; users with all kinds of
@@ -206,18 +205,4 @@ fn changed_auth_file_counts_after_reload() {
     for (user, password) in [("one", "new"), ("three", "pw")] {
         assert!(pooler.login(user, "shop", password).is_ok(), "{user}");
     }
-}
-
-#[test]
-fn client_limit_is_enforced() {
-    let mut setup = Setup::trust("max_client_conn = 3\n");
-    setup.databases = format!("shop = host=127.0.0.1 port={} dbname=template1\n", postgres().port);
-    let pooler = Pooler::start(&setup);
-    let kept: Vec<_> = (0..3).map(|_| pooler.client("shop")).collect();
-    let text = "no more connections allowed (max_client_conn)";
-    assert_eq!(pooler.refusal("trusty", "shop", ""), text);
-    let version = pooler.console().value("show version");
-    assert!(version.starts_with("PgBouncer 1."), "the console is exempt");
-    drop(kept);
-    wait_until("there is room again", || pooler.login("trusty", "shop", "").is_ok());
 }

@@ -10,7 +10,8 @@ fn start() -> (Pooler, String) {
     (Pooler::start(&Setup::trust("pool_mode = transaction\n")), postgres().new_database())
 }
 
-fn sleeping(database: &str) -> bool {
+/// True if PostgreSQL runs a query of `pg_sleep` in this database.
+pub(crate) fn sleeping(database: &str) -> bool {
     let sql = format!(
         "select count(*) from pg_stat_activity where datname = '{database}' and state = 'active' and query like '%pg_sleep%'"
     );

@@ -2,14 +2,17 @@
 
 use std::fs;
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::run::{texts, Run};
-use crate::rig::wait_until;
+use crate::rig::scratch::unprivileged;
 use crate::rig::wire::{msg, query};
+use crate::rig::{wait_until, DEADLINE};
 
 /// A text whose digits are replaced by `9`, runs of them by one.
 fn shape(text: &str) -> String {
@@ -75,11 +78,7 @@ fn rotated_file_gets_the_reload_line_and_the_next_one_is_new() {
 fn file_that_cannot_be_reopened_ends_the_process() {
     let run = Run::new("logfile = sub/log\npidfile = pid").args(&["-q"]);
     fs::create_dir(run.folder.join("sub")).unwrap();
-    fs::set_permissions(
-        run.folder.join("sub"),
-        std::os::unix::fs::PermissionsExt::from_mode(0o777),
-    )
-    .unwrap();
+    fs::set_permissions(run.folder.join("sub"), PermissionsExt::from_mode(0o777)).unwrap();
     let mut running = run.start();
     wait_until("it is up", || running.read("sub/log").contains("process up: "));
     fs::remove_dir_all(running.path("sub")).unwrap();
@@ -198,6 +197,33 @@ fn connections_leave_their_lines() {
 }
 
 #[test]
+fn connections_over_unix_sockets_are_named_without_address() {
+    let databases = format!("* = host={} port={}\n", postgres().folder.display(), postgres().port);
+    let setup = Setup { databases, ..Setup::trust("") };
+    let pooler = Pooler::start(&setup);
+    let database = postgres().new_database();
+    assert_eq!(pooler.client(&database).value("select 1"), "1");
+    let lines: Vec<String> = texts(&pooler.log()).iter().map(|line| without_id(line)).collect();
+    let at = format!("LOG S-ID: {database}/trusty@unix:{}", postgres().port);
+    assert!(lines.contains(&format!("{at} new connection to server")), "{lines:#?}");
+
+    // The program's own user needs no password on the console.
+    let mut psql = postgres().tool("psql");
+    psql.args(["-X", "-w", "-U", "pgbouncer", "-d", "pgbouncer", "-c", "show version"]);
+    psql.arg("-h").arg(&pooler.folder).args(["-p", &pooler.port.to_string()]);
+    assert!(psql.output().unwrap().status.success());
+    let log = pooler.log();
+    let line = log.lines().find(|line| line.ends_with(" pgbouncer access from unix socket"));
+    let line = line.unwrap_or_else(|| panic!("{log}"));
+    assert!(shape(line).contains(" LOG C-9x"), "{line}");
+    assert!(shape(line).contains(": (nodb)/pgbouncer@unix(9):9 pgbouncer access"), "{line}");
+    let attempt = "login attempt: db=pgbouncer user=pgbouncer tls=no replication=no";
+    let line = log.lines().find(|line| line.ends_with(attempt));
+    let line = line.unwrap_or_else(|| panic!("{log}"));
+    assert!(shape(line).contains(": pgbouncer/pgbouncer@unix(9):9 login attempt"), "{line}");
+}
+
+#[test]
 fn lines_about_connections_can_be_switched_off() {
     let lines = traces("log_connections = 0\nlog_disconnections = 0\nlog_pooler_errors = 0\n");
     for absent in ["login attempt", "new connection", "closing because", "pooler error"] {
@@ -237,8 +263,82 @@ fn statistics_come_with_their_period() {
     assert!((bytes * 8 / 10..=bytes).contains(&sum(6)), "{lines:?}");
     assert!((20_000..27_000).contains(&sum(7)), "{lines:?}");
     assert!(sum(8) > 0 && sum(9) > 0, "{lines:?}");
+    // Consoles count: one transaction, one query, one login each, but no bytes.
+    let count = stats().len();
+    wait_until("a new period", || stats().len() > count);
+    for _ in 0..10 {
+        pooler.command("SHOW VERSION");
+    }
+    wait_until("its end", || stats().len() > count + 2);
+    let lines = &stats()[count + 1..];
+    for at in [0, 1, 5] {
+        let sum: u64 = lines.iter().map(|line| numbers(line)[at]).sum();
+        assert!((4..=5).contains(&sum), "{lines:?}");
+    }
+    assert!(lines.iter().all(|line| numbers(line)[6..] == [0; 5]), "{lines:?}");
     pooler.command("SET log_stats = 0");
     let count = stats().len();
     std::thread::sleep(std::time::Duration::from_millis(2500));
     assert_eq!(stats().len(), count);
+}
+
+/// True if a process may have mounts of its own.
+fn can_mount() -> bool {
+    let unshare = std::process::Command::new("unshare").args(["-m", "true"]).status();
+    unshare.is_ok_and(|status| status.success())
+}
+
+#[test]
+fn syslog_gets_lines_in_its_own_form() {
+    let Some(user) = unprivileged().filter(|_| can_mount()) else {
+        return;
+    };
+    // A /dev of its own, whose log is the test's.
+    let inner = "for f in null urandom; do touch dev/$f; mount --bind /dev/$f dev/$f; done; \
+                 mount --rbind dev /dev; exec \"$0\" \"$@\"";
+    let settings = "verbose = 2\nsyslog = 1\nsyslog_facility = local3\nsyslog_ident = myid\n\
+                    listen_addr = 127.0.0.1, 127.0.0.1";
+    let run =
+        Run::through(&format!("exec unshare -m /bin/sh -c '{inner}' \"$0\" \"$@\""), settings);
+    let dev = run.folder.join("dev");
+    fs::create_dir(&dev).unwrap();
+    let logger = UnixDatagram::bind(dev.join("log")).unwrap();
+    fs::set_permissions(dev.join("log"), PermissionsExt::from_mode(0o777)).unwrap();
+    logger.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut buf = [0; 4096];
+    let mut next = || {
+        let len = logger.recv(&mut buf).unwrap();
+        String::from_utf8(buf[..len].to_vec()).unwrap()
+    };
+    let running = run.with_root().args(&["-q", "-u", &user.name]).start();
+    let (pid, port) = (running.pid, running.run.port);
+    let first = next();
+    assert_eq!(
+        shape(first.split_once(" kernel").unwrap().0),
+        format!("<9>{} 9 9:9:9 myid[9]:", &first[5..8])
+    );
+    assert!(first.starts_with("<158>"), "{first}");
+    let rest = |line: String| line.split_once(" myid[").unwrap().1.to_owned();
+    assert_eq!(rest(next()), format!("{pid}]: listening on 127.0.0.1:{port}"));
+    let warning = next();
+    assert!(warning.starts_with("<156>"), "{warning}");
+    assert!(rest(next()).contains("]: listening on unix:"));
+    assert!(rest(next()).contains("]: process up: PgBouncer 1.25.2"));
+
+    let mut console = running.console();
+    assert!(next().contains("login attempt"));
+    console.query("SET syslog = 0");
+    console.query("RELOAD");
+    running.signal(Signal::SIGUSR2);
+    assert!(next().contains("got SIGUSR2"), "the line about the reload came before it");
+    console.query("SET syslog_facility = 'user'");
+    console.query("SET syslog_ident = 'other'");
+    running.run.rewrite(&settings.replace("local3", "user").replace("myid", "other"));
+    console.query("RELOAD");
+    let line = next();
+    assert!(line.starts_with("<158>") && line.contains(" myid["), "{line}");
+    running.signal(Signal::SIGUSR2);
+    let line = next();
+    assert!(line.starts_with("<14>") && line.contains(" other["), "{line}");
+    assert_eq!(running.read("stderr"), "");
 }

@@ -219,17 +219,6 @@ fn statement_mode_rejects_transactions() {
 }
 
 #[test]
-fn query_wait_timeout_ends_a_wait() {
-    let (pooler, database) =
-        in_mode("transaction", "default_pool_size = 1\nquery_wait_timeout = 1\n");
-    let (mut one, mut two) = (pooler.client(&database), pooler.client(&database));
-    one.query("begin");
-    two.send(&query("select 1"));
-    assert_eq!(last_error(&two.rest()), fatal("query_wait_timeout"));
-    assert_eq!(one.value("select 7"), "7", "the holder is not disturbed");
-}
-
-#[test]
 fn queued_queries_of_one_client_are_all_answered_in_order() {
     let (pooler, database) = in_mode("transaction", "default_pool_size = 2\n");
     let mut one = pooler.client(&database);
@@ -240,36 +229,4 @@ fn queued_queries_of_one_client_are_all_answered_in_order() {
         assert_eq!(answer[1].cells()[0], Some(n.to_string()));
     }
     wait_until("its server is released", || pooler.pool(&database, "sv_active") == 0);
-}
-
-#[test]
-fn idle_client_meets_its_timeout() {
-    let (pooler, database) = in_mode("transaction", "client_idle_timeout = 1\n");
-    let mut one = pooler.client(&database);
-    assert_eq!(one.value("select 1"), "1");
-    assert_eq!(last_error(&one.rest()), fatal("client_idle_timeout"));
-}
-
-#[test]
-fn idle_transaction_meets_its_timeout() {
-    let (pooler, database) = in_mode("transaction", "idle_transaction_timeout = 1\n");
-    let mut one = pooler.client(&database);
-    assert_eq!(tags(&one.query("begin")), "CZ");
-    assert_eq!(last_error(&one.rest()), fatal("idle transaction timeout"));
-}
-
-#[test]
-fn running_query_meets_query_timeout() {
-    let (pooler, database) = in_mode("transaction", "query_timeout = 1\n");
-    let mut one = pooler.client(&database);
-    one.send(&query("select pg_sleep(60)"));
-    assert_eq!(last_error(&one.rest()), fatal("query timeout"));
-}
-
-#[test]
-fn transaction_meets_its_timeout() {
-    let (pooler, database) = in_mode("transaction", "transaction_timeout = 1\n");
-    let mut one = pooler.client(&database);
-    assert_eq!(tags(&one.query("begin")), "CZ");
-    assert_eq!(last_error(&one.rest()), fatal("transaction timeout"));
 }

@@ -93,6 +93,22 @@ fn signals_that_wait_together_are_all_handled() {
 }
 
 #[test]
+fn nothing_is_done_after_a_fast_exit() {
+    let mut running = Run::new("logfile = log").up();
+    let mut console = running.console();
+    running.signal(Signal::SIGSTOP);
+    // Stopped, it gets all of this at once.
+    console.send(&query("RELOAD"));
+    for signal in [SIGTERM, SIGUSR1, SIGQUIT] {
+        running.signal(signal);
+    }
+    running.signal(Signal::SIGCONT);
+    assert_eq!(running.code(), 0);
+    let log = texts(&running.read("log"));
+    assert_eq!(log.last(), Some(&format!("LOG {QUIT}")), "{log:#?}");
+}
+
+#[test]
 fn signals_before_the_handlers_kill() {
     // The start hangs in opening its log file, a pipe without a reader.
     let run = Run::through("mkfifo log; chmod 600 log", "logfile = log");

@@ -11,7 +11,7 @@ use super::postgres::postgres;
 use super::raw::{Login, Raw};
 use super::scratch::{command, free_port, scratch, write};
 use super::wait_until;
-use super::wire::{last_error, rows, tags, Msg};
+use super::wire::{last_error, query, rows, tags, Msg};
 
 /// What a pooler is started with. `databases` and `settings` are lines of the ini file's sections.
 #[derive(Clone, Default)]
@@ -67,6 +67,19 @@ fn ini(setup: &Setup, folder: &std::path::Path, port: u16) -> String {
          auth_type = trust\nadmin_users = admin\nstats_users = stats\n{}\n",
         setup.databases, setup.settings
     )
+}
+
+/// See `Pooler::lines`.
+fn shape(line: &str) -> Option<String> {
+    let (_, text) = line.split_once("] ")?;
+    let text = text.rsplit_once(" (age=").map_or(text, |(text, _)| text);
+    let mut words = text.splitn(4, ' ');
+    let (level, first) = (words.next()?, words.next()?);
+    let Some((side @ ("C" | "S"), _)) = first.split_once("-0x") else {
+        return Some(text.to_owned());
+    };
+    let who = words.next()?.split('@').next()?;
+    Some(format!("{level} {side} {who} {}", words.next().unwrap_or_default()))
 }
 
 impl Pooler {
@@ -137,6 +150,25 @@ impl Pooler {
         wait_until(&format!("log has: {text}\nin {}", self.folder.display()), || {
             self.log().contains(text)
         });
+    }
+
+    /// The log's lines without time, process, addresses and ages, such as `LOG C db/user closing because: x`.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.log().lines().filter_map(shape).collect()
+    }
+
+    /// Waits until `lines` has all of these in this order.
+    pub(crate) fn wait_lines(&self, expected: &[&str]) {
+        wait_until(&format!("log has {expected:#?}\nin {}", self.folder.display()), || {
+            let lines = self.lines();
+            let mut rest = lines.iter();
+            expected.iter().all(|wanted| rest.any(|line| line == wanted))
+        });
+    }
+
+    /// How often a line is among `lines`.
+    pub(crate) fn count(&self, line: &str) -> usize {
+        self.lines().iter().filter(|l| *l == line).count()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -225,6 +257,27 @@ impl Pooler {
     pub(crate) fn pool(&self, database: &str, column: &str) -> i64 {
         let values = self.show("POOLS", column, ("database", database));
         values.first().map_or(0, |v| v.parse().unwrap())
+    }
+
+    /// The process ids of a database's servers, in the order of SHOW SERVERS.
+    pub(crate) fn servers(&self, database: &str) -> Vec<String> {
+        self.show("SERVERS", "remote_pid", ("database", database))
+    }
+
+    /// A client inside a transaction.
+    pub(crate) fn holder(&self, database: &str) -> Raw {
+        let mut client = self.client(database);
+        assert_eq!(tags(&client.query("begin")), "CZ");
+        client
+    }
+
+    /// A client whose query waits for a server.
+    pub(crate) fn waiter(&self, database: &str, sql: &str) -> Raw {
+        let before = self.pool(database, "cl_waiting");
+        let mut client = self.client(database);
+        client.send(&query(sql));
+        wait_until("it waits", || self.pool(database, "cl_waiting") == before + 1);
+        client
     }
 
     /// Checks that the process still serves: console and a query, for setups that reach PostgreSQL.

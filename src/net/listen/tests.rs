@@ -221,6 +221,13 @@ fn ports_are_taken_as_getaddrinfo_takes_them() {
 }
 
 #[test]
+fn backlog_is_the_one_asked_for_or_the_most_there_is() {
+    for (count, want) in [(0, 0), (128, 128), (4096, 4096), (1_000_000, -1), (-7, -1)] {
+        assert_eq!(i32::from(backlog(count)), want);
+    }
+}
+
+#[test]
 fn long_path_is_cut_everywhere() {
     let mut room = Room::new("long");
     let mut options = room.options();
