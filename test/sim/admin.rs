@@ -163,7 +163,10 @@ impl World {
         self.judge_admissions();
         self.facts.reloaded = true;
         let old = self.plan.clone();
-        let what = self.plan.edit(&mut self.dice);
+        let what = match self.settling {
+            true => "nothing is new".into(),
+            false => self.plan.edit(&mut self.dice),
+        };
         self.trace(|_| format!("reload: {what}"));
         for database in &old.databases {
             let name = database.name.as_str();

@@ -2,6 +2,7 @@
 //! its name.
 
 use crate::causes::Facts;
+use crate::timeouts::When;
 use crate::net::{key, Key};
 use crate::world::World;
 use pgturnstile::base::Micros;
@@ -299,7 +300,7 @@ impl World {
     }
 
     fn remember(&mut self, ticked: bool) {
-        self.note_unused(false);
+        self.note_unused(When::End);
         self.remember_clients();
         self.remember_pools(ticked);
         self.remember_servers();

@@ -55,6 +55,17 @@ impl Due {
     }
 }
 
+/// The moments at which it is noted which pools are in use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Before the janitor comes.
+    Before,
+    /// After he has been.
+    After,
+    /// At the end of a turn.
+    End,
+}
+
 /// When a transaction began: not before, not after.
 type Span = (Micros, Micros);
 
@@ -109,8 +120,9 @@ impl World {
             let Some((since, seen)) = self.clocks.unused.get(&id) else { continue };
             let limit = self.plan.settings.pool_idle_timeout;
             if self.over(limit, Some(*since)) && !self.is_kept(pool) {
+                let is_used = pool.client_count() + pool.server_count() > 0;
                 due.unused.insert((database.to_owned(), user.to_owned()));
-                due.freed.extend(self.over(limit, *seen).then_some(id));
+                due.freed.extend((self.over(limit, *seen) && !is_used).then_some(id));
             }
         }
         due
@@ -123,18 +135,24 @@ impl World {
         forced.is_some_and(|user| **user == *pool.names().1) && self.plan.min_size(pool.names()) > 0
     }
 
-    /// Which pools are not in use. Only what the janitor has `seen` starts that clock again.
-    pub fn note_unused(&mut self, seen: bool) {
+    /// Which pools are not in use: right before the janitor comes, right after, and at the end of
+    /// each turn. Only what he finds in use has its clock begin again.
+    pub fn note_unused(&mut self, when: When) {
         let now = self.now;
         let mut unused = BTreeMap::new();
         for (id, pool) in self.core.pools().filter(|(_, pool)| !pool.is_console()) {
             let known = self.clocks.unused.get(&id).copied();
             let is_used = pool.client_count() + pool.server_count() > 0;
-            if is_used && (seen || known.is_none()) {
+            if is_used && (when == When::After || known.is_none()) {
                 continue;
             }
             let (since, before) = known.unwrap_or((now, None));
-            unused.insert(id, (since, before.or(seen.then_some(now))));
+            let seen = match (when, is_used) {
+                (When::Before, true) => None,
+                (When::Before, false) => before.or(Some(now)),
+                _ => before,
+            };
+            unused.insert(id, (since, seen));
         }
         self.clocks.unused = unused;
     }
