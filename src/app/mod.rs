@@ -123,7 +123,10 @@ fn start(run: &Run) -> Result<u8, Fatal> {
         Ok(_) => process.run(),
         Err(Fatal) => 1,
     };
-    process.net.listeners().remove_socket_file();
+    // Another process may listen on it already.
+    if !process.core.is_suspended() {
+        process.net.listeners().remove_socket_file();
+    }
     Ok(code)
 }
 

@@ -89,6 +89,11 @@ impl Process {
         }
         self.core.turn_end();
         self.perform();
+        if self.core.is_suspended() {
+            let net = &self.net;
+            self.core.check_suspension(|peer| net.is_quiet(peer));
+            self.perform();
+        }
         self.print();
     }
 
@@ -131,6 +136,7 @@ impl Process {
                 Action::Close(peer) => self.net.close(peer),
                 Action::Console(id) => self.console(id),
                 Action::Reload(console) => self.reload(console),
+                Action::Suspend(on) => self.net.suspend(on),
                 Action::CloseTcpListeners => self.net.close_tcp_listeners(),
                 Action::Exit(code) => {
                     self.exit.get_or_insert(code);

@@ -1,8 +1,10 @@
 //! Buffers that are lent while data is pending and come back afterwards, so that a silent connection
 //! owns none.
 
-/// How many buffers are kept for the next borrower.
-const KEPT: usize = 64;
+/// How many buffers are kept for the next borrower: queries of as many waiting clients.
+const KEPT: usize = 1024;
+/// How many bytes all kept buffers have together, so that a burst of large results leaves nothing.
+const KEPT_BYTES: usize = 256 * 1024;
 /// Buffers that grew beyond this many bytes go back to the system, not into the store.
 const LARGEST: usize = 64 * 1024;
 
@@ -10,6 +12,8 @@ const LARGEST: usize = 64 * 1024;
 #[derive(Default)]
 pub struct Spare {
     free: Vec<Vec<u8>>,
+    bytes: usize,
+    released: usize,
 }
 
 impl Spare {
@@ -23,14 +27,29 @@ impl Spare {
         self.free.is_empty()
     }
 
+    /// How many bytes were given back to the allocator since the last call.
+    pub fn take_released(&mut self) -> usize {
+        std::mem::take(&mut self.released)
+    }
+
     fn lend(&mut self) -> Vec<u8> {
-        self.free.pop().unwrap_or_default()
+        let bytes = self.free.pop().unwrap_or_default();
+        self.bytes = self.bytes.saturating_sub(bytes.capacity());
+        bytes
     }
 
     fn give_back(&mut self, mut bytes: Vec<u8>) {
-        if bytes.capacity() > 0 && bytes.capacity() <= LARGEST && self.free.len() < KEPT {
+        let sum = self.bytes.saturating_add(bytes.capacity());
+        let fits = bytes.capacity() <= LARGEST && sum <= KEPT_BYTES && self.free.len() < KEPT;
+        if bytes.capacity() == 0 {
+            return;
+        }
+        if fits {
             bytes.clear();
+            self.bytes = sum;
             self.free.push(bytes);
+        } else {
+            self.released = self.released.saturating_add(bytes.capacity());
         }
     }
 }
@@ -139,5 +158,17 @@ mod tests {
             buf.clear(&mut spare);
         }
         assert_eq!(spare.len(), KEPT);
+        let mut many: Vec<Buf> = (0..KEPT).map(|_| Buf::default()).collect();
+        for buf in &mut many {
+            buf.push(&[0; LARGEST], &mut spare);
+        }
+        assert!(spare.is_empty());
+        for buf in &mut many {
+            buf.clear(&mut spare);
+        }
+        assert_eq!(spare.len(), KEPT_BYTES / LARGEST, "the bytes are limited, too");
+        let released = spare.take_released();
+        assert!(released >= (KEPT - spare.len()) * LARGEST, "{released}");
+        assert_eq!(spare.take_released(), 0);
     }
 }

@@ -261,7 +261,7 @@ settings! {
     /// Users who may run SHOW on the console: a list of names separated by commas or blanks.
     stats_users: String = text(""), Reload, NOW;
     /// Close connections that could not be flushed within this time by SUSPEND; 0 is to wait.
-    suspend_timeout: Micros = text("10"), Reload, LATER;
+    suspend_timeout: Micros = text("10"), Reload, NOW;
     /// Send log lines to syslog.
     syslog: Flag = text("0"), Reload, NOW;
     /// Facility of these lines: auth, authpriv, daemon, user, local0 to local7.

@@ -33,7 +33,7 @@ impl Call<'_> {
     fn check_active(&self) -> Result<(), Refusal> {
         match self.core.mode() {
             Mode::Active => Ok(()),
-            Mode::Paused => Err("already suspended/paused".into()),
+            Mode::Paused | Mode::Suspended => Err("already suspended/paused".into()),
         }
     }
 
@@ -98,6 +98,17 @@ pub(super) fn resume(call: &mut Call<'_>, name: &str) -> Outcome {
         }
     }
     complete("RESUME")
+}
+
+/// SUSPEND: the core answers when everything is at rest.
+pub(super) fn suspend(call: &mut Call<'_>, _: &str) -> Outcome {
+    call.check_active()?;
+    if call.core.databases().any(|(_, database)| !database.is_idle() && database.is_paused()) {
+        return Err("cannot suspend with paused databases".into());
+    }
+    call.log_issued("SUSPEND", "");
+    call.core.suspend(call.id);
+    Ok(Answer::Later)
 }
 
 /// DISABLE db.

@@ -169,6 +169,8 @@ impl Fixture {
         self.perform();
         self.core.turn_end();
         self.perform();
+        self.core.check_suspension(|_| true);
+        self.perform();
     }
 
     fn perform(&mut self) {
@@ -187,7 +189,7 @@ impl Fixture {
                 Action::Reload(id) => self.reloads = id,
                 Action::CloseTcpListeners => self.closed_listeners = true,
                 Action::Exit(code) => self.exit = Some(code),
-                Action::Resume(_) | Action::Send(Peer::Server(_), _) => {}
+                Action::Resume(_) | Action::Send(Peer::Server(_), _) | Action::Suspend(_) => {}
             }
         }
     }

@@ -125,8 +125,7 @@ fn state(view: View<'_>) -> Vec<u8> {
     let rows = [
         ("active", mode == Mode::Active),
         ("paused", mode == Mode::Paused),
-        // SUSPEND comes with a later version.
-        ("suspended", false),
+        ("suspended", mode == Mode::Suspended),
     ];
     let columns = [
         text("key", |row: &(&str, bool)| row.0.into()),

@@ -102,6 +102,10 @@ fn small_tables_have_their_rows() {
     assert_eq!(state(&mut at), "active yes paused no suspended no");
     at.tag(boss, "pause");
     assert_eq!(state(&mut at), "active no paused yes suspended no");
+    at.tag(boss, "resume");
+    at.tag(boss, "resume one");
+    at.tag(boss, "suspend");
+    assert_eq!(state(&mut at), "active no paused no suspended yes");
 }
 
 #[test]
@@ -123,6 +127,7 @@ fn help_lists_what_there_is() {
 \tRECONNECT [<db>]
 \tKILL [<db>]
 \tKILL_CLIENT <client_id>
+\tSUSPEND
 \tSHUTDOWN
 \tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS";
     assert_eq!(reply[0], ("N".into(), want.into()));

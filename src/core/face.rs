@@ -19,7 +19,8 @@ pub enum Peer {
     Server(ServerId),
 }
 
-/// One packet as far as it has arrived; the header is always complete.
+/// One packet as far as it has arrived; the header is always complete. DataRow or CopyData packets of
+/// a linked peer that arrive together are told as one, whose length is the sum of theirs.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
     /// The type byte; 0 for the packets without one that begin a connection
@@ -140,6 +141,8 @@ pub enum Action {
     Reload(Option<ClientId>),
     /// Close the TCP listening sockets.
     CloseTcpListeners,
+    /// Stop accepting clients and reading between packets (SUSPEND); or go on.
+    Suspend(bool),
     /// Leave the loop with this exit code.
     Exit(u8),
 }
@@ -186,6 +189,11 @@ pub trait Decisions {
     /// True if packets of this client may begin with a length instead of a type byte: what they
     /// mean when it has logged in already is for `client_packet` to say.
     fn in_startup(&self, id: ClientId) -> bool;
+    /// True if this connection is read on while everything else comes to rest between two packets
+    /// (SUSPEND).
+    fn reads_while_suspended(&self, _peer: Peer) -> bool {
+        true
+    }
     /// The largest packet that this peer may send, in bytes.
     fn max_packet(&self, from: Peer) -> u32;
     /// Connecting to this address begins; the host's name, if it has one, has been looked up.

@@ -138,6 +138,8 @@ faults! {
     told OBSOLETE "obsolete connection"
     told PAUSE_MODE "pause mode"
     told EVICTED "evicted"
+    told SUSPEND_TIMEOUT "suspend_timeout"
+    told UNSAFE_ON_SUSPEND "close unsafe file descriptors on suspend"
     told TOO_MANY_SERVERS "too many servers in the pool"
     told IDLE_GOT_DIRTY "idle server got dirty"
     told IDLE_LIST_GOT_DIRTY "SV_IDLE server got dirty"

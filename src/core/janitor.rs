@@ -70,6 +70,9 @@ pub fn chore(server: Unused) -> Chore {
 impl Core {
     /// Everything that is due; pools in the order of their names.
     pub fn tick(&mut self) {
+        if self.is_suspended() {
+            return;
+        }
         self.make_forced_pools();
         for id in self.pool_names.values().copied().collect::<Vec<_>>() {
             if self.pools.get(id).is_none_or(|pool| pool.is_console()) {

@@ -23,6 +23,7 @@ pub mod replies;
 mod run;
 pub mod server;
 pub mod stats;
+mod suspend;
 pub mod timeouts;
 pub mod vars;
 mod welcome;
@@ -44,6 +45,7 @@ use server::{Server, ServerState};
 use stats::Period;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use suspend::Suspension;
 use vars::{Shared, Tracked, Vars};
 
 /// What the core has to be told about the process it decides for.
@@ -88,6 +90,7 @@ pub struct Core {
     mode: Mode,
     shutdown: Option<Shutdown>,
     pause_waiters: Vec<PauseWaiter>,
+    suspension: Option<Suspension>,
     period: Period,
     stats_period: i32,
     random: Random,
@@ -124,6 +127,7 @@ impl Core {
             mode: Mode::Active,
             shutdown: None,
             pause_waiters: Vec::new(),
+            suspension: None,
             period: Period {
                 newer: around.now,
                 older: Micros(around.now.0.saturating_sub(1_000_000)),
@@ -393,6 +397,10 @@ impl Decisions for Core {
 
     fn in_startup(&self, id: ClientId) -> bool {
         self.clients.get(id).is_some()
+    }
+
+    fn reads_while_suspended(&self, peer: Peer) -> bool {
+        self.reads_while_suspended(peer)
     }
 
     fn max_packet(&self, from: Peer) -> u32 {

@@ -17,6 +17,8 @@ pub enum Mode {
     Active,
     /// PAUSE is in force.
     Paused,
+    /// SUSPEND is in force.
+    Suspended,
 }
 
 /// A shutdown that is under way.
@@ -111,6 +113,7 @@ impl Core {
     /// RESUME. Consoles that still wait for the pause are answered: it has ended.
     pub fn resume_all(&mut self) {
         self.mode = Mode::Active;
+        self.end_suspension();
         self.mark_all();
         self.answer_pauses(|waiter| waiter.database.is_none());
     }
@@ -144,7 +147,7 @@ impl Core {
 
     /// True if this console waits for an answer.
     pub(super) fn console_waits(&self, id: ClientId) -> bool {
-        self.pause_waiters.iter().any(|waiter| waiter.console == id)
+        self.pause_waiters.iter().any(|waiter| waiter.console == id) || self.waits_for_suspend(id)
     }
 
     /// Answers the consoles whose PAUSE is complete; at the end of each turn.
@@ -173,6 +176,7 @@ impl Core {
     /// A console is gone: nobody waits for its answer.
     pub(super) fn forget_console(&mut self, id: ClientId) {
         self.pause_waiters.retain(|waiter| waiter.console != id);
+        self.forget_suspender(id);
     }
 
     pub(super) fn mark_all(&mut self) {
@@ -188,6 +192,9 @@ impl Core {
 
     /// SHUTDOWN WAIT_FOR_...: stops listening on TCP, refuses new clients, ends when all are gone.
     pub fn begin_shutdown(&mut self, how: Shutdown) {
+        if self.is_suspended() {
+            self.resume_all();
+        }
         self.shutdown = Some(how);
         self.actions.push_back(Action::CloseTcpListeners);
         if how == Shutdown::WaitForServers {
@@ -222,6 +229,14 @@ impl Core {
         }
     }
 
+    /// Another process may have the sockets already: nothing is ended in good order.
+    fn die_suspended(&mut self, line: &str) {
+        self.journal.line(Level::Log, line.into());
+        let line = "suspend was in progress, going down immediately";
+        self.journal.line(Level::Fatal, line.into());
+        self.exit_now(1);
+    }
+
     /// A signal has arrived (config 8.1); SIGHUP is `Action::Reload`.
     pub fn signalled(&mut self, signal: Signal) {
         let in_shutdown = self.shutdown.is_some();
@@ -238,6 +253,18 @@ impl Core {
                 self.exit_now(0);
                 "got SIGINT while shutting down, fast exit"
             }
+            Signal::Terminate if self.is_suspended() => {
+                self.die_suspended(
+                    "got SIGTERM, shutting down, waiting for all clients disconnect",
+                );
+                return;
+            }
+            Signal::Interrupt if self.is_suspended() => {
+                self.die_suspended(
+                    "got SIGINT, shutting down, waiting for all servers connections to be released",
+                );
+                return;
+            }
             Signal::Terminate => {
                 self.begin_shutdown(Shutdown::WaitForClients);
                 "got SIGTERM, shutting down, waiting for all clients disconnect"
@@ -246,7 +273,7 @@ impl Core {
                 self.begin_shutdown(Shutdown::WaitForServers);
                 "got SIGINT, shutting down, waiting for all servers connections to be released"
             }
-            Signal::Pause if self.is_paused_globally() => {
+            Signal::Pause if self.mode != Mode::Active => {
                 "got SIGUSR1, but already paused/suspended"
             }
             Signal::Pause => {
@@ -254,6 +281,10 @@ impl Core {
                 "got SIGUSR1, pausing all activity"
             }
             Signal::Resume if in_shutdown => "got SIGUSR2 while shutting down, ignoring",
+            Signal::Resume if self.is_suspended() => {
+                self.resume_all();
+                "got SIGUSR2, continuing from SUSPEND"
+            }
             Signal::Resume if self.is_paused_globally() => {
                 self.resume_all();
                 "got SIGUSR2, continuing from PAUSE"

@@ -50,6 +50,8 @@ pub enum Received {
     End,
 }
 
+/// Length of a packet's header in bytes.
+const HEADER: usize = 5;
 /// Held bytes up to this many are moved in front of what is received next; longer ones are added to.
 const SHORT: usize = 1024;
 
@@ -117,6 +119,22 @@ impl<W: Wire> Conn<W> {
         self.flow.at_boundary() && self.held.is_empty() && self.unsent.is_empty()
     }
 
+    /// True if no part of a packet has been received whose rest has not.
+    pub fn is_between_packets(&self) -> bool {
+        self.flow.at_boundary() && self.held.is_empty()
+    }
+
+    /// How many bytes have to be received before the packet in progress, or as much of it as has to
+    /// be seen, is complete.
+    pub fn missing(&self) -> usize {
+        let in_progress = (self.flow.drop as usize).saturating_add(self.flow.pass as usize);
+        let wanted = (self.flow.want as usize).max(HEADER);
+        match in_progress {
+            0 => wanted.saturating_sub(self.held.len()).max(1),
+            _ => in_progress,
+        }
+    }
+
     /// True if it owns a buffer.
     pub fn owns_memory(&self) -> bool {
         self.held.owns_memory() || self.unsent.owns_memory()
@@ -133,14 +151,16 @@ impl<W: Wire> Conn<W> {
         self.readable && (self.held.len() < limit || (self.flow.want as usize) > self.held.len())
     }
 
-    /// Receives once, if there may be something.
-    pub fn receive(&mut self, scratch: &mut [u8], spare: &mut Spare) -> Received {
+    /// Receives at most `most` bytes, once, if there may be something.
+    pub fn receive(&mut self, scratch: &mut [u8], most: usize, spare: &mut Spare) -> Received {
         if !self.may_receive(scratch.len()) {
             return Received::Nothing;
         }
         let kept =
             if self.held.len() <= SHORT.min(scratch.len() / 2) { self.held.len() } else { 0 };
         let (front, room) = scratch.split_at_mut(kept);
+        let most = room.len().min(most);
+        let Some(room) = room.get_mut(..most) else { return Received::Nothing };
         match recv(&mut self.wire, room) {
             Ok(0) => Received::End,
             Ok(count) => {

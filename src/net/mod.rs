@@ -88,6 +88,8 @@ pub struct Net {
 
 /// How many events one wait takes from the kernel.
 const BATCH: usize = 1024;
+/// After so many bytes of buffers were given back the heap is trimmed.
+const MUCH: usize = 1024 * 1024;
 /// The caller's sources have numbers below this.
 const WOKEN: u32 = u32::MAX;
 
@@ -199,8 +201,11 @@ impl Net {
         }
     }
 
-    /// A few times a second: ends the pause after a failed accept.
+    /// A few times a second: ends the pause after a failed accept, gives memory back.
     pub fn tick(&mut self) {
+        if self.relay.take_released() >= MUCH {
+            sys::trim_heap();
+        }
         if self.listeners.tick(self.now) {
             self.try_listeners();
         }
@@ -230,9 +235,15 @@ impl Net {
         }
     }
 
-    /// Stops accepting, or goes on.
-    pub fn suspend_accept(&mut self, suspended: bool) {
+    /// True if nothing of this connection is in our memory.
+    pub fn is_quiet(&self, peer: Peer) -> bool {
+        self.relay.is_idle(peer)
+    }
+
+    /// Stops accepting, and reading between two packets; or goes on.
+    pub fn suspend(&mut self, suspended: bool) {
         self.listeners.suspend(suspended);
+        self.relay.suspend(suspended);
         if !suspended {
             self.try_listeners();
         }

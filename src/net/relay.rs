@@ -23,7 +23,7 @@ mod tests;
 mod walk;
 
 /// Size of the scratch buffer in bytes; one per relay, so larger than `pkt_buf` at no cost.
-pub const SCRATCH: usize = 32 * 1024;
+pub const SCRATCH: usize = 64 * 1024;
 /// Settings that the relay obeys.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -65,6 +65,7 @@ pub struct Relay<W> {
     joined: Vec<u8>,
     sink: Sink,
     spare: Spare,
+    suspended: bool,
     ready: VecDeque<Peer>,
 }
 
@@ -91,6 +92,7 @@ impl<W: Wire> Relay<W> {
             joined: Vec::new(),
             sink: Sink::default(),
             spare: Spare::default(),
+            suspended: false,
             ready: VecDeque::new(),
         }
     }
@@ -98,6 +100,19 @@ impl<W: Wire> Relay<W> {
     /// Changes the settings.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
+    }
+
+    /// Stops reading between two packets, or goes on.
+    pub fn suspend(&mut self, suspended: bool) {
+        self.suspended = suspended;
+        if suspended {
+            return;
+        }
+        let clients = self.conns.clients.iter().map(|(id, _)| Peer::Client(id));
+        let servers = self.conns.servers.iter().map(|(id, _)| Peer::Server(id));
+        for peer in clients.chain(servers).collect::<Vec<_>>() {
+            self.enqueue(peer);
+        }
     }
 
     /// Adds the connection of a client.
@@ -108,6 +123,11 @@ impl<W: Wire> Relay<W> {
     /// Adds the connection to a server.
     pub fn insert_server(&mut self, id: ServerId, wire: W) {
         self.conns.servers.insert(id, Conn::new(wire));
+    }
+
+    /// How many bytes of buffers were given back to the allocator since the last call.
+    pub fn take_released(&mut self) -> usize {
+        self.spare.take_released()
     }
 
     /// The stream of a connection.
@@ -293,6 +313,9 @@ impl<W: Wire> Relay<W> {
         if !conn.has_work(limit) || conn.unsent.len() > self.limits.unsent {
             return false;
         }
+        if self.suspended && conn.is_between_packets() && !core.reads_while_suspended(peer) {
+            return false;
+        }
         match link(peer, core) {
             Some(other) => !self.must_wait_for(other, peer),
             None => true,
@@ -315,7 +338,11 @@ impl<W: Wire> Relay<W> {
         let Some(conn) = self.conns.get_mut(peer) else {
             return;
         };
-        match conn.receive(scratch, &mut self.spare) {
+        let most = match self.suspended && !core.reads_while_suspended(peer) {
+            true => conn.missing(),
+            false => usize::MAX,
+        };
+        match conn.receive(scratch, most, &mut self.spare) {
             Received::End => {
                 conn.readable = false;
                 self.settle(peer, core);

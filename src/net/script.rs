@@ -93,6 +93,8 @@ pub(super) struct Script {
     pub(super) max: u32,
     pub(super) log: Vec<String>,
     pub(super) target: Option<Target>,
+    /// SUSPEND is for its connections, too.
+    pub(super) suspends: bool,
 }
 
 impl Script {
@@ -133,6 +135,9 @@ impl Decisions for Script {
     }
     fn in_startup(&self, _: ClientId) -> bool {
         self.startup
+    }
+    fn reads_while_suspended(&self, _: Peer) -> bool {
+        !self.suspends
     }
     fn max_packet(&self, _: Peer) -> u32 {
         self.max
@@ -177,6 +182,7 @@ impl World {
                 links: vec![(client_id, server_id)],
                 startup: false,
                 max: u32::MAX,
+                suspends: false,
                 log: Vec::new(),
                 target: None,
             },

@@ -30,6 +30,7 @@ fn process() -> Process {
             rule: Box::new(|_, _, _| Verdict::Pass),
             links: vec![(client, server)],
             startup: false,
+            suspends: false,
             max: u32::MAX,
             log: Vec::new(),
             target: None,

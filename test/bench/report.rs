@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use crate::measure::Counts;
 use crate::run::{Sample, Series};
 use crate::scenario::Scenario;
 
@@ -71,8 +70,12 @@ impl Series {
         if self.counts.is_empty() {
             return "-".to_owned();
         }
+        format!("{:.2}", self.sum(names))
+    }
+
+    fn sum(&self, names: &[&str]) -> f64 {
         let sum: u64 = names.iter().filter_map(|name| self.counts.get(*name)).sum();
-        format!("{:.2}", sum as f64 / self.counted as f64)
+        sum as f64 / self.counted.max(1) as f64
     }
 
     /// Ratios of two series, round by round.
@@ -84,8 +87,13 @@ impl Series {
 
 const SOCKET: &[&str] = &["sendto", "recvfrom", "sendmsg", "recvmsg"];
 
-fn waits(counts: &Counts) -> u64 {
-    counts.get("epoll_wait").copied().unwrap_or(0)
+/// The most socket calls and waits per simple transaction of 200 busy clients.
+const CALLS_MAX: f64 = 4.0;
+const WAITS_MAX: f64 = 0.2;
+
+fn waits(series: &Series) -> f64 {
+    let waits = series.counts.get("epoll_wait").copied().unwrap_or(0);
+    waits as f64 / series.counted.max(1) as f64
 }
 
 /// The table of figures.
@@ -131,7 +139,7 @@ fn line(text: &mut String, name: &str, series: &Series) {
         share(busy.median),
         share(load.median),
         series.per_unit(SOCKET),
-        format_args!("{:.3}", waits(&series.counts) as f64 / series.counted.max(1) as f64),
+        format_args!("{:.3}", waits(series)),
         voluntary.median,
         involuntary.median,
         share(others.most),
@@ -189,6 +197,20 @@ pub(crate) fn ratios(results: &[Result]) -> String {
             verdict(target.rate.map(|least| format!(">= {least:.1}")), fast),
         )
         .unwrap();
+    }
+    for result in results.iter().filter(|result| result.scenario.name == "simple-tcp") {
+        if let Some(ours) = result.series.first() {
+            let (calls, waits) = (ours.sum(SOCKET), waits(ours));
+            let most = |most: f64| Some(format!("<= {most}"));
+            writeln!(
+                text,
+                "\nSystem calls of pgturnstile per simple transaction over TCP: {calls:.2} on sockets \
+                 ({}), {waits:.3} waits ({}).",
+                verdict(most(CALLS_MAX), || calls < CALLS_MAX + 0.01),
+                verdict(most(WAITS_MAX), || waits <= WAITS_MAX),
+            )
+            .unwrap();
+        }
     }
     text
 }

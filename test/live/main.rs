@@ -21,5 +21,6 @@ mod servers;
 mod sharing;
 mod shutdown;
 mod signals;
+mod suspend;
 mod timeouts;
 mod upkeep;

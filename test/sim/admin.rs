@@ -153,7 +153,8 @@ impl World {
         }
         if let Some(id) = now.difference(others).next().filter(|_| !self.facts.removed.is_empty()) {
             let state = self.core.clients().get(*id).map(|client| client.state());
-            let text = format!("RELOAD: the database of {id:?} ({state:?}) is removed, but it lives");
+            let text =
+                format!("RELOAD: the database of {id:?} ({state:?}) is removed, but it lives");
             self.fail(&text);
         }
     }

@@ -195,6 +195,10 @@ impl Decisions for Watched<'_> {
         self.core.in_startup(id)
     }
 
+    fn reads_while_suspended(&self, peer: Peer) -> bool {
+        self.core.reads_while_suspended(peer)
+    }
+
     fn max_packet(&self, from: Peer) -> u32 {
         self.core.max_packet(from)
     }

@@ -99,8 +99,7 @@ impl World {
             "server shutting down" => self.core.shutdown() == Some(Shutdown::WaitForServers),
             "pooler is shutting down" => self.core.shutdown().is_some(),
             "evicted" => {
-                let limits =
-                    (self.plan.database_limit(database), self.plan.user_limit(&who.user));
+                let limits = (self.plan.database_limit(database), self.plan.user_limit(&who.user));
                 who.is_server && (limits != (None, None) || facts.reloaded)
             }
             _ if !who.is_server => true,

@@ -211,8 +211,7 @@ impl World {
     /// When nothing is in the way a pool that is in use has min_pool_size servers.
     pub fn short_of_servers(&self) -> Option<String> {
         for (id, pool) in self.core.pools() {
-            let (min, size) =
-                (self.plan.min_size(pool.names()), self.plan.pool_size(pool.names()));
+            let (min, size) = (self.plan.min_size(pool.names()), self.plan.pool_size(pool.names()));
             let in_use = [ClientState::Active, ClientState::Waiting]
                 .iter()
                 .any(|state| !pool.clients(*state).is_empty());

@@ -2,8 +2,8 @@
 //! its name.
 
 use crate::causes::Facts;
-use crate::timeouts::When;
 use crate::net::{key, Key};
+use crate::timeouts::When;
 use crate::world::World;
 use pgturnstile::base::Micros;
 use pgturnstile::core::assign::{Launch, Why};

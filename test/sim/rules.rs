@@ -34,7 +34,6 @@ impl Plan {
         self.entries.get(name).cloned().unwrap_or_default()
     }
 
-
     /// pool_size of a pool; 0 is without limit.
     pub fn pool_size(&self, (database, user): (&str, &str)) -> usize {
         let given = [self.user(user).pool_size, self.database(database).pool_size];

@@ -256,7 +256,9 @@ impl World {
         for id in &due.freed {
             let mut clients = self.core.clients().iter();
             if self.core.pool(*id).is_some() && !clients.any(|(_, c)| c.pool() == Some(*id)) {
-                self.fail(&format!("TIMEOUTS: pool {id:?} is over its pool_idle_timeout, but lives"));
+                self.fail(&format!(
+                    "TIMEOUTS: pool {id:?} is over its pool_idle_timeout, but lives"
+                ));
             }
         }
         for id in &due.idle {
@@ -271,7 +273,10 @@ impl World {
             let count = |state| pool.servers(state).len();
             let spare = count(ServerState::Idle) + count(ServerState::Used);
             if !pool.is_console() && self.is_crowded(pool) && spare > 0 {
-                self.fail(&format!("LIMITS: {:?} has too many servers, {spare} spare", pool.names()));
+                self.fail(&format!(
+                    "LIMITS: {:?} has too many servers, {spare} spare",
+                    pool.names()
+                ));
             }
         }
     }

@@ -96,13 +96,7 @@ pub fn ask(
 }
 
 /// Asks the core how much passes as it is, with a trace line.
-pub fn run(
-    watch: &Shared,
-    core: &mut Core,
-    peer: Peer,
-    data: &[u8],
-    tracing: bool,
-) -> usize {
+pub fn run(watch: &Shared, core: &mut Core, peer: Peer, data: &[u8], tracing: bool) -> usize {
     let len = match peer {
         Peer::Client(id) => {
             let len = core.client_run(id, data);

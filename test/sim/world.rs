@@ -1,10 +1,10 @@
 //! The world around a core: model clients, model servers, time, and the pooler's net between them.
 
+use crate::causes::Facts;
 use crate::client::Client;
 use crate::dice::Dice;
 use crate::line::{self, Line};
 use crate::net::{key, Key, Net};
-use crate::causes::Facts;
 use crate::oracle::Memory;
 use crate::plan::Plan;
 use crate::server::{Effect, Nature, Server};
@@ -227,6 +227,7 @@ impl World {
             Action::Exit(code) => self.exit = Some(code),
             Action::CloseTcpListeners => self.listening = false,
             Action::Reload(console) => self.reload(console),
+            Action::Suspend(_) => {}
         }
     }
 

@@ -28,6 +28,24 @@ fn simple_query_costs_four_calls_and_no_memory() {
 }
 
 #[test]
+fn suspended_connections_rest_between_two_packets() {
+    let (first, second) = (packet(b'Q', b"first"), packet(b'Q', b"second"));
+    let bytes = [first.as_slice(), &second].concat();
+    for cut in 1..first.len() {
+        let mut world = pass_all(64);
+        world.core.suspends = true;
+        world.send(world.client, &bytes[..cut]);
+        world.relay.suspend(true);
+        world.send(world.client, &bytes[cut..]);
+        assert_eq!(world.got(world.server), first, "cut at {cut}");
+        assert!(world.relay.is_idle(world.client), "cut at {cut}");
+        world.relay.suspend(false);
+        while world.relay.pump_ready(&mut world.core) {}
+        assert_eq!(world.got(world.server), second, "cut at {cut}");
+    }
+}
+
+#[test]
 fn packets_cut_anywhere_arrive_whole() {
     let bytes = [packet(b'Q', b"a"), packet(b'P', b""), packet(b'B', b"12345678901234567890")];
     let bytes = bytes.concat();
@@ -480,4 +498,30 @@ fn every_byte_arrives_whatever_the_network_does() {
             assert_eq!(world.log().last().map(String::as_str), Some("drained S7"), "seed {seed}");
         }
     }
+}
+
+#[test]
+fn rows_that_arrive_together_are_asked_about_once() {
+    let asked = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let log = std::rc::Rc::clone(&asked);
+    let mut world = World::new(4096, move |_, packet, _| {
+        log.borrow_mut().push((packet.tag, packet.len));
+        Verdict::Pass
+    });
+    let row = packet(b'D', b"12345");
+    let answer = [packet(b'T', b"x"), row.repeat(7), packet(b'C', b""), packet(b'Z', b"I")];
+    let answer = answer.concat();
+    for cut in 1..answer.len() {
+        world.send(world.server, &answer[..cut]);
+        world.send(world.server, &answer[cut..]);
+        assert_eq!(world.got(world.client), answer, "cut at {cut}");
+        let mut asked = asked.borrow_mut();
+        let rows = asked.iter().filter(|(tag, _)| *tag == b'D');
+        assert!(rows.clone().count() <= 2, "cut at {cut}: {asked:?}");
+        assert_eq!(rows.map(|(_, len)| len).sum::<u32>(), 70, "cut at {cut}");
+        asked.clear();
+    }
+    // A client's Describes are no rows.
+    world.send(world.client, &packet(b'D', b"S\0").repeat(3));
+    assert_eq!(asked.borrow().len(), 3);
 }

@@ -49,6 +49,24 @@ enum Step {
     Forget,
 }
 
+/// DataRow and CopyData packets follow each other by the thousand, and the answer for one holds for
+/// the next: as many as begin in `bytes` are decided about as if they were one packet of this length.
+fn run_len(bytes: &[u8], tag: u8, first: u32, max: u32) -> u32 {
+    let framer = Framer { startup: false, max };
+    let mut len = first;
+    while let Some(rest) = bytes.get(len as usize..) {
+        let sum = match framer.first(rest) {
+            Frame::Packet { tag: other, len: more } if other == tag => len.checked_add(more),
+            _ => None,
+        };
+        match sum {
+            Some(sum) => len = sum,
+            None => break,
+        }
+    }
+    len
+}
+
 impl<W: Wire> Relay<W> {
     /// The short way: if nothing is pending on this connection, asks the core for the whole packets
     /// at the front that pass as they are. If that is all of `data` it is handed on at once; else
@@ -191,6 +209,12 @@ impl<W: Wire> Relay<W> {
                 return self.stop(walk);
             }
             Frame::Packet { tag, len } => (tag, len),
+        };
+        let len = match (from, tag) {
+            (_, b'd') | (Peer::Server(_), b'D') if link(from, core).is_some() => {
+                run_len(rest, tag, len, max)
+            }
+            _ => len,
         };
         let here = rest.len().min(len as usize);
         if here < walk.flow.want as usize {

@@ -1,0 +1,147 @@
+//! SUSPEND: every connection stops between two packets with nothing in our memory, so that another
+//! process could take over the sockets (admin 4.3).
+
+use super::client::ClientState;
+use super::face::{Action, ClientId, Peer, ServerId};
+use super::fault;
+use super::pause::Mode;
+use super::server::ServerState;
+use super::Core;
+use crate::base::{Level, Micros};
+use crate::wire::write;
+
+/// A SUSPEND that is in force.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Suspension {
+    since: Micros,
+    /// The console that waits for it to be complete.
+    console: Option<ClientId>,
+    is_complete: bool,
+}
+
+/// Who is not at rest yet.
+#[derive(Default)]
+struct Restless {
+    clients: Vec<ClientId>,
+    servers: Vec<ServerId>,
+}
+
+impl Core {
+    /// SUSPEND. The console is answered when everything is at rest.
+    pub fn suspend(&mut self, console: ClientId) {
+        self.mode = Mode::Suspended;
+        self.suspension =
+            Some(Suspension { since: self.now, console: Some(console), is_complete: false });
+        self.actions.push_back(Action::Suspend(true));
+    }
+
+    /// True while SUSPEND is in force: `check_suspension` wants to know at the end of each turn.
+    pub fn is_suspended(&self) -> bool {
+        self.suspension.is_some()
+    }
+
+    /// Ends a suspension, if one is in force. Who still waits for it is answered: it has ended.
+    pub(super) fn end_suspension(&mut self) {
+        let Some(suspension) = self.suspension.take() else { return };
+        self.actions.push_back(Action::Suspend(false));
+        self.answer_suspend(suspension.console);
+    }
+
+    /// A console is gone: it waits no more.
+    pub(super) fn forget_suspender(&mut self, id: ClientId) {
+        if let Some(suspension) = self.suspension.as_mut() {
+            suspension.console = suspension.console.filter(|console| *console != id);
+        }
+    }
+
+    pub(super) fn waits_for_suspend(&self, id: ClientId) -> bool {
+        self.suspension.is_some_and(|suspension| suspension.console == Some(id))
+    }
+
+    fn answer_suspend(&mut self, console: Option<ClientId>) {
+        if let Some(console) = console {
+            let mut reply = Vec::new();
+            write::command_complete(&mut reply, "SUSPEND");
+            write::ready(&mut reply, b'I');
+            self.answer_console(console, reply);
+        }
+    }
+
+    /// A suspended connection is not read between two packets, unless it has no such rest to come
+    /// to: consoles, logins, tests and cancel requests go on.
+    pub(super) fn reads_while_suspended(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Client(id) => self
+                .clients
+                .get(id)
+                .is_none_or(|client| client.console.is_some() || !client.welcomed),
+            Peer::Server(id) => self.servers.get(id).is_none_or(|server| {
+                !matches!(server.state, ServerState::Active | ServerState::Idle)
+            }),
+        }
+    }
+
+    /// Looks how far a suspension has come; `is_quiet` tells of a connection that nothing of it is
+    /// in our memory. What is not at rest after suspend_timeout is closed.
+    pub fn check_suspension(&mut self, is_quiet: impl Fn(Peer) -> bool) {
+        let Some(suspension) = self.suspension else { return };
+        if suspension.is_complete {
+            if !self.clients.iter().any(|(_, client)| client.console.is_some()) {
+                let line = "admin disappeared when suspended, doing RESUME";
+                self.journal.line(Level::Log, line.into());
+                self.resume_all();
+            }
+            return;
+        }
+        self.close_untested();
+        let restless = self.restless(is_quiet);
+        let limit = self.settings.suspend_timeout;
+        let is_over = limit.is_set() && self.now.since(suspension.since) > limit;
+        if is_over {
+            for id in &restless.clients {
+                self.close_client(*id, &fault::SUSPEND_TIMEOUT);
+            }
+            for id in &restless.servers {
+                self.close_server(*id, &fault::SUSPEND_TIMEOUT, true);
+            }
+        }
+        if is_over || restless.clients.is_empty() && restless.servers.is_empty() {
+            let console = self.suspension.as_mut().and_then(|suspension| {
+                suspension.is_complete = true;
+                suspension.console.take()
+            });
+            self.answer_suspend(console);
+        }
+    }
+
+    /// Servers that would first have to be tested are of no use to a successor, once nobody waits
+    /// for them.
+    fn close_untested(&mut self) {
+        for id in self.pools.ids() {
+            let Some(pool) = self.pools.get(id) else { continue };
+            if !pool.clients(ClientState::Waiting).is_empty() {
+                continue;
+            }
+            let used = pool.servers(ServerState::Used).ids(&self.servers);
+            let tested = pool.servers(ServerState::Tested).ids(&self.servers);
+            for server in used.into_iter().chain(tested) {
+                self.close_server(server, &fault::UNSAFE_ON_SUSPEND, true);
+            }
+        }
+    }
+
+    fn restless(&self, is_quiet: impl Fn(Peer) -> bool) -> Restless {
+        let clients = self.clients.iter().filter(|(id, client)| {
+            let at_rest = client.state == ClientState::Active && is_quiet(Peer::Client(*id));
+            client.console.is_none() && !at_rest
+        });
+        let servers = self.servers.iter().filter(|(id, server)| {
+            let may_rest = matches!(server.state, ServerState::Active | ServerState::Idle);
+            !(may_rest && is_quiet(Peer::Server(*id)))
+        });
+        Restless {
+            clients: clients.map(|(id, _)| id).collect(),
+            servers: servers.map(|(id, _)| id).collect(),
+        }
+    }
+}
