@@ -339,7 +339,8 @@ impl World {
             let free = matches!(server.state(), ServerState::Idle | ServerState::Used);
             let pool = self.core.pool(server.pool());
             let is_kept = pool.is_some_and(|pool| self.plan.min_size(pool.names()) > 0);
-            if !free && !(is_kept && server.state() == ServerState::Login) {
+            let opens = is_kept && server.state() == ServerState::Login;
+            if !free && !opens {
                 let state = server.state();
                 self.fail(&format!("LEAK: everybody has left, but {id:?} is {state:?}"));
             }

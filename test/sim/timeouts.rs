@@ -203,13 +203,13 @@ impl World {
                     due.add(peer, number, why, true);
                 }
             }
-            ServerState::Idle | ServerState::Used | ServerState::Tested => {
-                if self.over(settings.server_idle_timeout, said) {
-                    due.idle.push(id);
-                    let min = self.plan.min_size(pool.names());
-                    if min == 0 || pool.connected_count() > min {
-                        due.add(peer, number, "server idle timeout", false);
-                    }
+            ServerState::Idle | ServerState::Used | ServerState::Tested
+                if self.over(settings.server_idle_timeout, said) =>
+            {
+                due.idle.push(id);
+                let min = self.plan.min_size(pool.names());
+                if min == 0 || pool.connected_count() > min {
+                    due.add(peer, number, "server idle timeout", false);
                 }
             }
             ServerState::Active => self.pair_due(id, server, pool, due),
