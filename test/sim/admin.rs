@@ -5,6 +5,7 @@ use crate::talk;
 use crate::world::World;
 use pgturnstile::base::Micros;
 use pgturnstile::console::{self, Around, DnsCounts};
+use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::Signal;
 use pgturnstile::core::{ClientId, Peer};
 use std::collections::BTreeSet;
@@ -36,7 +37,7 @@ const COMMANDS: [(usize, &str, bool); 24] = [
     (2, "KILL db0", true),
     (2, "KILL db1", true),
     (3, "RELOAD", true),
-    (3, "KILL_CLIENT", true),
+    (8, "KILL_CLIENT", true),
     (1, "SHOW POOLS", false),
     (1, "SHOW CLIENTS", false),
     (1, "SHOW SERVERS", false),
@@ -62,8 +63,15 @@ impl World {
         }
         let mut text = text.to_owned();
         if text == "KILL_CLIENT" {
-            let numbers: Vec<u64> =
-                self.core.clients().iter().map(|(_, client)| client.number()).collect();
+            // Cancel requests have no other end that somebody could bring about.
+            let cancels = self.dice.chance(50);
+            let clients = self.core.clients().iter();
+            let wanted =
+                clients.filter(|(_, c)| !cancels || c.state() == ClientState::ActiveCancel);
+            let numbers: Vec<u64> = wanted.map(|(_, client)| client.number()).collect();
+            if numbers.is_empty() {
+                return;
+            }
             text = format!("KILL_CLIENT {}", self.dice.pick(&numbers));
         }
         self.command(at, &text);
