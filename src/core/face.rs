@@ -19,8 +19,7 @@ pub enum Peer {
     Server(ServerId),
 }
 
-/// One packet as far as it has arrived; the header is always complete. DataRow or CopyData packets of
-/// a linked peer that arrive together are told as one, whose length is the sum of theirs.
+/// One packet as far as it has arrived; the header is always complete.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
     /// The type byte; 0 for the packets without one that begin a connection
@@ -156,6 +155,15 @@ pub struct Target {
     pub port: u16,
 }
 
+/// What [`Decisions::client_run`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// So many bytes pass.
+    Pass(usize),
+    /// None, as there is no server yet: [`Verdict::Wait`].
+    Wait,
+}
+
 /// What `net` asks and tells: implemented by the core, and by scripts in tests of the relay.
 pub trait Decisions {
     /// A client packet whose header is complete. Called again for the same packet after `Whole`,
@@ -165,9 +173,9 @@ pub trait Decisions {
     fn server_packet(&mut self, id: ServerId, packet: Packet<'_>, sink: &mut Sink) -> Verdict;
     /// How many bytes at the front of `data`, received from this client, are complete packets that
     /// its server gets as they are. A shorter way for what [`Decisions::client_packet`] would say
-    /// of each of them; 0 sends the first one there.
-    fn client_run(&mut self, _id: ClientId, _data: &[u8]) -> usize {
-        0
+    /// of each of them; `Pass(0)` sends the first one there.
+    fn client_run(&mut self, _id: ClientId, _data: &[u8]) -> Run {
+        Run::Pass(0)
     }
     /// How many bytes at the front of `data`, received from this server, are complete packets that
     /// its client gets as they are. A shorter way for what [`Decisions::server_packet`] would say

@@ -30,7 +30,8 @@ mod welcome;
 mod wishes;
 
 pub use face::{
-    Action, Addr, ClientId, Decisions, Loss, Origin, Packet, Peer, ServerId, Sink, Target, Verdict,
+    Action, Addr, ClientId, Decisions, Loss, Origin, Packet, Peer, Run, ServerId, Sink, Target,
+    Verdict,
 };
 
 use crate::base::random::Random;
@@ -364,7 +365,7 @@ impl Decisions for Core {
         }
     }
 
-    fn client_run(&mut self, id: ClientId, data: &[u8]) -> usize {
+    fn client_run(&mut self, id: ClientId, data: &[u8]) -> Run {
         self.plain_requests(id, data)
     }
 

@@ -2,7 +2,7 @@
 //! that pass as they are. Whatever else comes goes the long way, packet by packet, in `query`.
 
 use super::client::ClientState;
-use super::face::{ClientId, ServerId};
+use super::face::{ClientId, Run, ServerId};
 use super::pool::PoolId;
 use super::query::read_status;
 use super::replies::{Asker, Request};
@@ -15,25 +15,29 @@ use crate::wire::{FromClient, FromServer};
 
 impl Core {
     /// The bytes at the front that are complete requests and need nothing but a server.
-    pub(super) fn plain_requests(&mut self, id: ClientId, data: &[u8]) -> usize {
+    pub(super) fn plain_requests(&mut self, id: ClientId, data: &[u8]) -> Run {
+        const LONG_WAY: Run = Run::Pass(0);
         let framer = Framer { startup: false, max: self.settings.max_packet_size };
-        let Some(client) = self.clients.get(id) else { return 0 };
+        let Some(client) = self.clients.get(id) else { return LONG_WAY };
         let is_active = client.state == ClientState::Active && client.welcomed;
         let is_served = is_active && client.console.is_none();
-        if !is_served || self.settings.disable_pqexec.on() || first_request(framer, data).is_none()
-        {
-            return 0;
+        let Some((first, _)) = first_request(framer, data) else { return LONG_WAY };
+        if !is_served || self.settings.disable_pqexec.on() {
+            return LONG_WAY;
         }
         let server_id = match client.server {
             Some(server) => server,
+            // What is left of a COPY that the server has ended is for nobody.
+            None if first == Request::CopyData => return LONG_WAY,
             None => match self.take_alike(id) {
                 Some(server) => server,
-                None => return 0,
+                None if self.wait_if_full(id) => return Run::Wait,
+                None => return LONG_WAY,
             },
         };
-        let Some(server) = self.servers.get_mut(server_id) else { return 0 };
+        let Some(server) = self.servers.get_mut(server_id) else { return LONG_WAY };
         if server.replies.next_asker() == Some(Asker::Align) {
-            return 0;
+            return LONG_WAY;
         }
         let mut done = 0_usize;
         while let Some((request, len)) = first_request(framer, data.get(done..).unwrap_or(&[])) {
@@ -43,7 +47,7 @@ impl Core {
         server.status = Status::Busy;
         server.delivered = false;
         self.begin_query(id, done as u64);
-        done
+        Run::Pass(done)
     }
 
     /// An idle server that has the client's parameters already, linked to it.
@@ -59,6 +63,22 @@ impl Core {
         self.link(id, head);
         self.count(pool_id, Counter::Assignments, 1);
         Some(head)
+    }
+
+    /// Makes the client wait if nothing else can become of it: no server is idle, and nobody is
+    /// refused.
+    fn wait_if_full(&mut self, id: ClientId) -> bool {
+        let pool_id = self.clients.get(id).and_then(|client| client.pool);
+        let Some(pool) = pool_id.and_then(|pool| self.pools.get(pool)) else { return false };
+        let has_idle = !pool.servers(ServerState::Idle).is_empty();
+        if has_idle || pool.login_failed.is_some() || self.refuses_waiters() {
+            return false;
+        }
+        self.begin_query(id, 0);
+        if let Some(pool_id) = pool_id {
+            self.wait(id, pool_id);
+        }
+        true
     }
 
     /// The bytes at the front that are complete replies for the linked client, up to and including
@@ -83,6 +103,11 @@ impl Core {
                 break;
             }
             done = done.saturating_add(packet.len());
+            if matches!(kind, FromServer::DataRow | FromServer::CopyData) {
+                // What holds for one of them holds for the next.
+                let rest = data.get(done..).unwrap_or(&[]);
+                done = done.saturating_add(framer.alike(rest, tag));
+            }
         }
         if let Some(status) = ended {
             let is_refused =
@@ -138,6 +163,7 @@ fn first_request(framer: Framer, data: &[u8]) -> Option<(Request, usize)> {
         FromClient::Describe => Request::Describe,
         FromClient::Execute => Request::Execute,
         FromClient::Sync => Request::Sync,
+        FromClient::CopyData => Request::CopyData,
         _ => return None,
     };
     Some((request, packet.len()))

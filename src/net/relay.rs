@@ -14,7 +14,7 @@ use super::conn::{Conn, Received, Wire};
 use crate::base::{Side, Spare};
 use crate::core::client::Client;
 use crate::core::server::Server;
-use crate::core::{ClientId, Decisions, Loss, Peer, ServerId, Sink};
+use crate::core::{ClientId, Decisions, Loss, Peer, Run, ServerId, Sink};
 use std::collections::VecDeque;
 use std::mem;
 
@@ -350,11 +350,11 @@ impl<W: Wire> Relay<W> {
             }
             Received::Scratch(count) => {
                 let data = scratch.get(..count).unwrap_or_default();
-                let run = self.run(peer, data, core);
-                if run == count {
-                    return;
-                }
-                let seen = self.walk(peer, data, run, core);
+                let seen = match self.run(peer, data, core) {
+                    Run::Pass(run) if run == count => return,
+                    Run::Pass(run) => self.walk(peer, data, run, core),
+                    Run::Wait => 0,
+                };
                 if let Some(conn) = self.conns.get_mut(peer).filter(|conn| !conn.lost) {
                     let rest = data.get(seen..).unwrap_or_default();
                     conn.held.push(rest, &mut self.spare);
@@ -371,7 +371,11 @@ impl<W: Wire> Relay<W> {
             return;
         };
         let mut held = mem::take(&mut conn.held);
-        let seen = self.walk(peer, held.as_slice(), 0, core);
+        let seen = match self.run(peer, held.as_slice(), core) {
+            Run::Pass(run) if run == held.len() => run,
+            Run::Pass(run) => self.walk(peer, held.as_slice(), run, core),
+            Run::Wait => 0,
+        };
         held.take(seen, &mut self.spare);
         if let Some(conn) = self.conns.get_mut(peer) {
             conn.held = held;

@@ -59,6 +59,24 @@ impl Framer {
     }
 }
 
+impl Framer {
+    /// Length in bytes of the whole packets of this type at the front of `bytes`. Rows and COPY data
+    /// come by the thousand.
+    #[inline]
+    pub fn alike(&self, bytes: &[u8], tag: u8) -> usize {
+        let mut at = 0_usize;
+        while let Some(rest) = bytes.get(at..) {
+            match self.first(rest) {
+                Frame::Packet { tag: other, len } if other == tag && len as usize <= rest.len() => {
+                    at = at.saturating_add(len as usize);
+                }
+                _ => break,
+            }
+        }
+        at
+    }
+}
+
 fn bad(bytes: &[u8]) -> Frame<'_> {
     Frame::Bad(bytes.get(..8).unwrap_or(bytes))
 }
@@ -95,6 +113,24 @@ mod tests {
     }
 
     #[test]
+    fn whole_packets_of_one_type_are_measured_together() {
+        let framer = Framer { startup: false, max: 100 };
+        let row = b"D\0\0\0\x06ab";
+        let three = row.repeat(3);
+        for (bytes, want) in [
+            (&b""[..], 0),
+            (&three[..], 21),
+            (&three[..20], 14),
+            (&three[..15], 14),
+            (&[&three[..], b"C\0\0\0\x04"].concat(), 21),
+            (&[&row[..], b"D\0\0\0\x03"].concat(), 7),
+            (b"C\0\0\0\x04D\0\0\0\x04", 0),
+        ] {
+            assert_eq!(framer.alike(bytes, b'D'), want, "{bytes:?}");
+        }
+    }
+
+    #[test]
     fn nothing_panics() {
         let framer = Framer { startup: true, max: u32::MAX };
         let mut seed = 1_u64;
@@ -103,6 +139,7 @@ mod tests {
             let bytes = seed.to_be_bytes();
             let count = (seed >> 7) as usize % 9;
             framer.first(&bytes[..count]);
+            framer.alike(&bytes[..count], bytes[0]);
         }
     }
 }

@@ -120,8 +120,10 @@ impl Floor {
         let Some(conn) = &mut self.conns[at] else {
             return;
         };
-        let Got::Bytes(count) = conn.link.recv(&mut self.room) else {
-            return;
+        let count = match conn.link.recv(&mut self.room) {
+            Got::Bytes(count) => count,
+            Got::Nothing => return,
+            Got::End => return self.conns[at] = None,
         };
         if conn.is_server {
             if self.room[..count].ends_with(READY) {

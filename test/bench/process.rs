@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use nix::sched::{sched_setaffinity, CpuSet};
 use nix::unistd::Pid;
 
-use crate::link::{Family, Place};
+use crate::link::{Family, Link, Place};
 use crate::login::{PASSWORD, USER};
 use crate::rig::scratch::{command, free_port, scratch, write};
 use crate::rig::secrets::{md5_secret, scram_secret};
@@ -170,19 +170,16 @@ impl Setup<'_> {
         let child = child.unwrap_or_else(|e| panic!("{:?}: {e}", self.program));
         scratch().watch(child.id());
         let mut process = Process { folder, port, child };
-        let socket = process.folder.join(format!(".s.PGSQL.{port}"));
+        let place = process.place(self.family);
         wait_until("the pooler is up or gone", || {
             let up = match self.program {
-                Program::Floor => self.family == Family::Tcp || socket.exists(),
+                Program::Floor => Link::connect(&place).is_ok(),
                 _ => process.text("log").contains("process up: "),
             };
             up || process.child.try_wait().unwrap().is_some()
         });
         let alive = process.child.try_wait().unwrap().is_none();
         assert!(alive, "{:?}: {}{}", self.program, process.text("log"), process.text("stderr"));
-        if self.program == Program::Floor {
-            std::thread::sleep(std::time::Duration::from_millis(300));
-        }
         process
     }
 }

@@ -5,5 +5,6 @@
 #[expect(dead_code, reason = "the rig serves the live tests, too; these need a part of it")]
 mod rig;
 
+mod limits;
 mod sessions;
 mod transcript;

@@ -7,6 +7,7 @@ mod auth;
 mod cancel;
 mod console;
 mod copy;
+mod defects;
 mod drivers;
 mod garbage;
 mod limits;

@@ -1,8 +1,11 @@
 //! Servers of one database or user in several pools, minimum sizes, pools and databases that come
 //! and go by themselves (pooling 1.4, 2.4, 2.5; config 3.4).
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::rig::fake::Fake;
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
@@ -20,14 +23,18 @@ fn start(settings: &str) -> (Pooler, String) {
 
 /// Databases with these names and keys, all on template1.
 fn databases(entries: &[(&str, &str)], settings: &str) -> Pooler {
+    Pooler::start(&setup_of(entries, settings))
+}
+
+fn setup_of(entries: &[(&str, &str)], settings: &str) -> Setup {
     let line = |(name, keys): &(&str, &str)| {
         format!("{name} = host=127.0.0.1 port={} dbname=template1 {keys}\n", postgres().port)
     };
-    Pooler::start(&Setup {
+    Setup {
         databases: entries.iter().map(line).collect(),
         settings: format!("pool_mode = transaction\n{settings}"),
         users: "\"trusty\" \"\"\n\"postgres\" \"\"\n".to_owned(),
-    })
+    }
 }
 
 fn client_as(pooler: &Pooler, user: &str, database: &str) -> Raw {
@@ -181,21 +188,17 @@ fn forced_users_evict_only_inside_their_database() {
     assert!(!evicted());
 }
 
-/// How many servers connected, and the shortest time between two of them in milliseconds.
-fn connects(pooler: &Pooler) -> (usize, i64) {
+/// When servers connected, in milliseconds of the day.
+fn connects(pooler: &Pooler) -> Vec<i64> {
     let log = pooler.log();
-    let times: Vec<i64> = log
-        .lines()
-        .filter(|line| line.contains("new connection to server"))
-        .map(|line| {
-            let clock = &line.as_bytes()[11..23];
-            let digits = |range: std::ops::Range<usize>| {
-                clock[range].iter().fold(0, |sum, digit| sum * 10 + i64::from(digit - b'0'))
-            };
-            ((digits(0..2) * 60 + digits(3..5)) * 60 + digits(6..8)) * 1000 + digits(9..12)
-        })
-        .collect();
-    (times.len(), times.windows(2).map(|two| two[1] - two[0]).min().unwrap_or(i64::MAX))
+    let lines = log.lines().filter(|line| line.contains("new connection to server"));
+    let time = |line: &str| {
+        let digits = |range: std::ops::Range<usize>| {
+            line.as_bytes()[range].iter().fold(0, |sum, digit| sum * 10 + i64::from(digit - b'0'))
+        };
+        ((digits(11..13) * 60 + digits(14..16)) * 60 + digits(17..19)) * 1000 + digits(20..23)
+    };
+    lines.map(time).collect()
 }
 
 #[test]
@@ -204,20 +207,20 @@ fn min_pool_size_is_reached_while_there_are_clients_and_kept() {
     let mut client = pooler.client(&database);
     let idle = || pooler.pool(&database, "sv_idle");
     wait_until("it grows", || idle() == 3);
-    let (count, gap) = connects(&pooler);
-    assert!(count == 3 && gap >= 200, "one at a tick, but: {gap} ms");
+    let times = connects(&pooler);
+    assert_eq!(times.len(), 3);
+    let gap = (times[2] - times[1]).rem_euclid(24 * 3_600_000);
+    assert!(gap >= 150, "one at a tick, but: {times:?}");
     std::thread::sleep(Duration::from_millis(1800));
     assert_eq!(idle(), 3, "server_idle_timeout spares them");
     for pid in pooler.servers(&database) {
         postgres().value("postgres", &format!("select pg_terminate_backend({pid})"));
     }
-    wait_until("they are replaced", || connects(&pooler).0 == 6 && idle() == 3);
+    wait_until("they are replaced", || connects(&pooler).len() == 6 && idle() == 3);
     idle_servers(&pooler, "trusty", &database, 5);
     let closed = format!("LOG S {database}/trusty closing because: server idle timeout");
     wait_until("the surplus goes", || pooler.count(&closed) == 2 && idle() == 3);
     assert_eq!(client.value("select 1"), "1");
-    client.bye();
-    wait_until("nobody needs them", || pooler.servers(&database).len() < 4);
 }
 
 #[test]
@@ -242,16 +245,31 @@ fn min_pool_size_needs_a_client_or_a_forced_user() {
     for (name, size) in sizes.into_iter().chain([("endless", 0), ("unlike", 0), ("free", 0)]) {
         assert_eq!(pooler.pool(name, "sv_idle"), size, "{name}");
     }
-    pooler.command("SET min_pool_size = 0");
-    pooler.client("free").bye();
-    wait_until("the entry counts", || pooler.pool("free", "sv_idle") <= 1);
+    let client = pooler.client("free");
+    wait_until("now there is a client", || pooler.pool("free", "sv_idle") == 2);
+    client.bye();
+    for pid in pooler.servers("free") {
+        postgres().value("postgres", &format!("select pg_terminate_backend({pid})"));
+    }
+    std::thread::sleep(Duration::from_millis(1000));
+    assert_eq!(pooler.pool("free", "sv_idle"), 0, "nobody needs them now");
 }
 
-/// The first pool by name gets the connection that all want.
+/// The first pool by name gets the connection that all want, whichever was there first.
 #[test]
 fn min_pool_size_evicts_nobody() {
     let entries = [("b", "user=trusty min_pool_size=1"), ("a", "user=trusty min_pool_size=1")];
-    let pooler = databases(&entries, "max_user_connections = 1\n");
+    let limit = "max_user_connections = 1\n";
+    let pooler = databases(&entries[..1], limit);
+    wait_until("one is there", || pooler.pool("b", "sv_idle") == 1);
+    pooler.rewrite(&setup_of(&entries, limit));
+    pooler.command("PAUSE");
+    pooler.command("RELOAD");
+    wait_until("there are two pools", || {
+        !pooler.show("POOLS", "user", ("database", "a")).is_empty()
+    });
+    assert_eq!(pooler.servers("b").len(), 0);
+    pooler.command("RESUME");
     wait_until("one is there", || pooler.pool("a", "sv_idle") == 1);
     std::thread::sleep(Duration::from_millis(1000));
     assert_eq!(pooler.pool("b", "sv_idle"), 0);
@@ -310,7 +328,12 @@ fn paused_or_wanted_automatic_databases_stay() {
 
 #[test]
 fn unused_pool_is_freed() {
-    let entries = [("shop", ""), ("kept", "user=trusty min_pool_size=1"), ("busy", "")];
+    let entries = [
+        ("shop", ""),
+        ("kept", "user=trusty min_pool_size=1"),
+        ("down", "user=trusty min_pool_size=1 port=1"),
+        ("busy", ""),
+    ];
     let settings = "pool_idle_timeout = 1\nserver_idle_timeout = 0.4\n";
     let pooler = databases(&entries, settings);
     let _busy = pooler.client("busy");
@@ -320,8 +343,102 @@ fn unused_pool_is_freed() {
     assert_eq!(pooler.show("POOLS", "user", ("database", "shop")).len(), 0);
     assert!(!pooler.show("STATS", "total_query_count", ("database", "shop")).contains(&"1".into()));
     std::thread::sleep(Duration::from_millis(800));
-    for name in ["kept", "busy"] {
+    for name in ["kept", "down", "busy"] {
         assert_eq!(pooler.show("POOLS", "user", ("database", name)), ["trusty"], "{name}");
     }
+    for name in ["kept", "down", "busy"] {
+        assert!(!pooler.log().contains(&format!("on db {name} because")), "{name}");
+    }
     assert_eq!(pooler.client("shop").value("select 3"), "3");
+}
+
+#[test]
+fn of_many_pools_the_one_unused_for_longest_gives_up_its_server() {
+    let pooler = databases(&[("a", ""), ("b", ""), ("c", "")], "max_user_connections = 2\n");
+    let use_one = |name: &str| assert_eq!(pooler.client(name).value("select 1"), "1");
+    let left = || ["a", "b", "c"].map(|name| pooler.pool(name, "sv_idle"));
+    use_one("a");
+    use_one("b");
+    use_one("c");
+    wait_until("the oldest goes", || left() == [0, 1, 1]);
+    use_one("b");
+    use_one("a");
+    wait_until("use makes young", || left() == [1, 1, 0]);
+}
+
+/// Whatever ends a server, its place under the limits is free again.
+#[test]
+fn every_end_of_a_server_makes_room_for_another() {
+    let (pooler, database) = start("max_db_connections = 1\nmax_user_connections = 1\n");
+    let mut client = pooler.client(&database);
+    let mut last = String::new();
+    let mut replaced = |client: &mut Raw, what: &str| {
+        let pid = client.value(PID);
+        assert_ne!(std::mem::replace(&mut last, pid.clone()), pid, "{what}");
+        pid
+    };
+    let pid = replaced(&mut client, "the first");
+    postgres().value("postgres", &format!("select pg_terminate_backend({pid})"));
+    pooler.wait_log("closing because: server conn crashed?");
+    replaced(&mut client, "PostgreSQL ended it");
+    pooler.command("RECONNECT");
+    replaced(&mut client, "RECONNECT");
+    let mut lost = pooler.holder(&database);
+    lost.send(&query("select pg_sleep(60)"));
+    drop(lost);
+    pooler.wait_log("closing because: client disconnect while server was not ready");
+    replaced(&mut client, "its client left in a query");
+    pooler.command("PAUSE");
+    pooler.command("RESUME");
+    replaced(&mut client, "PAUSE");
+    client.send(&query("select pg_sleep(60)"));
+    wait_until("it runs", || pooler.pool(&database, "sv_active") == 1);
+    let mut cancel = pooler.tcp();
+    cancel.send(&client.cancel_request());
+    assert_eq!(cancel.rest(), []);
+    assert!(tags(&client.until(b'Z')).contains('E'));
+    pooler.command("SET server_lifetime = 0");
+    wait_until("no server is left", || pooler.servers(&database).is_empty());
+    for _ in 0..3 {
+        replaced(&mut client, "it was old");
+    }
+    pooler.command(&format!("KILL {database}"));
+    pooler.command(&format!("RESUME {database}"));
+    replaced(&mut pooler.client(&database), "KILL");
+    assert_eq!(pooler.show("USERS", "current_connections", ("name", "postgres")).len(), 1);
+}
+
+/// A server that is being checked for somebody is not given up for somebody else.
+#[test]
+fn awaited_check_protects_from_eviction() {
+    let answers = Arc::new(AtomicBool::new(false));
+    let may_answer = answers.clone();
+    let fake = Fake::start(move |mut peer| {
+        peer.welcome();
+        while let Some(msg) = peer.raw.recv().filter(|msg| msg.tag == b'Q') {
+            wait_until("go on", || msg.body != [0] || may_answer.load(Ordering::Relaxed));
+            peer.answer("here");
+        }
+    });
+    let pooler = Pooler::start(&Setup {
+        databases: fake.database(),
+        settings: "pool_mode = transaction\nmax_db_connections = 1\nserver_check_delay = 0.2\n"
+            .into(),
+        users: "\"trusty\" \"\"\n\"postgres\" \"\"\n".into(),
+    });
+    let mut other = client_as(&pooler, "postgres", "fake");
+    let mut client = client_as(&pooler, "trusty", "fake");
+    assert_eq!(client.value("select 1"), "here");
+    std::thread::sleep(Duration::from_millis(900));
+    client.send(&query("select 2"));
+    wait_until("it waits", || pool_of(&pooler, "fake", "trusty") == (1, 1));
+    other.send(&query("select 3"));
+    wait_until("both wait", || pool_of(&pooler, "fake", "postgres") == (0, 1));
+    std::thread::sleep(Duration::from_millis(800));
+    let evicted = "LOG S fake/trusty closing because: evicted";
+    assert_eq!(pooler.count(evicted), 0);
+    answers.store(true, Ordering::Relaxed);
+    assert_eq!(tags(&client.until(b'Z')), "TDCZ");
+    assert_eq!(tags(&other.until(b'Z')), "TDCZ");
+    pooler.wait_lines(&[evicted]);
 }

@@ -53,6 +53,16 @@ fn assert_client_closed(pooler: &Pooler, who: &str, left: &[Msg], text: &str) {
     assert!(!pooler.lines().iter().any(|line| line.starts_with("LOG S") && line.ends_with(text)));
 }
 
+/// Runs a check for all rows at the same time.
+fn at_once<T: Send>(rows: impl IntoIterator<Item = T>, check: impl Fn(T) + Sync) {
+    std::thread::scope(|scope| {
+        for row in rows {
+            let check = &check;
+            scope.spawn(move || check(row));
+        }
+    });
+}
+
 fn pause(millis: u64) {
     std::thread::sleep(Duration::from_millis(millis));
 }
@@ -168,7 +178,7 @@ fn user_s_timeouts_count_before_the_global_ones() {
         ("idle_transaction_timeout", "begin", "idle transaction timeout"),
         ("transaction_timeout", "begin", "transaction timeout"),
     ];
-    for (name, sql, text) in rows {
+    at_once(rows, |(name, sql, text)| {
         let users = format!("[users]\ntrusty = {name}=1\nother = {name}=3600\n");
         for global in ["0", "3600"] {
             let pooler = shop("", &format!("{name} = {global}\n{users}"));
@@ -183,7 +193,7 @@ fn user_s_timeouts_count_before_the_global_ones() {
         client.until(b'Z');
         pause(1500);
         assert_eq!(client.value("select 1"), "1", "{name}");
-    }
+    });
 }
 
 #[test]
@@ -222,6 +232,25 @@ fn client_idle_timeout_of_a_user_is_for_that_user() {
     assert_client_closed(&pooler, "shop/other", &other.rest(), "client_idle_timeout");
     pause(700);
     assert_eq!(trusty.value("select 1"), "1");
+}
+
+/// SET counts for what is going on already.
+#[test]
+fn timeouts_change_at_run_time() {
+    let rows = [
+        ("query_timeout", "select pg_sleep(60)", "query timeout"),
+        ("idle_transaction_timeout", "begin", "idle transaction timeout"),
+        ("transaction_timeout", "begin", "transaction timeout"),
+        ("client_idle_timeout", "", "client_idle_timeout"),
+    ];
+    at_once(rows, |(name, sql, text)| {
+        let (pooler, database) = start("");
+        let mut client = pooler.client(&database);
+        client.send(&query(sql));
+        pause(700);
+        pooler.command(&format!("SET {name} = '0.5'"));
+        assert_eq!(last_error(&client.rest()), fatal(text));
+    });
 }
 
 #[test]
@@ -284,7 +313,7 @@ fn query_wait_timeout_of_user_and_database_count_first() {
         (format!("{set}1"), "0", "0.4", false),
         (format!("{set}-1"), "", "0.4", false),
     ];
-    for (keys, user, global, ends) in rows {
+    at_once(rows, |(keys, user, global, ends)| {
         let own = if user.is_empty() { String::new() } else { format!("{set}{user}") };
         let users = format!("[users]\nother = {own}\ntrusty = {set}600\n");
         let sizes = format!("default_pool_size = 1\nquery_wait_timeout = {global}\n");
@@ -301,7 +330,7 @@ fn query_wait_timeout_of_user_and_database_count_first() {
             holder.query("commit");
             assert_eq!(tags(&waiter.until(b'Z')), "TDCZ", "{keys} {own} {global}");
         }
-    }
+    });
 }
 
 const NOTICE: &str = "No server connection available in postgres backend, client being queued";
@@ -318,11 +347,13 @@ fn queued_client_is_told_once_per_wait() {
     pause(2500);
     holder.query("commit");
     assert_eq!(tags(&waiter.until(b'Z')), "CZ", "no second notice");
-    holder.send(&query("select 1"));
-    let second = holder.recv().unwrap();
-    assert_eq!((second.tag, second.field(b'M')), (b'N', NOTICE.to_owned()), "another wait");
     waiter.query("commit");
-    assert_eq!(tags(&holder.until(b'Z')), "TDCZ");
+    holder.query("begin");
+    waiter.send(&query("select 1"));
+    let second = waiter.recv().unwrap();
+    assert_eq!((second.tag, second.field(b'M')), (b'N', NOTICE.to_owned()), "another wait");
+    holder.query("commit");
+    assert_eq!(tags(&waiter.until(b'Z')), "TDCZ");
     assert!(!pooler.log().contains(NOTICE));
 }
 

@@ -5,7 +5,7 @@ use crate::line::Line;
 use crate::net::{key, peer_of, Key, Net};
 use crate::watch::{self, Shared};
 use pgturnstile::core::{
-    Addr, ClientId, Core, Decisions, Loss, Packet, Peer, ServerId, Sink, Target, Verdict,
+    Addr, ClientId, Core, Decisions, Loss, Packet, Peer, Run, ServerId, Sink, Target, Verdict,
 };
 use pgturnstile::net::conn::Wire;
 use pgturnstile::net::relay::{Limits, Relay};
@@ -160,12 +160,16 @@ impl Decisions for Watched<'_> {
         watch::ask(self.watch, self.core, Peer::Server(id), packet, sink, self.tracing)
     }
 
-    fn client_run(&mut self, id: ClientId, data: &[u8]) -> usize {
-        watch::run(self.watch, self.core, Peer::Client(id), data, self.tracing)
+    fn client_run(&mut self, id: ClientId, data: &[u8]) -> Run {
+        let run = watch::client_run(self.watch, self.core, id, data, self.tracing);
+        if run == Run::Wait {
+            self.held_back.insert(id);
+        }
+        run
     }
 
     fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
-        watch::run(self.watch, self.core, Peer::Server(id), data, self.tracing)
+        watch::server_run(self.watch, self.core, id, data, self.tracing)
     }
 
     fn server_drained(&mut self, id: ServerId) {

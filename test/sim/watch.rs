@@ -5,7 +5,7 @@ use crate::speech;
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::server::ServerState;
-use pgturnstile::core::{ClientId, Core, Decisions, Packet, Peer, ServerId, Sink, Verdict};
+use pgturnstile::core::{ClientId, Core, Decisions, Packet, Peer, Run, ServerId, Sink, Verdict};
 use pgturnstile::wire::startup::Opening;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,34 +95,47 @@ pub fn ask(
     verdict
 }
 
-/// Asks the core how much passes as it is, with a trace line.
-pub fn run(watch: &Shared, core: &mut Core, peer: Peer, data: &[u8], tracing: bool) -> usize {
-    let len = match peer {
-        Peer::Client(id) => {
-            let len = core.client_run(id, data);
-            if len > 0 {
-                let mut watch = watch.borrow_mut();
-                watch.heard.insert(id, core.now);
-                watch.asked.insert(id);
-            }
-            len
+/// Asks the core how much of a client's words passes as it is, with a trace line.
+pub fn client_run(
+    watch: &Shared,
+    core: &mut Core,
+    id: ClientId,
+    data: &[u8],
+    tracing: bool,
+) -> Run {
+    let waited = core.clients().get(id).is_some_and(|c| c.state() == ClientState::Waiting);
+    let run = core.client_run(id, data);
+    if run != Run::Pass(0) && !waited {
+        let mut watch = watch.borrow_mut();
+        watch.heard.insert(id, core.now);
+        watch.asked.insert(id);
+    }
+    if tracing && run != Run::Pass(0) {
+        println!("      {id:?}: {run:?}");
+    }
+    run
+}
+
+/// Asks the core how much of a server's words passes as it is, with a trace line.
+pub fn server_run(
+    watch: &Shared,
+    core: &mut Core,
+    id: ServerId,
+    data: &[u8],
+    tracing: bool,
+) -> usize {
+    let client = core.client_of(id);
+    let len = core.server_run(id, data);
+    if len > 0 {
+        let mut watch = watch.borrow_mut();
+        watch.said.insert(id, core.now);
+        // A run ends with the first ReadyForQuery at the latest.
+        if is_ready_at_end(&data[..len]) {
+            watch.ready.extend(client);
         }
-        Peer::Server(id) => {
-            let client = core.client_of(id);
-            let len = core.server_run(id, data);
-            if len > 0 {
-                let mut watch = watch.borrow_mut();
-                watch.said.insert(id, core.now);
-                // A run ends with the first ReadyForQuery at the latest.
-                if is_ready_at_end(&data[..len]) {
-                    watch.ready.extend(client);
-                }
-            }
-            len
+        if tracing {
+            println!("      {id:?} passes {len} bytes");
         }
-    };
-    if tracing && len > 0 {
-        println!("      {peer:?} passes {len} bytes");
     }
     len
 }

@@ -499,29 +499,3 @@ fn every_byte_arrives_whatever_the_network_does() {
         }
     }
 }
-
-#[test]
-fn rows_that_arrive_together_are_asked_about_once() {
-    let asked = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
-    let log = std::rc::Rc::clone(&asked);
-    let mut world = World::new(4096, move |_, packet, _| {
-        log.borrow_mut().push((packet.tag, packet.len));
-        Verdict::Pass
-    });
-    let row = packet(b'D', b"12345");
-    let answer = [packet(b'T', b"x"), row.repeat(7), packet(b'C', b""), packet(b'Z', b"I")];
-    let answer = answer.concat();
-    for cut in 1..answer.len() {
-        world.send(world.server, &answer[..cut]);
-        world.send(world.server, &answer[cut..]);
-        assert_eq!(world.got(world.client), answer, "cut at {cut}");
-        let mut asked = asked.borrow_mut();
-        let rows = asked.iter().filter(|(tag, _)| *tag == b'D');
-        assert!(rows.clone().count() <= 2, "cut at {cut}: {asked:?}");
-        assert_eq!(rows.map(|(_, len)| len).sum::<u32>(), 70, "cut at {cut}");
-        asked.clear();
-    }
-    // A client's Describes are no rows.
-    world.send(world.client, &packet(b'D', b"S\0").repeat(3));
-    assert_eq!(asked.borrow().len(), 3);
-}

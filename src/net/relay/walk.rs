@@ -1,7 +1,7 @@
 //! One pass over received bytes: packet by packet, verdict by verdict.
 
 use super::{link, Relay, SCRATCH};
-use crate::core::{Decisions, Loss, Packet, Peer, Sink, Verdict};
+use crate::core::{Decisions, Loss, Packet, Peer, Run, Sink, Verdict};
 use crate::net::conn::{Conn, Flow, Wire};
 use crate::wire::frame::{Frame, Framer};
 use std::mem;
@@ -49,38 +49,20 @@ enum Step {
     Forget,
 }
 
-/// DataRow and CopyData packets follow each other by the thousand, and the answer for one holds for
-/// the next: as many as begin in `bytes` are decided about as if they were one packet of this length.
-fn run_len(bytes: &[u8], tag: u8, first: u32, max: u32) -> u32 {
-    let framer = Framer { startup: false, max };
-    let mut len = first;
-    while let Some(rest) = bytes.get(len as usize..) {
-        let sum = match framer.first(rest) {
-            Frame::Packet { tag: other, len: more } if other == tag => len.checked_add(more),
-            _ => None,
-        };
-        match sum {
-            Some(sum) => len = sum,
-            None => break,
-        }
-    }
-    len
-}
-
 impl<W: Wire> Relay<W> {
     /// The short way: if nothing is pending on this connection, asks the core for the whole packets
     /// at the front that pass as they are. If that is all of `data` it is handed on at once; else
     /// [`Relay::walk`] has to go on behind these bytes.
-    pub(super) fn run<D: Decisions>(&mut self, from: Peer, data: &[u8], core: &mut D) -> usize {
+    pub(super) fn run<D: Decisions>(&mut self, from: Peer, data: &[u8], core: &mut D) -> Run {
         let is_between = |conn: &Conn<W>| conn.flow.at_boundary() && conn.flow.want == 0;
         if !self.conns.get(from).is_some_and(is_between) {
-            return 0;
+            return Run::Pass(0);
         }
         let run = match from {
             Peer::Client(id) => core.client_run(id, data),
-            Peer::Server(id) => core.server_run(id, data),
+            Peer::Server(id) => Run::Pass(core.server_run(id, data)),
         };
-        if run == data.len() {
+        if run == Run::Pass(data.len()) {
             if let Some(conn) = self.conns.get_mut(from) {
                 conn.ask = false;
                 conn.undrained = true;
@@ -88,6 +70,10 @@ impl<W: Wire> Relay<W> {
             if let Some(to) = link(from, core) {
                 self.deliver(to, data, core);
             }
+        }
+        if let (Run::Wait, Some(conn)) = (run, self.conns.get_mut(from)) {
+            conn.ask = false;
+            conn.waiting = true;
         }
         run
     }
@@ -209,12 +195,6 @@ impl<W: Wire> Relay<W> {
                 return self.stop(walk);
             }
             Frame::Packet { tag, len } => (tag, len),
-        };
-        let len = match (from, tag) {
-            (_, b'd') | (Peer::Server(_), b'D') if link(from, core).is_some() => {
-                run_len(rest, tag, len, max)
-            }
-            _ => len,
         };
         let here = rest.len().min(len as usize);
         if here < walk.flow.want as usize {
