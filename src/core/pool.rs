@@ -338,6 +338,11 @@ impl Core {
     /// Links a client and an idle server.
     pub(super) fn link(&mut self, client: ClientId, server: ServerId) {
         self.move_server(server, ServerState::Active);
+        self.tie(client, server);
+    }
+
+    /// Links a client and a server that is active already.
+    pub(super) fn tie(&mut self, client: ClientId, server: ServerId) {
         if let Some(server) = self.servers.get_mut(server) {
             server.client = Some(client);
             server.status = Status::Reserved;

@@ -112,6 +112,7 @@ impl Core {
                 let query = self.settings.server_reset_query.clone();
                 self.test(id, query.as_bytes(), &fault::RESET_FAILED);
             }
+            AfterRelease::Idle if self.hand_over(id, pool) => {}
             AfterRelease::Idle => {
                 self.move_server(id, ServerState::Idle);
                 if let Some(server) = self.servers.get_mut(id) {

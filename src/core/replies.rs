@@ -156,6 +156,13 @@ impl Replies {
         if self.failed || self.copy_in || head.asker != Asker::Client {
             return false;
         }
+        // What step() says of nearly all replies to simple queries.
+        use FromServer as S;
+        if head.request == Request::Query
+            && matches!(kind, S::DataRow | S::RowDescription | S::CommandComplete)
+        {
+            return true;
+        }
         match step(head.request, kind) {
             Step::Stay => true,
             Step::Done => {

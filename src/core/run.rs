@@ -65,6 +65,25 @@ impl Core {
         Some(head)
     }
 
+    /// The first client of the queue gets a server that its client has just left, without the
+    /// detour by the idle ones, if the server has its parameters already.
+    pub(super) fn hand_over(&mut self, id: ServerId, pool_id: PoolId) -> bool {
+        let pool = self.pools.get(pool_id);
+        let head = pool.and_then(|pool| pool.clients(ClientState::Waiting).head());
+        let Some(waiter) = head else { return false };
+        let (Some(client), Some(server)) = (self.clients.get(waiter), self.servers.get(id)) else {
+            return false;
+        };
+        let fits = client.welcomed && client.vars.is_shared_with(&server.vars);
+        if !fits || server.state != ServerState::Active || self.is_paused(pool_id) {
+            return false;
+        }
+        self.tie(waiter, id);
+        self.count(pool_id, Counter::Assignments, 1);
+        self.activate(waiter);
+        true
+    }
+
     /// Makes the client wait if nothing else can become of it: no server is idle, and nobody is
     /// refused.
     fn wait_if_full(&mut self, id: ClientId) -> bool {

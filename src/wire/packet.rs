@@ -11,7 +11,12 @@ macro_rules! kinds {
             /// The kind that a type byte stands for.
             #[inline]
             pub fn of(tag: u8) -> $name {
-                match tag { $($byte => $name::$variant,)* _ => $name::Unknown }
+                const KINDS: [$name; 256] = {
+                    let mut kinds = [$name::Unknown; 256];
+                    $(kinds[$byte as usize] = $name::$variant;)*
+                    kinds
+                };
+                KINDS[usize::from(tag)]
             }
         }
     };
