@@ -192,6 +192,10 @@ impl World {
                 continue;
             };
             let Some(pool) = self.core.pool(server.pool()) else { continue };
+            if self.called(pool) > 0 || !self.facts.closed.is_empty() {
+                // Somebody was called and does not come: who comes late then has lost its place.
+                continue;
+            }
             // Who was called and is gone or does not read leaves the server to whoever comes first,
             // and while cancel requests wait nobody is called.
             let cancels = !pool.clients(ClientState::WaitingCancel).is_empty()

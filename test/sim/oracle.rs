@@ -281,7 +281,7 @@ impl World {
     }
 
     /// Clients of a pool that have left its queue and not taken a server.
-    fn called(&self, pool: &Pool) -> usize {
+    pub fn called(&self, pool: &Pool) -> usize {
         let active = pool.clients(ClientState::Active).ids(self.core.clients()).into_iter();
         let clients = active.filter_map(|id| self.core.clients().get(id));
         clients.filter(|c| c.server().is_none() && c.query_start().is_some()).count()
