@@ -251,13 +251,19 @@ impl Core {
             return;
         };
         let known = pool.welcome.is_some();
-        let waiter = pool.clients(ClientState::Waiting).head();
+        let waiting = pool.clients(ClientState::Waiting);
+        let (waiter, more) = (waiting.head(), waiting.len() > 1);
         match waiter.map(|waiter| (waiter, self.clients.get(waiter))) {
             // What it is to be welcomed with comes from a server that logs in later.
             Some((_, Some(client))) if !client.welcomed && !known => self.mark(pool_id),
             Some((waiter, _)) => self.activate(waiter),
-            None => self.feed_starved(),
+            None => {}
         }
+        // The server stays idle if that client needs its welcome only, or has gone.
+        if more {
+            self.mark(pool_id);
+        }
+        self.feed_starved();
     }
 
     /// Why the pool opens no connection now, or that it would.

@@ -90,14 +90,16 @@ impl Core {
             self.close_server(server, &fault::CANCEL_GIVEN_UP, false);
             return true;
         };
-        if let Some(target) = self.servers.get_mut(target) {
-            target.cancels_in_flight = target.cancels_in_flight.saturating_add(1);
+        if let Some(server) = self.servers.get_mut(target) {
+            server.cancels_in_flight = server.cancels_in_flight.saturating_add(1);
         }
         self.move_client(request, ClientState::ActiveCancel);
         if let Some(carrier) = self.servers.get_mut(server) {
-            carrier.carries = Some(request);
+            carrier.carries = Some((request, target));
         }
         self.move_server(server, ServerState::ActiveCancel);
+        // Who waits for a server may have one opened, now that no connection is being made.
+        self.mark(pool_id);
         let mut packet = Vec::new();
         write::cancel_request(&mut packet, key);
         self.actions.push_back(Action::Send(Peer::Server(server), packet));

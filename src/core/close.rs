@@ -14,8 +14,7 @@ impl Core {
         let Some(client) = self.clients.get(id) else {
             return;
         };
-        let (server, pool, state) = (client.server, client.pool, client.state);
-        let canceled = client.cancels.filter(|_| state == ClientState::ActiveCancel);
+        let (server, pool) = (client.server, client.pool);
         self.log_closed_client(id, fault);
         if fault.told {
             let mut packet = Vec::new();
@@ -39,9 +38,6 @@ impl Core {
         }
         if let Some(server) = server {
             self.client_left(server);
-        }
-        if let Some(target) = canceled {
-            self.cancel_over(target);
         }
         // It may have been about to take a server that others wait for.
         if let Some(pool) = pool {
@@ -92,8 +88,9 @@ impl Core {
         self.detach_cancels(id);
         self.unlist_server(id);
         self.servers.remove(id);
-        if let Some(request) = carries {
+        if let Some((request, target)) = carries {
             self.close_client(request, &fault::CANCEL_SENT);
+            self.cancel_over(target);
         }
         if let Some(client) = client {
             self.close_client(client, fault);

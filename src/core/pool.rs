@@ -6,6 +6,7 @@ use super::database::{Database, DatabaseId, User, UserId};
 use super::face::{ClientId, ServerId};
 use super::server::{Server, ServerState, Status};
 use super::stats::{Counter, PoolStats};
+use super::timeouts::is_positive;
 use super::vars::Vars;
 use super::Core;
 use crate::base::{Id, Level, List, Micros};
@@ -195,7 +196,7 @@ impl Effective<'_> {
 
     fn of_user(&self, get: impl Fn(&UserEntry) -> Option<Micros>, global: Micros) -> Micros {
         let own = self.user.and_then(|user| get(&user.entry));
-        own.filter(|time| time.is_set() && *time != Micros(u64::MAX)).unwrap_or(global)
+        own.filter(|time| is_positive(*time)).unwrap_or(global)
     }
 
     /// How long a client of this login user may wait; zero is without limit.

@@ -1,7 +1,7 @@
 //! Servers and their states.
 
 use super::connect::ServerLogin;
-use super::face::{Addr, ClientId};
+use super::face::{Addr, ClientId, ServerId};
 use super::pool::PoolId;
 use super::replies::Replies;
 use super::vars::Vars;
@@ -88,8 +88,9 @@ pub struct Server {
     pub(super) vars: Vars,
     pub(super) links: Links<Server>,
     pub(super) key: Option<u64>,
-    /// The cancel request that this connection carries.
-    pub(super) carries: Option<ClientId>,
+    /// The cancel request that this connection carries, and the server that it is aimed at: that
+    /// one is nobody else's until this connection ends, also if the request's client is gone.
+    pub(super) carries: Option<(ClientId, ServerId)>,
     /// Cancel requests against this server that have been sent and not been answered by a close.
     pub(super) cancels_in_flight: u32,
     /// Which element of a list of hosts it is connected to.

@@ -24,6 +24,12 @@ pub struct Running {
     pub limits: (Micros, Micros, Micros),
 }
 
+/// True unless an entry says zero or less, which is not set (config 3.4): what is negative has been
+/// read as the longest time there is.
+pub(super) fn is_positive(time: Micros) -> bool {
+    time.is_set() && time != Micros(u64::MAX)
+}
+
 /// What a linked pair is closed for, if it is.
 pub fn overdue(pair: Running) -> Option<Fault> {
     let (query, idle, transaction) = pair.limits;
@@ -91,7 +97,7 @@ impl Core {
             let Some(client) = self.clients.get(id) else { continue };
             let user = client.user.and_then(|user| self.users.get(user));
             let own = user.and_then(|user| user.entry.client_idle_timeout);
-            let limit = own.filter(|time| time.is_set()).unwrap_or(global);
+            let limit = own.filter(|time| is_positive(*time)).unwrap_or(global);
             let idle = self.now.since(client.last_packet);
             if client.server.is_none() && limit.is_set() && idle > limit {
                 self.close_client(id, &fault::CLIENT_IDLE_TIMEOUT);

@@ -3,6 +3,7 @@
 use crate::dice::Dice;
 use crate::line::Line;
 use crate::net::{key, peer_of, Key, Net};
+use crate::watch::{self, Shared};
 use pgturnstile::core::{
     Addr, ClientId, Core, Decisions, Loss, Packet, Peer, Run, ServerId, Sink, Target, Verdict,
 };
@@ -45,11 +46,12 @@ pub struct Bytes {
     lines: BTreeMap<Key, Line>,
     held_back: BTreeSet<ClientId>,
     tracing: bool,
+    watch: Shared,
 }
 
 impl Bytes {
     /// Without connections; the sizes of its buffers come from the seed.
-    pub fn new(seed: u64, tracing: bool) -> Bytes {
+    pub fn new(seed: u64, tracing: bool, watch: Shared) -> Bytes {
         let mut dice = Dice::new(seed ^ 0xb17e5);
         let limits = Limits { rounds: dice.pick(&[0, 1, 2, 5]), unsent: dice.pick(&[0, 20, 4096]) };
         Bytes {
@@ -57,6 +59,7 @@ impl Bytes {
             lines: BTreeMap::new(),
             held_back: BTreeSet::new(),
             tracing,
+            watch,
         }
     }
 
@@ -66,7 +69,12 @@ impl Bytes {
         core: &mut Core,
         call: impl FnOnce(&mut Relay<SimWire>, &mut Watched<'_>) -> T,
     ) -> T {
-        let mut watched = Watched { core, held_back: &mut self.held_back, tracing: self.tracing };
+        let mut watched = Watched {
+            core,
+            held_back: &mut self.held_back,
+            tracing: self.tracing,
+            watch: &self.watch,
+        };
         call(&mut self.relay, &mut watched)
     }
 }
@@ -135,21 +143,13 @@ struct Watched<'a> {
     core: &'a mut Core,
     held_back: &'a mut BTreeSet<ClientId>,
     tracing: bool,
-}
-
-impl Watched<'_> {
-    fn trace(&self, peer: Peer, packet: Packet<'_>, verdict: Verdict) {
-        if self.tracing {
-            let (tag, len) = (packet.tag as char, packet.len);
-            println!("      {peer:?} '{tag}' {len}: {verdict:?}");
-        }
-    }
+    watch: &'a Shared,
 }
 
 impl Decisions for Watched<'_> {
     fn client_packet(&mut self, id: ClientId, packet: Packet<'_>, sink: &mut Sink) -> Verdict {
-        let verdict = self.core.client_packet(id, packet, sink);
-        self.trace(Peer::Client(id), packet, verdict);
+        let peer = Peer::Client(id);
+        let verdict = watch::ask(self.watch, self.core, peer, packet, sink, self.tracing);
         if verdict == Verdict::Wait {
             self.held_back.insert(id);
         }
@@ -157,16 +157,11 @@ impl Decisions for Watched<'_> {
     }
 
     fn server_packet(&mut self, id: ServerId, packet: Packet<'_>, sink: &mut Sink) -> Verdict {
-        let verdict = self.core.server_packet(id, packet, sink);
-        self.trace(Peer::Server(id), packet, verdict);
-        verdict
+        watch::ask(self.watch, self.core, Peer::Server(id), packet, sink, self.tracing)
     }
 
     fn client_run(&mut self, id: ClientId, data: &[u8]) -> Run {
-        let run = self.core.client_run(id, data);
-        if self.tracing && run != Run::Pass(0) {
-            println!("      {id:?}: {run:?}");
-        }
+        let run = watch::client_run(self.watch, self.core, id, data, self.tracing);
         if run == Run::Wait {
             self.held_back.insert(id);
         }
@@ -174,11 +169,7 @@ impl Decisions for Watched<'_> {
     }
 
     fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
-        let run = self.core.server_run(id, data);
-        if self.tracing && run > 0 {
-            println!("      {id:?} passes {run} bytes");
-        }
-        run
+        watch::server_run(self.watch, self.core, id, data, self.tracing)
     }
 
     fn server_drained(&mut self, id: ServerId) {

@@ -80,8 +80,6 @@ pub struct Client {
     pub unsure: bool,
     /// One byte that answers an SSLRequest is expected.
     pub asked_for_tls: bool,
-    /// Commands that it gave, if it is a console.
-    pub commands: Vec<String>,
     failed: bool,
     inbox: Vec<u8>,
 }
@@ -107,7 +105,6 @@ impl Client {
             slow: false,
             unsure: false,
             asked_for_tls: false,
-            commands: Vec::new(),
             failed: false,
             inbox: Vec::new(),
         }

@@ -4,8 +4,6 @@ use crate::client::Phase;
 use crate::net::peer_of;
 use crate::talk;
 use crate::world::World;
-use pgturnstile::base::Micros;
-use pgturnstile::core::pause::Signal;
 use pgturnstile::core::Peer;
 
 #[derive(Clone, Copy)]
@@ -21,23 +19,21 @@ enum Kind {
     Fault,
     Cancel,
     Admin,
-    Jump,
 }
 
 /// How often each kind comes, per thousand or so.
-const OFTEN: [(usize, Kind); 12] = [
+const OFTEN: [(usize, Kind); 11] = [
     (300, Kind::Arrive),
     (240, Kind::Work),
     (150, Kind::Hear),
     (160, Kind::Act),
-    (60, Kind::Dial),
-    (25, Kind::Connect),
+    (150, Kind::Dial),
+    (35, Kind::Connect),
     (12, Kind::Leave),
     (2, Kind::Nonsense),
     (6, Kind::Fault),
     (25, Kind::Cancel),
     (10, Kind::Admin),
-    (6, Kind::Jump),
 ];
 
 impl World {
@@ -55,11 +51,6 @@ impl World {
             Kind::Fault if !self.plan.calm => self.some_server_fails(),
             Kind::Cancel => self.somebody_cancels(),
             Kind::Admin => self.administrate(),
-            Kind::Jump => {
-                let seconds = self.dice.pick(&[1, 2, 20]);
-                self.now = self.now + Micros::from_secs(seconds);
-                self.core.now = self.now;
-            }
             Kind::Nonsense | Kind::Fault => {}
         }
     }
@@ -128,18 +119,6 @@ impl World {
         }
     }
 
-    fn console_speaks(&mut self, at: usize) {
-        if !self.clients[at].expected.is_empty() || !self.dice.chance(10) {
-            return;
-        }
-        let commands = ["PAUSE", "RESUME", "PAUSE db0", "RESUME db0", "RECONNECT", "RESUME"];
-        let command = self.dice.pick(&commands);
-        if self.plan.calm && command == "RECONNECT" {
-            return;
-        }
-        talk::command(&mut self.clients[at], command);
-    }
-
     fn some_dial_ends(&mut self) {
         if self.dials.is_empty() {
             return;
@@ -153,13 +132,14 @@ impl World {
         if self.clients.len() >= self.plan.clients {
             return;
         }
-        let console = self.dice.chance(7);
+        let console = self.dice.chance(10);
         let database = match console {
             true => "pgbouncer".to_owned(),
             false if self.dice.chance(2) && !self.plan.calm => "nowhere".to_owned(),
             false => {
                 let at = self.dice.below(self.plan.databases.len());
-                self.plan.databases[at].name.clone()
+                let removed = self.plan.removed.first().filter(|_| self.dice.chance(20));
+                removed.unwrap_or(&self.plan.databases[at]).name.clone()
             }
         };
         let user = match console {
@@ -244,36 +224,5 @@ impl World {
         let at = self.connect_client(database);
         talk::cancel(&mut self.clients[at], *cancel_key);
         self.trace(|world| format!("client {} cancels {number}", world.clients[at].number));
-    }
-
-    fn administrate(&mut self) {
-        let choice = self.dice.below(if self.plan.calm { 3 } else { 6 });
-        match choice {
-            0 | 1 if self.is_paused() => {
-                self.trace(|_| "signal: resume".into());
-                self.core.signalled(Signal::Resume);
-            }
-            0 => {
-                self.trace(|_| "signal: pause".into());
-                self.core.signalled(Signal::Pause);
-            }
-            1 | 2 => {
-                let databases: Vec<_> = self.core.databases().map(|(id, _)| id).collect();
-                for id in databases {
-                    self.core.resume_database(id);
-                }
-            }
-            3 | 4 => {
-                let what = self.plan.edit(&mut self.dice);
-                self.trace(|_| format!("reload: {what}"));
-                self.memory.forget_welcomes("");
-                self.core.configure(self.plan.config(), true);
-            }
-            _ => {
-                self.trace(|_| "reconnect".into());
-                self.memory.forget_welcomes("");
-                self.core.reconnect(None);
-            }
-        }
     }
 }

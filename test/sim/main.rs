@@ -4,18 +4,25 @@
 #![allow(clippy::print_stdout, reason = "a trace is printed")]
 #![allow(unreachable_pub, reason = "a test has no other users")]
 
+mod admin;
 mod bytes;
+mod causes;
 mod client;
 mod dice;
 mod event;
+mod limits;
 mod line;
+mod modes;
 mod net;
 mod oracle;
 mod plan;
+mod rules;
 mod server;
 mod settle;
 mod speech;
 mod talk;
+mod timeouts;
+mod watch;
 mod world;
 
 use std::cell::Cell;
@@ -117,14 +124,19 @@ fn attempt(ring: Ring, seed: u64) -> Result<(), Failure> {
 /// One run from its first turn to the farewell.
 fn play(ring: Ring, seed: u64, tracing: bool) {
     STEP.with(|step| step.set(0));
+    let watch = watch::Shared::default();
     let net: Box<dyn net::Net> = match ring {
-        Ring::Core => Box::new(net::Packets::new(seed, tracing)),
-        Ring::Bytes => Box::new(bytes::Bytes::new(seed, tracing)),
+        Ring::Core => Box::new(net::Packets::new(seed, tracing, watch.clone())),
+        Ring::Bytes => Box::new(bytes::Bytes::new(seed, tracing, watch.clone())),
     };
-    let mut world = World::new(seed, tracing, net);
+    let mut world = World::new(seed, tracing, net, watch);
     for _ in 0..100 + world.dice.below(300) {
         world.turn();
+        if world.exit.is_some() {
+            return;
+        }
     }
     world.settle();
+    world.pause_trial();
     world.farewell();
 }

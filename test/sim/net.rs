@@ -4,6 +4,7 @@
 use crate::dice::Dice;
 use crate::line::Line;
 use crate::speech;
+use crate::watch::{self, Shared};
 use pgturnstile::core::{ClientId, Core, Decisions, Loss, Packet, Peer, ServerId, Sink, Verdict};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -55,6 +56,7 @@ pub struct Packets {
     dice: Dice,
     sink: Sink,
     tracing: bool,
+    watch: Shared,
 }
 
 /// Peers in an order.
@@ -85,13 +87,14 @@ fn link(peer: Peer, core: &Core) -> Option<Peer> {
 
 impl Packets {
     /// Without connections.
-    pub fn new(seed: u64, tracing: bool) -> Packets {
+    pub fn new(seed: u64, tracing: bool, watch: Shared) -> Packets {
         Packets {
             conns: BTreeMap::new(),
             ready: VecDeque::new(),
             dice: Dice::new(seed ^ 0x5eed),
             sink: Sink::default(),
             tracing,
+            watch,
         }
     }
 
@@ -132,6 +135,11 @@ impl Packets {
     }
 
     fn pump(&mut self, peer: Peer, core: &mut Core) {
+        let free = |conn: &mut Conn| conn.unsent.is_empty() && !conn.held.is_empty();
+        if self.conn(peer).is_some_and(free) {
+            // It was resumed while it had words of ours to read first.
+            self.walk(peer, core);
+        }
         loop {
             if link(peer, core).is_some_and(|other| self.is_blocked(other)) {
                 return;
@@ -248,16 +256,9 @@ impl Packets {
             seen: &held[head..seen.max(head)],
             behind: held.len() > len,
         };
-        let verdict = match peer {
-            Peer::Client(id) => core.client_packet(id, packet, &mut self.sink),
-            Peer::Server(id) => core.server_packet(id, packet, &mut self.sink),
-        };
+        let verdict = watch::ask(&self.watch, core, peer, packet, &mut self.sink, self.tracing);
         if let Some(conn) = self.conn(peer) {
             conn.held = held;
-        }
-        if self.tracing {
-            let tag = self.conns.get(&key(peer)).map_or(0, |conn| conn.held[0]) as char;
-            println!("      {peer:?} '{tag}' {len}: {verdict:?}");
         }
         let to = link(peer, core);
         self.empty_sink(peer, core);

@@ -1,12 +1,15 @@
 //! What must hold after every turn. Each oracle is a function of its own; each message begins with
 //! its name.
 
+use crate::causes::Facts;
 use crate::net::{key, Key};
+use crate::timeouts::When;
 use crate::world::World;
-use pgturnstile::core::assign::Launch;
+use pgturnstile::base::Micros;
+use pgturnstile::core::assign::{Launch, Why};
 use pgturnstile::core::client::{self, ClientState};
 use pgturnstile::core::pool::{Pool, PoolId};
-use pgturnstile::core::server::ServerState;
+use pgturnstile::core::server::{Server, ServerState};
 use pgturnstile::core::{ClientId, Decisions, Peer, ServerId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,15 +20,31 @@ pub struct Memory {
     good: BTreeMap<u64, Key>,
     /// Servers that were linked in the last turn, and to whom.
     links: BTreeMap<ServerId, ClientId>,
-    /// Pools that know what to welcome clients with.
-    welcome: BTreeSet<(String, String)>,
-    /// Servers that were logging in at the end of the last turn.
-    logging_in: BTreeSet<ServerId>,
     /// Cancel requests under way by the server that carries them: the server that they are aimed
     /// at, and its client when they were sent.
     cancels: BTreeMap<ServerId, (ServerId, Option<ClientId>)>,
     /// Servers that are to be closed, as of the last turn.
     marked: BTreeSet<ServerId>,
+    /// Servers by the pointer in log lines.
+    pub servers: BTreeMap<u64, ServerId>,
+    /// When each pool last opened a connection.
+    pub launches: BTreeMap<PoolId, Micros>,
+    /// Pools that must not try again yet, as of the last turn with a tick.
+    unreachable: BTreeSet<PoolId>,
+    /// Since when clients have been in their queue, as of the last turn.
+    pub waits: BTreeMap<ClientId, Micros>,
+    /// Pools in which cancel requests waited at the end of the last turn.
+    pub canceled: BTreeSet<PoolId>,
+    /// Clients that have been told that they wait, and since when they did.
+    pub noticed: BTreeMap<ClientId, Micros>,
+    /// The last command of each console.
+    pub commands: BTreeMap<ClientId, String>,
+    /// Databases that were paused at the end of the last turn.
+    pub paused: BTreeSet<String>,
+    /// A shutdown was under way at the end of the last turn.
+    pub in_shutdown: bool,
+    /// Clients that were logged in at the end of the last turn.
+    pub inside: BTreeSet<ClientId>,
 }
 
 impl Memory {
@@ -41,45 +60,47 @@ impl Memory {
         self.good.retain(|_, known| *known != key);
     }
 
-    /// RECONNECT or RELOAD: what pools know is thrown away.
-    pub fn forget_welcomes(&mut self, _database: &str) {
-        self.welcome.clear();
+    /// A connection has been begun.
+    pub fn launched(&mut self, id: ServerId, server: &Server) {
+        self.servers.insert(client::pointer(server.number()), id);
+        self.launches.insert(server.pool(), server.connect_time());
+    }
+
+    /// True if this server behaves.
+    pub fn is_good(&self, pointer: u64) -> bool {
+        self.good.contains_key(&pointer)
+    }
+
+    /// True if this server was to be closed at the end of the last turn.
+    pub fn is_marked(&self, id: ServerId) -> bool {
+        self.marked.contains(&id)
+    }
+
+    /// True if these two were not linked at the end of the last turn.
+    pub fn is_new_link(&self, server: ServerId, client: ClientId) -> bool {
+        self.links.get(&server) != Some(&client)
     }
 }
 
-/// Reasons that a well-behaved server never gives.
-const INNOCENT: [&str; 7] = [
-    "unexpected reply from server",
-    "unknown pkt",
-    "bad pkt header",
-    "idle server got dirty",
-    "SV_IDLE server got dirty",
-    "SV_USED server got dirty",
-    "client disconnected with queries in progress",
-];
-
-/// What clients may be told while nothing goes wrong.
-const CALM: [&str; 6] = [
-    "transaction blocks not allowed in statement pooling mode",
-    "invalid server parameter",
-    "server shutting down",
-    "pooler is shutting down",
-    "server lifetime over",
-    "the database system is shutting down",
-];
-
 impl World {
     /// Asks all oracles that can be asked after any turn.
-    pub fn check(&mut self, ticked: bool) {
+    pub fn check(&mut self, ticked: bool, at_rest: bool) {
         self.check_lists();
         self.check_links();
         self.check_held_back();
         self.check_free_servers();
         self.check_cancels();
-        if ticked {
-            self.check_waiting();
+        self.check_clocks();
+        self.check_admissions();
+        self.check_order();
+        self.check_logins();
+        self.check_paused(at_rest);
+        if at_rest {
+            self.check_waiting(ticked);
+            self.check_pause_waiters();
         }
-        self.remember();
+        self.check_exit();
+        self.remember(ticked);
     }
 
     /// Everybody is in exactly the list that its state names.
@@ -208,130 +229,134 @@ impl World {
         self.memory.cancels = cancels;
     }
 
-    /// Somebody waits only for a reason.
-    fn check_waiting(&self) {
+    /// Somebody waits only for a reason, also between the janitor's visits.
+    fn check_waiting(&self, ticked: bool) {
         for (id, pool) in self.core.pools() {
             let waiting = pool.clients(ClientState::Waiting).len();
-            if waiting == 0 || self.is_pool_paused(pool) || pool.is_console() {
+            if waiting == 0 || self.is_paused_at(pool.names().0) || pool.is_console() {
                 continue;
             }
-            if let Some(why) = self.no_reason(id, pool, waiting) {
-                let names = pool.names();
-                self.fail(&format!("WAKE-UP: {waiting} clients of {names:?} wait: {why}"));
+            if let Some(why) = self.no_reason(id, pool, ticked) {
+                let pool = self.describe(id);
+                self.fail(&format!("WAKE-UP: {waiting} clients wait: {why}; {pool}"));
             }
         }
     }
 
-    fn is_pool_paused(&self, pool: &Pool) -> bool {
-        let database = self.core.database(pool.database());
-        self.is_paused() || database.is_some_and(|database| database.is_paused())
-    }
-
     /// What is wrong if clients of this pool wait.
-    fn no_reason(&self, id: PoolId, pool: &Pool, waiting: usize) -> Option<String> {
+    fn no_reason(&self, id: PoolId, pool: &Pool, ticked: bool) -> Option<String> {
         let count = |state| pool.servers(state).len();
+        let waiting = pool.clients(ClientState::Waiting).len();
         let (idle, used) = (count(ServerState::Idle), count(ServerState::Used));
         let tested = count(ServerState::Tested);
-        let known = self.memory.knows(pool);
+        let known = self.knows(pool);
         let cancels = pool.clients(ClientState::WaitingCancel).len();
         if cancels > 0 {
             // Cancel requests come first, until they are through or time out.
             return None;
         }
-        if idle > 0 && known {
-            return Some(format!("{idle} servers are idle"));
+        // Whoever was called and does not read what it is told takes its server later.
+        let called = self.called(pool);
+        if idle > called && known {
+            return Some(format!("{idle} servers are idle, {called} clients are called"));
         }
         if used > 0 && waiting > tested && known {
             return Some(format!("{used} servers could be checked"));
         }
         let launch = self.core.may_launch(id);
-        if waiting > idle + used + tested && launch == Launch::Yes {
-            return Some("a connection could be opened".into());
+        let more = waiting > idle + used + tested;
+        let soon = !ticked && self.memory.unreachable.contains(&id);
+        if more && !soon && self.could_open(id, pool, ticked) {
+            return Some(format!("a connection could be opened, the core says {launch:?}"));
+        }
+        if more && ticked && matches!(launch, Launch::Yes | Launch::Reserve) {
+            return Some(format!("the core says {launch:?}"));
         }
         let states = ServerState::SHOWN;
         let total: usize = states.iter().map(|(state, _)| count(*state)).sum();
-        if total == 0 && launch == Launch::No(pgturnstile::core::assign::Why::PoolFull) {
+        if total == 0 && launch == Launch::No(Why::PoolFull) {
             return Some("the pool counts as full without a server".into());
         }
         None
     }
 
-    /// A connection is opened only within the limits (pooling 2.3).
-    pub fn check_launch(&self, id: ServerId) {
-        let Some(server) = self.core.servers().get(id) else {
-            return;
-        };
-        let Some(pool) = self.core.pool(server.pool()) else {
-            return;
-        };
-        let size = usize::try_from(self.core.effective(pool).pool_size()).unwrap_or(0);
-        let cancels = pool.clients(ClientState::WaitingCancel).len();
-        let carriers = pool.servers(ServerState::ActiveCancel).len();
-        if cancels > 0 && carriers < size {
-            return;
-        }
-        let limit = if cancels > 0 { 2 * size } else { size };
-        let total = pool.server_count();
-        if size > 0 && total > limit && self.memory.knows(pool) {
-            self.fail(&format!(
-                "LIMITS: connection {total} of {:?}, where {limit} are allowed",
-                pool.names()
-            ));
-        }
+    /// Clients of a pool that have left its queue and not taken a server.
+    pub fn called(&self, pool: &Pool) -> usize {
+        let active = pool.clients(ClientState::Active).ids(self.core.clients()).into_iter();
+        let clients = active.filter_map(|id| self.core.clients().get(id));
+        clients.filter(|c| c.server().is_none() && c.query_start().is_some()).count()
     }
 
-    /// PAUSE is answered only when nothing is at work.
-    pub fn check_pause_answer(&self, peer: Peer, bytes: &[u8]) {
-        let answer = b"C\0\0\0\nPAUSE\0";
-        if !self.is_paused() || !bytes.starts_with(answer) {
-            return;
-        }
-        let Peer::Client(id) = peer else { return };
-        let Some(client) = self.clients.iter().find(|client| client.id == id) else {
-            return;
-        };
-        if client.commands.last().is_none_or(|last| last != "PAUSE") {
-            return;
-        }
-        for (_, pool) in self.core.pools() {
-            for state in [ServerState::Active, ServerState::Tested] {
-                if !pool.servers(state).is_empty() {
-                    self.fail(&format!("PAUSE: answered, but {:?} has {state:?}", pool.names()));
+    /// True if a pool knows what to welcome clients with.
+    pub fn knows(&self, pool: &Pool) -> bool {
+        let (database, user) = pool.names();
+        self.watch.borrow().welcome.contains(&(database.to_owned(), user.to_owned()))
+    }
+
+    /// What the pools of a database (of all, without a name) know is thrown away.
+    pub fn forget(&self, database: &str) {
+        let mut watch = self.watch.borrow_mut();
+        watch.welcome.retain(|(name, _)| !database.is_empty() && name != database);
+    }
+
+    fn remember(&mut self, ticked: bool) {
+        self.note_unused(When::End);
+        self.remember_clients();
+        self.remember_pools(ticked);
+        self.remember_servers();
+        self.watch.borrow_mut().turn_over(&self.core);
+        self.facts = Facts::default();
+    }
+
+    fn remember_clients(&mut self) {
+        let memory = &mut self.memory;
+        let mut waiting = BTreeSet::new();
+        (memory.waits, memory.inside) = (BTreeMap::new(), BTreeSet::new());
+        for (id, client) in self.core.clients().iter() {
+            match client.state() {
+                ClientState::Waiting => {
+                    memory.waits.extend(client.wait_start().map(|at| (id, at)));
+                    waiting.insert(id);
+                    memory.inside.insert(id);
                 }
+                ClientState::Active => {
+                    memory.inside.insert(id);
+                }
+                _ => {}
             }
         }
+        memory.noticed.retain(|id, _| waiting.contains(id));
+        self.pausing.retain(|id| self.core.clients().get(*id).is_some());
     }
 
-    /// While nothing goes wrong, clients are closed for few reasons only.
-    pub fn check_told(&self, told: Option<&str>) {
-        if let Some(told) = told {
-            if !CALM.contains(&told) && !told.starts_with("no such database") {
-                self.fail(&format!("REASONS: a client was told: {told}"));
+    fn remember_pools(&mut self, ticked: bool) {
+        self.memory.paused = self
+            .core
+            .databases()
+            .map(|(_, database)| database.name().to_string())
+            .filter(|name| self.is_paused_at(name))
+            .collect();
+        self.memory.in_shutdown = self.core.shutdown().is_some();
+        let mut names = BTreeSet::new();
+        let mut unreachable = BTreeSet::new();
+        self.memory.canceled.clear();
+        for (id, pool) in self.core.pools() {
+            if !pool.clients(ClientState::WaitingCancel).is_empty() {
+                self.memory.canceled.insert(id);
+            }
+            names.insert((pool.names().0.to_owned(), pool.names().1.to_owned()));
+            let still = !ticked && self.memory.unreachable.contains(&id);
+            if still || self.core.may_launch(id) == Launch::No(Why::ServerUnreachable) {
+                unreachable.insert(id);
             }
         }
+        self.memory.unreachable = unreachable;
+        self.watch.borrow_mut().welcome.retain(|name| names.contains(name));
+        self.memory.servers.retain(|_, id| self.core.servers().get(*id).is_some());
+        self.memory.launches.retain(|id, _| self.core.pool(*id).is_some());
     }
 
-    /// The journal never blames a server that behaves.
-    pub fn read_journal(&mut self) {
-        while let Some((_, line)) = self.core.journal.pop() {
-            self.trace(|_| format!("    {line}"));
-            if line.contains("impossible change of state") {
-                self.fail(&format!("STATES: {line}"));
-            }
-            let Some((prefix, reason)) = line.split_once("closing because: ") else {
-                continue;
-            };
-            let reason = reason.split(" (age=").next().unwrap_or_default();
-            let pointer = prefix.strip_prefix("S-0x").and_then(|rest| rest.split(':').next());
-            let pointer = pointer.and_then(|hex| u64::from_str_radix(hex, 16).ok());
-            let good = pointer.is_some_and(|pointer| self.memory.good.contains_key(&pointer));
-            if good && INNOCENT.contains(&reason) {
-                self.fail(&format!("BLAME: a server that behaves: {line}"));
-            }
-        }
-    }
-
-    fn remember(&mut self) {
+    fn remember_servers(&mut self) {
         self.memory.links.clear();
         self.memory.marked.clear();
         for (id, server) in self.core.servers().iter() {
@@ -342,31 +367,5 @@ impl World {
                 self.memory.marked.insert(id);
             }
         }
-        let mut logging_in = BTreeSet::new();
-        for (id, server) in self.core.servers().iter() {
-            let Some(pool) = self.core.pool(server.pool()) else {
-                continue;
-            };
-            match server.state() {
-                ServerState::Login => {
-                    logging_in.insert(id);
-                }
-                ServerState::ActiveCancel => {}
-                _ if self.memory.logging_in.contains(&id) && !server.close_needed() => {
-                    let (database, user) = pool.names();
-                    let name = (database.to_owned(), user.to_owned());
-                    self.memory.welcome.insert(name);
-                }
-                _ => {}
-            }
-        }
-        self.memory.logging_in = logging_in;
-    }
-}
-
-impl Memory {
-    fn knows(&self, pool: &Pool) -> bool {
-        let (database, user) = pool.names();
-        self.welcome.contains(&(database.to_owned(), user.to_owned()))
     }
 }

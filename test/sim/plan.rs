@@ -5,7 +5,7 @@ use pgturnstile::base::Micros;
 use pgturnstile::config::{
     AuthType, Config, DatabaseEntry, Flag, LoadBalance, PoolMode, Settings, UserEntry,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A database.
 #[derive(Clone, Debug)]
@@ -21,30 +21,50 @@ pub struct DatabasePlan {
 pub struct Plan {
     /// Settings.
     pub settings: Settings,
-    /// The databases that clients ask for.
+    /// The databases that are configured.
     pub databases: Vec<DatabasePlan>,
-    /// The users.
+    /// Databases that a reload has removed: clients still ask for them.
+    pub removed: Vec<DatabasePlan>,
+    /// The users that clients log in as.
     pub users: Vec<String>,
+    /// Users that a reload has removed.
+    pub unlisted: BTreeSet<String>,
+    /// Entries of `[users]`.
+    pub entries: BTreeMap<String, UserEntry>,
     /// Nothing goes wrong by itself: no fault, no RELOAD, no timeouts.
     pub calm: bool,
     /// Clients at the same time.
     pub clients: usize,
 }
 
+const SECOND: Micros = Micros::from_secs(1);
+const HOUR: Micros = Micros::from_secs(3600);
+const OFF: Micros = Micros(0);
+
 impl Plan {
     /// Draws a configuration.
     pub fn new(dice: &mut Dice) -> Plan {
         let calm = dice.chance(30);
-        let databases = (0..1 + dice.below(3))
+        let databases = (0..dice.pick(&[1, 1, 2, 3]))
             .map(|number| DatabasePlan { name: format!("db{number}"), entry: entry(dice) })
             .collect();
-        Plan {
-            settings: settings(dice, calm),
+        let mut plan = Plan {
+            settings: settings(dice),
             databases,
+            removed: Vec::new(),
             users: vec!["ann".into(), "bob".into()],
+            unlisted: BTreeSet::new(),
+            entries: ["ann", "bob", "app"].map(|name| (name.to_owned(), user(dice))).into(),
             calm,
-            clients: 2 + dice.below(9),
+            clients: 2 + dice.below(11),
+        };
+        if dice.chance(50) {
+            plan.draw_limits(dice);
         }
+        if !calm {
+            plan.draw_timeouts(dice);
+        }
+        plan
     }
 
     /// The configuration as the core takes it.
@@ -55,40 +75,210 @@ impl Plan {
             databases: databases
                 .map(|database| (database.name.clone(), database.entry.clone()))
                 .collect(),
-            users: BTreeMap::from([("ann".to_owned(), UserEntry::default())]),
+            users: self.entries.clone(),
             ..Config::default()
+        }
+    }
+
+    /// The user list as the core takes it.
+    pub fn user_list(&self) -> Vec<(String, Vec<u8>)> {
+        let listed = self.users.iter().filter(|name| !self.unlisted.contains(*name));
+        listed.map(|name| (name.clone(), Vec::new())).collect()
+    }
+
+    /// Sizes and limits of servers and clients.
+    fn draw_limits(&mut self, dice: &mut Dice) {
+        let settings = &mut self.settings;
+        settings.reserve_pool_size = dice.pick(&[0, 1, 1, 2]);
+        settings.reserve_pool_timeout = dice.pick(&[OFF, Micros(300_000), SECOND, SECOND]);
+        settings.min_pool_size = dice.pick(&[0, 0, 1, 3]);
+        settings.max_db_connections = dice.pick(&[0, 0, 1, 2, 4]);
+        settings.max_user_connections = dice.pick(&[0, 0, 0, 2, 4]);
+        settings.pool_idle_timeout = dice.pick(&[OFF, OFF, SECOND, Micros::from_secs(10)]);
+        if !self.calm {
+            settings.max_client_conn = dice.pick(&[5, 100, 100]);
+            settings.max_db_client_connections = dice.pick(&[0, 0, 3]);
+            settings.max_user_client_connections = dice.pick(&[0, 0, 3]);
+        }
+        for database in &mut self.databases {
+            if dice.chance(30) {
+                draw_database_limits(&mut database.entry, self.calm, dice);
+            }
+        }
+        for entry in self.entries.values_mut() {
+            if dice.chance(30) {
+                entry.pool_size = dice.pick(&[None, Some(-1), Some(1), Some(3)]);
+                entry.reserve_pool_size = dice.pick(&[None, Some(0), Some(2)]);
+                entry.max_user_connections = dice.pick(&[None, Some(0), Some(2), Some(3)]);
+                if !self.calm {
+                    entry.max_user_client_connections = dice.pick(&[None, Some(0), Some(2)]);
+                }
+            }
+        }
+    }
+
+    /// How long clients may wait, run and idle.
+    fn draw_timeouts(&mut self, dice: &mut Dice) {
+        let secs = Micros::from_secs;
+        let settings = &mut self.settings;
+        settings.query_wait_timeout = dice.pick(&[OFF, secs(5), secs(120)]);
+        settings.cancel_wait_timeout = dice.pick(&[OFF, secs(2), secs(10)]);
+        settings.client_login_timeout = dice.pick(&[OFF, secs(3), secs(60)]);
+        settings.server_connect_timeout = dice.pick(&[OFF, secs(2), secs(15)]);
+        // Half of the runs have nothing that ends what is going on.
+        let harsh = dice.chance(50);
+        let mut some = || match harsh && dice.chance(30) {
+            true => dice.pick(&[Micros(400_000), SECOND, secs(3), secs(10)]),
+            false => OFF,
+        };
+        settings.query_timeout = some();
+        settings.idle_transaction_timeout = some();
+        settings.transaction_timeout = some();
+        settings.client_idle_timeout = some();
+        let mut own = || match harsh && dice.chance(15) {
+            true => Some(dice.pick(&[OFF, SECOND, secs(5), Micros(u64::MAX)])),
+            false => None,
+        };
+        for entry in self.entries.values_mut() {
+            entry.query_timeout = own();
+            entry.idle_transaction_timeout = own();
+            entry.transaction_timeout = own();
+            entry.client_idle_timeout = own();
+            entry.query_wait_timeout = own();
+        }
+        for database in &mut self.databases {
+            database.entry.query_wait_timeout = own();
+        }
+    }
+
+    /// Nothing ends by itself any more, and nothing that can't be worked off is left: databases
+    /// with a forced user can't make way for others of that user (pooling 2.5), and short lives
+    /// and min_pool_size keep a pool busy for ever.
+    pub fn calm_down(&mut self) {
+        let settings = &mut self.settings;
+        settings.query_timeout = OFF;
+        settings.idle_transaction_timeout = OFF;
+        settings.transaction_timeout = OFF;
+        settings.client_idle_timeout = OFF;
+        settings.query_wait_timeout = OFF;
+        settings.client_login_timeout = OFF;
+        settings.max_client_conn = 1000;
+        // A reserve that is in use can leave no room for cancel requests.
+        settings.cancel_wait_timeout = match settings.reserve_pool_size {
+            0 => settings.cancel_wait_timeout,
+            _ => Micros::from_secs(10),
+        };
+        let forced = self.databases.iter().any(|database| database.entry.user.is_some());
+        if forced {
+            settings.max_user_connections = 0;
+        }
+        for entry in self.entries.values_mut() {
+            entry.query_timeout = None;
+            entry.idle_transaction_timeout = None;
+            entry.transaction_timeout = None;
+            entry.client_idle_timeout = None;
+            entry.query_wait_timeout = None;
+            if forced {
+                entry.max_user_connections = None;
+            }
+        }
+        let keeps = |database: &DatabasePlan| self.min_size((&database.name, "")) > 0;
+        let keeps = self.databases.iter().any(keeps);
+        if keeps {
+            self.settings.server_lifetime = HOUR;
+        }
+        for database in &mut self.databases {
+            database.entry.query_wait_timeout = None;
+            if keeps {
+                database.entry.server_lifetime = None;
+            }
         }
     }
 
     /// Something changes, as by an edit of the file. Returns what, for the trace.
     pub fn edit(&mut self, dice: &mut Dice) -> String {
         let at = dice.below(self.databases.len());
-        let entry = &mut self.databases[at].entry;
-        match dice.below(6) {
-            0 => entry.host = Some(dice.pick(&["h1", "h2", "h1,h2", "h3"]).to_owned()),
-            1 => entry.pool_size = Some(1 + dice.below(4) as i32),
-            2 => self.settings.default_pool_size = 1 + dice.below(4) as i32,
-            3 => entry.dbname = Some(dice.pick(&["one", "two"]).to_owned()),
-            4 => self.settings.server_round_robin = Flag(dice.below(2) as i32),
-            _ => entry.pool_size = None,
+        match dice.below(20) {
+            0 if self.databases.len() > 1 => {
+                let gone = self.databases.remove(at);
+                let text = format!("{} is removed", gone.name);
+                self.removed.push(gone);
+                return text;
+            }
+            0..=2 if !self.removed.is_empty() => {
+                let mut back = self.removed.swap_remove(0);
+                edit_entry(&mut back.entry, dice);
+                self.databases.push(back);
+            }
+            3 => {
+                let at = dice.below(self.users.len());
+                let name = self.users[at].clone();
+                if !self.unlisted.remove(&name) {
+                    self.unlisted.insert(name);
+                }
+                return format!("users {:?}", self.user_list());
+            }
+            4 => self.draw_limits(dice),
+            5 => self.draw_timeouts(dice),
+            6 => {
+                let name = dice.pick(&["ann", "bob", "app"]);
+                self.entries.insert(name.into(), user(dice));
+            }
+            7 => self.settings.default_pool_size = dice.pick(&[0, 1, 1, 2, 4]),
+            8 => self.settings.server_round_robin = Flag(dice.below(2) as i32),
+            9 => self.settings.pool_mode = mode(dice),
+            _ => edit_entry(&mut self.databases[at].entry, dice),
         }
-        format!("{:?}", self.databases[at])
+        format!("{:?} {:?}", self.databases, self.entries)
     }
 }
 
-fn entry(dice: &mut Dice) -> DatabaseEntry {
-    let mode = dice.pick(&[
+fn draw_database_limits(entry: &mut DatabaseEntry, calm: bool, dice: &mut Dice) {
+    entry.reserve_pool_size = dice.pick(&[None, Some(-1), Some(0), Some(2)]);
+    entry.min_pool_size = dice.pick(&[None, Some(-1), Some(0), Some(2)]);
+    entry.max_db_connections = dice.pick(&[None, Some(-1), Some(0), Some(1), Some(3)]);
+    if !calm {
+        entry.max_db_client_connections = dice.pick(&[None, Some(0), Some(2), Some(4)]);
+    }
+}
+
+/// One thing about a database changes. A forced user is never taken away: that has no effect.
+fn edit_entry(entry: &mut DatabaseEntry, dice: &mut Dice) {
+    match dice.below(12) {
+        0 => entry.host = Some(dice.pick(&["h1", "h2", "h1,h2", "h3"]).to_owned()),
+        1 => entry.port = Some(dice.pick(&[5432, 5433])),
+        2 => entry.dbname = Some(dice.pick(&["one", "two"]).to_owned()),
+        3 => entry.user = Some(dice.pick(&["app", "app", "ann"]).to_owned()),
+        4 => entry.pool_mode = Some(mode(dice)),
+        5 => entry.pool_mode = None,
+        6 => entry.pool_size = None,
+        7 => entry.connect_query = Some(dice.pick(&["SELECT 1", "SELECT 2"]).to_owned()),
+        8 => entry.load_balance_hosts = Some(LoadBalance::Disable),
+        9 => draw_database_limits(entry, false, dice),
+        _ => entry.pool_size = Some(dice.pick(&[0, 1, 1, 2, 4])),
+    }
+}
+
+fn mode(dice: &mut Dice) -> PoolMode {
+    dice.pick(&[
         PoolMode::Session,
         PoolMode::Transaction,
         PoolMode::Transaction,
         PoolMode::Statement,
-    ]);
-    let size = dice.below(5) as i32;
+    ])
+}
+
+fn user(dice: &mut Dice) -> UserEntry {
+    UserEntry { pool_mode: dice.chance(8).then(|| mode(dice)), ..UserEntry::default() }
+}
+
+fn entry(dice: &mut Dice) -> DatabaseEntry {
+    let size = dice.pick(&[0, 0, 1, 2, 4]);
     DatabaseEntry {
         dbname: Some("one".into()),
         host: Some(dice.pick(&["h1", "h2", "h1,h2"]).to_owned()),
         port: Some(5432),
-        pool_mode: Some(mode),
+        pool_mode: Some(mode(dice)),
         pool_size: (size > 0).then_some(size),
         user: dice.chance(20).then(|| "app".to_owned()),
         connect_query: dice.chance(15).then(|| "SELECT 1".to_owned()),
@@ -99,33 +289,27 @@ fn entry(dice: &mut Dice) -> DatabaseEntry {
     }
 }
 
-fn settings(dice: &mut Dice, calm: bool) -> Settings {
-    let second = Micros::from_secs(1);
-    let hour = Micros::from_secs(3600);
-    let off = Micros(0);
+/// What does not depend on the kind of run; timeouts of clients are off.
+fn settings(dice: &mut Dice) -> Settings {
     let mut choose = |values: &[Micros]| dice.pick(values);
     let mut settings = Settings {
         auth_type: AuthType::Trust,
-        server_login_retry: choose(&[off, second, Micros::from_secs(15)]),
-        server_lifetime: choose(&[hour, hour, second, off]),
-        server_idle_timeout: choose(&[off, hour, second]),
-        server_check_delay: choose(&[off, second, Micros::from_secs(30)]),
-        query_wait_timeout: choose(&[off, Micros::from_secs(5), Micros::from_secs(120)]),
-        cancel_wait_timeout: choose(&[off, Micros::from_secs(10)]),
+        server_login_retry: choose(&[OFF, SECOND, Micros::from_secs(15)]),
+        server_lifetime: choose(&[HOUR, HOUR, SECOND, OFF]),
+        server_idle_timeout: choose(&[OFF, HOUR, SECOND]),
+        server_check_delay: choose(&[OFF, SECOND, Micros::from_secs(30)]),
+        query_wait_timeout: OFF,
+        client_login_timeout: OFF,
+        server_connect_timeout: OFF,
+        cancel_wait_timeout: choose(&[OFF, Micros::from_secs(10)]),
         ..Settings::default()
     };
-    settings.default_pool_size = 1 + dice.below(4) as i32;
+    settings.default_pool_size = dice.pick(&[1, 1, 2, 3, 4]);
     settings.server_reset_query = dice.pick(&["DISCARD ALL", "DISCARD ALL", ""]).to_owned();
     settings.server_reset_query_always = Flag(i32::from(dice.chance(25)));
     settings.server_check_query = dice.pick(&["<empty>", "SELECT 1", ""]).to_owned();
     settings.server_round_robin = Flag(dice.below(2) as i32);
+    settings.query_wait_notify = dice.pick(&[0, 1, 5]);
     settings.server_fast_close = Flag(i32::from(dice.chance(30)));
-    settings.max_client_conn = dice.pick(&[5, 100, 100]);
-    if calm {
-        settings.query_wait_timeout = off;
-        settings.client_login_timeout = off;
-        settings.server_connect_timeout = off;
-        settings.max_client_conn = 100;
-    }
     settings
 }

@@ -4,9 +4,8 @@
 use crate::client::Phase;
 use crate::talk;
 use crate::world::World;
-use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
-use pgturnstile::core::pause::Signal;
+use pgturnstile::core::pause::{Shutdown, Signal};
 use pgturnstile::core::pool::{Pool, PoolId};
 use pgturnstile::core::server::ServerState;
 use pgturnstile::core::{Decisions, Peer};
@@ -19,10 +18,21 @@ impl World {
     pub fn settle(&mut self) {
         self.trace(|_| "settling".into());
         self.settling = true;
+        self.begin_turn(0);
         self.end_faults();
+        self.end_turn();
+        self.rest();
+        self.grow();
+    }
+
+    /// Plays until nothing stirs any more.
+    fn rest(&mut self) {
         let mut calm_rounds = 0;
         for _ in 0..ROUNDS {
-            self.round();
+            if self.exit.is_some() || self.is_stuck_in_shutdown() {
+                return;
+            }
+            self.round(100_000);
             calm_rounds = if self.is_at_rest() { calm_rounds + 1 } else { 0 };
             if calm_rounds > 8 {
                 return;
@@ -31,13 +41,30 @@ impl World {
         self.complain();
     }
 
+    /// A pause that a shutdown has made final: who waits does so until everybody leaves.
+    fn is_stuck_in_shutdown(&self) -> bool {
+        self.core.shutdown() == Some(Shutdown::WaitForClients) && self.is_paused()
+    }
+
+    /// Nothing is in the way of min_pool_size any more.
+    fn grow(&mut self) {
+        if self.core.shutdown().is_some() || self.exit.is_some() {
+            return;
+        }
+        for _ in 0..60 {
+            if self.short_of_servers().is_none() {
+                return;
+            }
+            self.round(500_000);
+        }
+        if let Some(text) = self.short_of_servers() {
+            self.fail(&text);
+        }
+    }
+
     fn end_faults(&mut self) {
-        self.core.change_settings(|settings| {
-            settings.query_wait_timeout = Micros(0);
-            settings.client_login_timeout = Micros(0);
-            settings.max_client_conn = 1000;
-            true
-        });
+        self.plan.calm_down();
+        self.core.configure(self.plan.config(), true);
         for client in &mut self.clients {
             client.slow = false;
             client.line.borrow_mut().widen();
@@ -55,14 +82,10 @@ impl World {
     }
 
     /// Everything that can move moves once.
-    fn round(&mut self) {
-        self.begin_turn(100_000);
-        if self.core.shutdown().is_none() {
-            self.core.resume_all();
-        }
-        let databases: Vec<_> = self.core.databases().map(|(id, _)| id).collect();
-        for id in databases {
-            self.core.resume_database(id);
+    fn round(&mut self, micros: u64) {
+        self.begin_turn(micros);
+        if self.resumes {
+            self.resume();
         }
         self.perform();
         while !self.dials.is_empty() {
@@ -94,6 +117,17 @@ impl World {
         self.end_turn();
     }
 
+    fn resume(&mut self) {
+        self.facts.resumed = true;
+        if self.core.shutdown().is_none() && self.is_paused() {
+            self.core.resume_all();
+        }
+        let databases: Vec<_> = self.core.databases().map(|(id, _)| id).collect();
+        for id in databases {
+            self.core.resume_database(id);
+        }
+    }
+
     /// True if a server's inbox holds only part of a message.
     fn is_stuck(&self, key: crate::net::Key) -> bool {
         let Some(server) = self.servers.get(&key) else {
@@ -103,15 +137,20 @@ impl World {
         line.down.is_empty() && !line.ended && server.is_mid_message()
     }
 
-    /// Clients that hold a server in session mode without using it leave if others wait.
+    /// Clients that hold a server in session mode without using it leave if others wait, also
+    /// consoles for a PAUSE that a shutdown has made final.
     fn make_way(&mut self) {
-        let mut pools = self.core.pools();
-        let nobody = |state, pool: &Pool| pool.clients(state).is_empty();
-        if pools.all(|(_, pool)| {
-            nobody(ClientState::Waiting, pool) && nobody(ClientState::WaitingCancel, pool)
-        }) {
-            return;
+        let somebody = |state, pool: &Pool| !pool.clients(state).is_empty();
+        let waits = self.core.pools().any(|(_, pool)| {
+            somebody(ClientState::Waiting, pool) || somebody(ClientState::WaitingCancel, pool)
+        });
+        if waits || self.resumes && !self.pausing.is_empty() {
+            self.holder_leaves();
         }
+    }
+
+    /// A client that holds a server without using it leaves.
+    fn holder_leaves(&mut self) {
         let at = self.clients.iter().position(|client| {
             client.is_quiet()
                 && client.phase == Phase::Ready
@@ -120,6 +159,58 @@ impl World {
         if let Some(at) = at {
             self.clients[at].leave(false);
             self.clients.remove(at);
+        }
+    }
+
+    /// While everybody is at work somebody says PAUSE: the answer comes, and then no server is
+    /// left; RESUME serves whoever has waited.
+    pub fn pause_trial(&mut self) {
+        let shutdown = self.core.shutdown().is_some();
+        if shutdown || self.exit.is_some() || self.dice.chance(60) {
+            return;
+        }
+        let console = self.connect_client("pgbouncer");
+        let number = self.clients[console].number;
+        talk::opening(&mut self.clients[console], "pgbouncer", &mut self.dice);
+        self.rest();
+        self.resumes = false;
+        self.ask_something();
+        self.tell(number, "PAUSE");
+        for round in 0.. {
+            self.round(100_000);
+            if round == 3 {
+                self.ask_something();
+            }
+            self.holder_leaves();
+            let paused = self.pausing.is_empty() && self.is_paused();
+            let at_rest = self.core.servers().is_empty() && self.dials.is_empty();
+            if round > 5 && paused && at_rest {
+                break;
+            }
+            if round > 200 {
+                let left = self.core.servers().iter().map(|(id, server)| (id, server.state()));
+                let left: Vec<_> = left.collect();
+                self.fail(&format!("PAUSE: no end, answered {paused}, servers {left:?}"));
+            }
+        }
+        self.tell(number, "RESUME");
+        self.round(100_000);
+        self.resumes = true;
+        self.rest();
+    }
+
+    /// Some clients say something.
+    fn ask_something(&mut self) {
+        for at in 0..self.clients.len() {
+            if self.dice.chance(50) {
+                talk::act(&mut self.clients[at], &mut self.dice);
+            }
+        }
+    }
+
+    fn tell(&mut self, number: u32, text: &str) {
+        if let Some(at) = self.clients.iter().position(|client| client.number == number) {
+            self.command(at, text);
         }
     }
 
@@ -178,7 +269,7 @@ impl World {
         }
     }
 
-    fn describe(&self, id: PoolId) -> String {
+    pub fn describe(&self, id: PoolId) -> String {
         let Some(pool) = self.core.pool(id) else {
             return String::new();
         };
@@ -197,28 +288,44 @@ impl World {
         let shutdown = self.dice.chance(50);
         let signal = self.dice.pick(&[Signal::Interrupt, Signal::Terminate]);
         let early = self.dice.chance(50);
-        if shutdown && early {
-            self.trace(|_| format!("signal: {signal:?}"));
-            self.core.signalled(signal);
+        let again = self.core.shutdown().is_some();
+        if shutdown && early && !again && self.exit.is_none() {
+            self.begin_turn(0);
+            self.signal(signal);
+            self.end_turn();
         }
         for client in &mut self.clients {
             client.leave(false);
         }
         self.clients.clear();
         for _ in 0..20 {
-            self.round();
+            if self.exit.is_some() {
+                return;
+            }
+            self.round(100_000);
         }
-        if shutdown && !early {
-            self.trace(|_| format!("signal: {signal:?}"));
-            self.core.signalled(signal);
+        if shutdown && !early && !again && self.exit.is_none() {
+            self.begin_turn(0);
+            self.signal(signal);
+            self.end_turn();
             for _ in 0..20 {
-                self.round();
+                if self.exit.is_some() {
+                    return;
+                }
+                self.round(100_000);
             }
         }
-        if shutdown && self.exit != Some(0) {
+        if self.exit.is_some() {
+            return;
+        }
+        // Nobody notices that clients in a queue have left until it is their turn (pooling 1.2).
+        if self.is_stuck_in_shutdown() && self.core.login_clients().is_empty() {
+            return;
+        }
+        if let Some(mode) = self.core.shutdown() {
             let servers = self.core.servers().iter();
             let states: Vec<_> = servers.map(|(id, server)| (id, server.state())).collect();
-            self.fail(&format!("SHUTDOWN: {signal:?} does not end with {states:?}"));
+            self.fail(&format!("SHUTDOWN: {mode:?} does not end with {states:?}"));
         }
         self.check_empty();
     }
@@ -229,13 +336,17 @@ impl World {
             self.fail(&format!("LEAK: everybody has left, but {id:?} is {state:?}"));
         }
         for (id, server) in self.core.servers().iter() {
-            if !matches!(server.state(), ServerState::Idle | ServerState::Used) {
+            let free = matches!(server.state(), ServerState::Idle | ServerState::Used);
+            let pool = self.core.pool(server.pool());
+            let is_kept = pool.is_some_and(|pool| self.plan.min_size(pool.names()) > 0);
+            let opens = is_kept && server.state() == ServerState::Login;
+            if !free && !opens {
                 let state = server.state();
                 self.fail(&format!("LEAK: everybody has left, but {id:?} is {state:?}"));
             }
         }
         let open = self.net.peers().len();
-        if open != self.core.servers().len() {
+        if open + self.dials.len() != self.core.servers().len() {
             self.fail(&format!("LEAK: {open} lines for {} servers", self.core.servers().len()));
         }
         if let Some(Peer::Client(id)) = self.net.peers().first() {

@@ -60,7 +60,6 @@ pub fn command(client: &mut Client, text: &str) {
     let mut out = Vec::new();
     write::query(&mut out, text.as_bytes());
     client.expect(b'Q', number);
-    client.commands.push(text.to_owned());
     client.line.borrow_mut().say(&out);
 }
 

@@ -1,5 +1,6 @@
 //! The world around a core: model clients, model servers, time, and the pooler's net between them.
 
+use crate::causes::Facts;
 use crate::client::Client;
 use crate::dice::Dice;
 use crate::line::{self, Line};
@@ -7,9 +8,10 @@ use crate::net::{key, Key, Net};
 use crate::oracle::Memory;
 use crate::plan::Plan;
 use crate::server::{Effect, Nature, Server};
+use crate::timeouts::{Clocks, When};
+use crate::watch::Shared;
 use pgturnstile::base::Micros;
 use pgturnstile::config::PoolMode;
-use pgturnstile::core::pause::Mode;
 use pgturnstile::core::{
     Action, Addr, ClientId, Core, Decisions, Loss, Origin, Peer, ServerId, Surroundings,
 };
@@ -34,6 +36,8 @@ pub struct World {
     pub servers: BTreeMap<Key, Server>,
     /// Connections that are being opened.
     pub dials: Vec<ServerId>,
+    /// Those of them whose host names are still being looked up.
+    pub lookups: BTreeSet<ServerId>,
     /// Clients whose queries somebody wanted to cancel.
     pub targets: BTreeSet<u32>,
     pub now: Micros,
@@ -43,7 +47,16 @@ pub struct World {
     pub exit: Option<u8>,
     /// From here on nothing goes wrong any more.
     pub settling: bool,
+    /// Everything paused is resumed while the run settles.
+    pub resumes: bool,
+    /// TCP listeners are open.
+    listening: bool,
     pub memory: Memory,
+    pub facts: Facts,
+    pub clocks: Clocks,
+    pub watch: Shared,
+    /// Consoles that await the answer to PAUSE.
+    pub pausing: BTreeSet<ClientId>,
     pub tracing: bool,
 }
 
@@ -52,7 +65,7 @@ const OWN_UID: u32 = 1000;
 
 impl World {
     /// A world that begins now.
-    pub fn new(seed: u64, tracing: bool, net: Box<dyn Net>) -> World {
+    pub fn new(seed: u64, tracing: bool, net: Box<dyn Net>, watch: Shared) -> World {
         let mut dice = Dice::new(seed);
         let plan = Plan::new(&mut dice);
         let now = Micros::from_secs(1_000);
@@ -70,6 +83,7 @@ impl World {
             clients: Vec::new(),
             servers: BTreeMap::new(),
             dials: Vec::new(),
+            lookups: BTreeSet::new(),
             targets: BTreeSet::new(),
             now,
             next_tick: now,
@@ -77,14 +91,18 @@ impl World {
             next_key: 0x7000_0000_0000_0001,
             exit: None,
             settling: false,
+            resumes: true,
+            listening: true,
             memory: Memory::default(),
+            facts: Facts::default(),
+            clocks: Clocks::default(),
+            watch,
+            pausing: BTreeSet::new(),
             tracing,
         };
-        world.trace(|world| format!("{:#?}", world.plan.databases));
-        let users = world.plan.users.iter().map(|name| (name.clone(), Vec::new()));
-        let users = users.collect();
+        world.trace(|world| format!("{:#?} {:#?}", world.plan.databases, world.plan.entries));
         world.core.configure(world.plan.config(), true);
-        world.core.set_users(users);
+        world.core.set_users(world.plan.user_list());
         world
     }
 
@@ -105,7 +123,8 @@ impl World {
     /// A turn of the loop, with some random events.
     pub fn turn(&mut self) {
         let micros = self.dice.below(60_000) as u64;
-        self.begin_turn(micros);
+        let jump = if self.dice.chance(2) { self.dice.pick(&[1, 2, 20]) } else { 0 };
+        self.begin_turn(micros + jump * 1_000_000);
         for _ in 0..=self.dice.below(4) {
             self.event();
             self.perform();
@@ -122,27 +141,37 @@ impl World {
 
     /// What the loop does after the events; then the oracles are asked.
     pub fn end_turn(&mut self) {
+        self.read_journal(None);
         let ticked = self.now >= self.next_tick;
         if ticked {
             self.next_tick = self.now + Micros(TICK);
+            let due = self.due();
+            self.note_waiting();
+            self.note_unused(When::Before);
             self.core.tick();
+            self.note_unused(When::After);
+            self.check_due(&due);
+            self.expect_exit();
+            self.read_journal(Some(&due));
+            self.perform();
+            self.check_due_told(&due);
         }
         self.core.turn_end();
         self.perform();
-        if ticked {
-            // What was marked while pools were served has its turn, too; the loop does not sleep.
-            let mut turns = 0;
-            while self.core.is_pending() {
-                self.core.turn_end();
-                self.perform();
-                turns += 1;
-                if turns > 50 {
-                    self.fail("LIVENESS: the loop never sleeps again");
-                }
+        // What was marked while pools were served has its turn, too; the loop does not sleep. Now
+        // and then other events come first.
+        let at_rest = ticked || self.settling || self.dice.chance(70);
+        let mut turns = 0;
+        while at_rest && self.core.is_pending() {
+            self.core.turn_end();
+            self.perform();
+            turns += 1;
+            if turns > 50 {
+                self.fail("LIVENESS: the loop never sleeps again");
             }
         }
-        self.read_journal();
-        self.check(ticked);
+        self.read_journal(None);
+        self.check(ticked, at_rest);
     }
 
     /// Performs actions until none is left.
@@ -163,65 +192,57 @@ impl World {
             Action::Send(peer, bytes) => {
                 self.trace(|_| format!("  send {peer:?} {}", bytes.escape_ascii()));
                 self.check_pause_answer(peer, &bytes);
+                self.note_answer(peer, &bytes);
+                self.note_fatal(peer, &bytes);
+                self.check_notice(peer, &bytes);
                 self.net.send(peer, &bytes, &mut self.core);
             }
             Action::Connect(id) => {
                 let target = self.core.target(id);
                 self.trace(|_| format!("  connect {id:?} to {target:?}"));
                 self.check_launch(id);
+                self.note_launch(id);
                 if target.is_some() {
                     self.dials.push(id);
+                    self.lookups.insert(id);
+                    if self.settling || self.dice.chance(70) {
+                        self.look_up(id);
+                    }
                 }
             }
             Action::Resume(id) => {
                 self.trace(|_| format!("  resume {id:?}"));
+                self.facts.called = true;
                 self.net.resume(id, &mut self.core);
             }
             Action::Close(peer) => {
                 self.trace(|_| format!("  close {peer:?}"));
                 if let Peer::Server(id) = peer {
                     self.dials.retain(|dialled| *dialled != id);
+                    self.lookups.remove(&id);
                 }
                 self.net.close(peer);
             }
-            Action::Console(id) => {
-                while let Some(command) = self.core.next_command(id) {
-                    self.console(id, &String::from_utf8_lossy(&command));
-                }
-            }
+            Action::Console(id) => self.console(id),
             Action::Exit(code) => self.exit = Some(code),
-            Action::CloseTcpListeners | Action::Reload(_) | Action::Suspend(_) => {}
+            Action::CloseTcpListeners => self.listening = false,
+            Action::Reload(console) => self.reload(console),
+            Action::Suspend(_) => {}
         }
     }
 
-    /// Plays the console floor.
-    fn console(&mut self, id: ClientId, command: &str) {
-        self.trace(|_| format!("  console {command}"));
-        let (word, name) = command.split_once(' ').unwrap_or((command, ""));
-        let database = self.core.existing_database(name);
-        match (word, database) {
-            ("PAUSE", None) => return self.core.pause_all(Some(id)),
-            ("PAUSE", Some(database)) => return self.core.pause_database(database, id),
-            ("RESUME", Some(database)) => {
-                self.core.resume_database(database);
-            }
-            ("RESUME", None) => self.core.resume_all(),
-            ("RECONNECT", database) => {
-                self.core.reconnect(database);
-                self.memory.forget_welcomes(name);
-            }
-            _ => {}
-        }
-        let mut reply = Vec::new();
-        pgturnstile::wire::write::command_complete(&mut reply, word);
-        pgturnstile::wire::write::ready(&mut reply, b'I');
-        self.net.send(Peer::Client(id), &reply, &mut self.core);
+    fn note_launch(&mut self, id: ServerId) {
+        let Some(server) = self.core.servers().get(id) else { return };
+        self.memory.launched(id, server);
+        self.clocks.opened.insert(id, self.now);
+        self.watch.borrow_mut().said.insert(id, self.now);
     }
 
-    /// A model client connects; over a Unix socket if it is for the console.
+    /// A model client connects; over a Unix socket if it is for the console, or nothing else is
+    /// listening any more.
     pub fn connect_client(&mut self, database: &str) -> usize {
         let console = database == "pgbouncer";
-        let remote = match console {
+        let remote = match console || !self.listening {
             true => Addr::Unix { pid: 7 },
             false => Addr::Inet(([127, 0, 0, 1], 40_000).into()),
         };
@@ -230,6 +251,7 @@ impl World {
             local: Addr::Unknown,
             uid: console.then_some(OWN_UID),
         });
+        self.clocks.accepted.insert(id, self.now);
         let room = match self.settling {
             true => usize::MAX / 2,
             false => self.dice.pick(&[40, 300, 100_000, 100_000]),
@@ -243,9 +265,24 @@ impl World {
         self.clients.len() - 1
     }
 
+    /// A host name is looked up; the connection is being opened from now on.
+    fn look_up(&mut self, id: ServerId) {
+        self.lookups.remove(&id);
+        self.core.dialling(id, Addr::Inet(([127, 0, 0, 1], 5432).into()));
+    }
+
     /// A connection that is being opened succeeds or fails.
     pub fn dial_ends(&mut self, at: usize, works: bool) {
-        let id = self.dials.remove(at);
+        let id = self.dials[at];
+        if works && self.lookups.contains(&id) {
+            self.trace(|_| format!("host of {id:?} is found"));
+            self.look_up(id);
+            if !self.settling {
+                return;
+            }
+        }
+        self.dials.remove(at);
+        self.lookups.remove(&id);
         let Some(server) = self.core.servers().get(id) else {
             return;
         };
@@ -255,6 +292,7 @@ impl World {
             self.trace(|_| format!("dial {id:?} fails"));
             return self.core.lost(Peer::Server(id), why);
         }
+        self.watch.borrow_mut().said.insert(id, self.now);
         let nature = self.draw_nature();
         let small = !self.settling && nature != Nature::OneTooMany && self.dice.chance(50);
         let room = if small { 60 } else { usize::MAX / 2 };
@@ -356,10 +394,5 @@ impl World {
                 self.net.readable(peer, &mut self.core);
             }
         }
-    }
-
-    /// True if PAUSE is in force.
-    pub fn is_paused(&self) -> bool {
-        self.core.mode() == Mode::Paused
     }
 }

@@ -1,0 +1,258 @@
+//! The administrator: signals, RELOAD, and a console that speaks to the real console floor.
+
+use crate::plan::Plan;
+use crate::talk;
+use crate::world::World;
+use pgturnstile::base::Micros;
+use pgturnstile::console::{self, Around, DnsCounts};
+use pgturnstile::core::client::ClientState;
+use pgturnstile::core::pause::Signal;
+use pgturnstile::core::{ClientId, Peer};
+use std::collections::BTreeSet;
+
+struct Nowhere;
+
+impl Around for Nowhere {
+    fn time_text(&self, at: Micros) -> String {
+        at.secs().to_string()
+    }
+    fn dns(&self) -> DnsCounts {
+        DnsCounts::default()
+    }
+}
+
+/// What consoles say: so often, and whether it is left out of calm runs.
+const COMMANDS: [(usize, &str, bool); 24] = [
+    (8, "PAUSE", false),
+    (12, "RESUME", false),
+    (4, "PAUSE db0", false),
+    (4, "PAUSE db1", false),
+    (6, "RESUME db0", false),
+    (6, "RESUME db1", false),
+    (2, "DISABLE db0", false),
+    (4, "ENABLE db0", false),
+    (2, "RECONNECT", true),
+    (2, "RECONNECT db0", true),
+    (1, "KILL", true),
+    (2, "KILL db0", true),
+    (2, "KILL db1", true),
+    (3, "RELOAD", true),
+    (8, "KILL_CLIENT", true),
+    (1, "SHOW POOLS", false),
+    (1, "SHOW CLIENTS", false),
+    (1, "SHOW SERVERS", false),
+    (1, "SHOW DATABASES", false),
+    (1, "SHOW LISTS", false),
+    (1, "NONSENSE", false),
+    (1, "SHUTDOWN WAIT_FOR_CLIENTS", false),
+    (1, "SHUTDOWN WAIT_FOR_SERVERS", false),
+    (1, "SHUTDOWN", true),
+];
+
+impl World {
+    /// A console gives a command.
+    pub fn console_speaks(&mut self, at: usize) {
+        if !self.clients[at].expected.is_empty() || !self.dice.chance(30) {
+            return;
+        }
+        let weights = COMMANDS.map(|(weight, text, wild)| (weight, (text, wild)));
+        let (text, wild) = self.dice.weighted(&weights);
+        let ends = text.starts_with("SHUTDOWN");
+        if wild && self.plan.calm || ends && !self.dice.chance(40) {
+            return;
+        }
+        let mut text = text.to_owned();
+        if text == "KILL_CLIENT" {
+            // Cancel requests have no other end that somebody could bring about.
+            let cancels = self.dice.chance(50);
+            let clients = self.core.clients().iter();
+            let wanted =
+                clients.filter(|(_, c)| !cancels || c.state() == ClientState::ActiveCancel);
+            let numbers: Vec<u64> = wanted.map(|(_, client)| client.number()).collect();
+            if numbers.is_empty() {
+                return;
+            }
+            text = format!("KILL_CLIENT {}", self.dice.pick(&numbers));
+        }
+        self.command(at, &text);
+    }
+
+    /// A console says this.
+    pub fn command(&mut self, at: usize, text: &str) {
+        self.trace(|world| format!("client {} says {text}", world.clients[at].number));
+        self.memory.commands.insert(self.clients[at].id, text.to_owned());
+        talk::command(&mut self.clients[at], text);
+    }
+
+    /// Runs the commands of a console.
+    pub fn console(&mut self, id: ClientId) {
+        if self.core.clients().get(id).is_none() {
+            // It has talked nonsense right behind its command.
+            return;
+        }
+        let command = self.memory.commands.get(&id).cloned().unwrap_or_default();
+        self.trace(|_| format!("  console {command}"));
+        let (word, name) = command.split_once(' ').unwrap_or((&command, ""));
+        let active = !self.is_paused();
+        match word {
+            "PAUSE" => {
+                self.facts.paused = true;
+                self.pausing.insert(id);
+            }
+            "RESUME" => self.facts.resumed = true,
+            "RECONNECT" => {
+                self.facts.replaced = true;
+                self.forget(name);
+            }
+            "KILL" if active => {
+                self.facts.paused = true;
+                let pools: BTreeSet<String> = self
+                    .core
+                    .pools()
+                    .map(|(_, pool)| pool.names().0.to_owned())
+                    .filter(|database| name.is_empty() || name == database)
+                    .filter(|database| database != "pgbouncer")
+                    .collect();
+                self.facts.removed.extend(pools);
+                self.forget(name);
+            }
+            "KILL_CLIENT" => self.facts.killed = true,
+            "SHUTDOWN" => {
+                self.facts.paused = true;
+                self.facts.must_exit |= name.is_empty();
+            }
+            _ => {}
+        }
+        let before = self.others();
+        console::run(&mut self.core, &Nowhere, id);
+        self.check_spared(&before);
+    }
+
+    /// Those who are no business of a removal that has just been noted.
+    fn others(&self) -> BTreeSet<ClientId> {
+        let watch = self.watch.borrow();
+        let clients = self.core.clients().iter();
+        let concerned = |id: &ClientId| {
+            let opening = watch.openings.get(id);
+            let pool = self.core.clients().get(*id).and_then(|client| client.pool());
+            let pool = pool.and_then(|pool| self.core.pool(pool));
+            let name = pool.map(|pool| pool.names().0);
+            let name = name.or(opening.map(|names| &*names.0));
+            name.is_some_and(|name| self.facts.removed.contains(name))
+        };
+        clients.map(|(id, _)| id).filter(|id| !concerned(id)).collect()
+    }
+
+    /// A removal hits nobody else, and all whom it has to.
+    fn check_spared(&self, others: &BTreeSet<ClientId>) {
+        if self.facts.killed {
+            return;
+        }
+        let now: BTreeSet<ClientId> = self.core.clients().iter().map(|(id, _)| id).collect();
+        if let Some(id) = others.difference(&now).next() {
+            self.fail(&format!("RELOAD: {id:?} is closed without need"));
+        }
+        for (id, _) in self.core.pools() {
+            let name = self.core.pool(id).map_or("", |pool| pool.names().0);
+            let gone = !self.plan.databases.iter().any(|database| database.name == name);
+            if gone && name != "pgbouncer" {
+                self.fail(&format!("RELOAD: {name} is removed, but has a pool"));
+            }
+        }
+        if let Some(id) = now.difference(others).next().filter(|_| !self.facts.removed.is_empty()) {
+            let state = self.core.clients().get(*id).map(|client| client.state());
+            let text =
+                format!("RELOAD: the database of {id:?} ({state:?}) is removed, but it lives");
+            self.fail(&text);
+        }
+    }
+
+    /// A new configuration; `console` asked for it.
+    pub fn reload(&mut self, console: Option<ClientId>) {
+        self.judge_admissions();
+        self.facts.reloaded = true;
+        let old = self.plan.clone();
+        let what = match self.settling {
+            true => "nothing is new".into(),
+            false => self.plan.edit(&mut self.dice),
+        };
+        self.trace(|_| format!("reload: {what}"));
+        for database in &old.databases {
+            let name = database.name.as_str();
+            let new = self.plan.databases.iter().find(|known| known.name == name);
+            match new {
+                None => {
+                    self.facts.removed.insert(name.to_owned());
+                    self.forget(name);
+                }
+                Some(new) if Plan::recycles(&database.entry, &new.entry) => {
+                    self.facts.replaced = true;
+                    self.forget(name);
+                }
+                Some(_) => {}
+            }
+        }
+        // What a server was told about resets when it was met may not hold any more.
+        for server in self.servers.values_mut() {
+            server.is_reset = false;
+        }
+        let before = self.others();
+        self.core.configure(self.plan.config(), true);
+        self.core.set_users(self.plan.user_list());
+        self.check_spared(&before);
+        if let Some(id) = console {
+            console::reload_done(&mut self.core, id, true);
+        }
+    }
+
+    /// A signal, or a reload.
+    pub fn administrate(&mut self) {
+        let choice = self.dice.below(if self.plan.calm { 40 } else { 80 });
+        match choice {
+            0..=19 if self.is_paused() => self.signal(Signal::Resume),
+            0..=9 => self.signal(Signal::Pause),
+            10..=29 => {
+                self.facts.resumed = true;
+                let databases: Vec<_> = self.core.databases().map(|(id, _)| id).collect();
+                for id in databases {
+                    self.core.resume_database(id);
+                }
+            }
+            30 => self.signal(Signal::Terminate),
+            31 => self.signal(Signal::Interrupt),
+            32..=39 => {}
+            40 => self.signal(Signal::Quit),
+            41..=69 => self.reload(None),
+            _ => {
+                self.trace(|_| "reconnect".into());
+                self.facts.replaced = true;
+                self.forget("");
+                self.core.reconnect(None);
+            }
+        }
+    }
+
+    /// A signal arrives.
+    pub fn signal(&mut self, signal: Signal) {
+        self.trace(|_| format!("signal: {signal:?}"));
+        let again = self.core.shutdown().is_some();
+        match signal {
+            Signal::Resume => self.facts.resumed = true,
+            Signal::Pause => self.facts.paused = true,
+            Signal::Quit => self.facts.must_exit = true,
+            Signal::Terminate | Signal::Interrupt => {
+                self.facts.paused = true;
+                self.facts.must_exit |= again;
+            }
+        }
+        self.core.signalled(signal);
+    }
+
+    /// The pooler answers a console.
+    pub fn note_answer(&mut self, peer: Peer, bytes: &[u8]) {
+        let Peer::Client(id) = peer else { return };
+        if matches!(bytes.first(), Some(b'C' | b'E')) {
+            self.pausing.remove(&id);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The border of the core: both rings ask it through here. What goes over sets the oracles' own
+//! clocks, and each login is compared with the limits on clients.
+
+use crate::speech;
+use pgturnstile::base::Micros;
+use pgturnstile::core::client::ClientState;
+use pgturnstile::core::server::ServerState;
+use pgturnstile::core::{ClientId, Core, Decisions, Packet, Peer, Run, ServerId, Sink, Verdict};
+use pgturnstile::wire::startup::Opening;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// Database and user that a client asked for.
+pub type Names = (String, String);
+
+/// A StartupMessage that the core has been given.
+pub struct Admission {
+    /// The client.
+    pub id: ClientId,
+    /// Its number in log lines.
+    pub number: u64,
+    /// What it asked for.
+    pub names: Names,
+    /// Clients that exist; this one, too.
+    pub total: usize,
+    /// Clients that asked for the same database, the same user; this one, too.
+    pub alike: (usize, usize),
+    /// What it should be told by the limits of that moment, once that has been found out.
+    pub judged: Option<Option<&'static str>>,
+}
+
+/// What has gone over the border.
+#[derive(Default)]
+pub struct Watch {
+    /// When a client's last packet was looked at.
+    pub heard: BTreeMap<ClientId, Micros>,
+    /// When a server's last packet was looked at.
+    pub said: BTreeMap<ServerId, Micros>,
+    /// Clients that had something for a server in this turn.
+    pub asked: BTreeSet<ClientId>,
+    /// Clients that were handed ReadyForQuery in this turn.
+    pub ready: BTreeSet<ClientId>,
+    /// What clients asked for.
+    pub openings: BTreeMap<ClientId, Names>,
+    /// Pools that know what to welcome clients with.
+    pub welcome: BTreeSet<Names>,
+    /// The logins of this turn.
+    pub admissions: Vec<Admission>,
+}
+
+/// Shared by the world and its net.
+pub type Shared = Rc<RefCell<Watch>>;
+
+/// Asks the core about a packet, with a trace line.
+pub fn ask(
+    watch: &Shared,
+    core: &mut Core,
+    peer: Peer,
+    packet: Packet<'_>,
+    sink: &mut Sink,
+    tracing: bool,
+) -> Verdict {
+    let (tag, len, whole) = (packet.tag, packet.len, packet.is_whole());
+    let verdict = match peer {
+        Peer::Client(id) => {
+            let state = core.clients().get(id).map(|client| client.state());
+            if tag == 0 && whole && state == Some(ClientState::Login) {
+                watch.borrow_mut().meet(id, packet.seen, core);
+            }
+            let verdict = core.client_packet(id, packet, sink);
+            watch.borrow_mut().client(id, state, (tag, verdict), core.now);
+            verdict
+        }
+        Peer::Server(id) => {
+            let client = core.client_of(id);
+            let before = core.servers().get(id).map(|server| server.state());
+            let verdict = core.server_packet(id, packet, sink);
+            let mut watch = watch.borrow_mut();
+            if before == Some(ServerState::Login) {
+                watch.welcome.extend(greeted(core, id));
+            }
+            if verdict != Verdict::Whole {
+                watch.said.insert(id, core.now);
+            }
+            if tag == b'Z' && verdict == Verdict::Pass {
+                watch.ready.extend(client);
+            }
+            verdict
+        }
+    };
+    if tracing {
+        println!("      {peer:?} '{}' {len}: {verdict:?}", tag as char);
+    }
+    verdict
+}
+
+/// Asks the core how much of a client's words passes as it is, with a trace line.
+pub fn client_run(
+    watch: &Shared,
+    core: &mut Core,
+    id: ClientId,
+    data: &[u8],
+    tracing: bool,
+) -> Run {
+    let waited = core.clients().get(id).is_some_and(|c| c.state() == ClientState::Waiting);
+    let run = core.client_run(id, data);
+    if run != Run::Pass(0) && !waited {
+        let mut watch = watch.borrow_mut();
+        watch.heard.insert(id, core.now);
+        watch.asked.insert(id);
+    }
+    if tracing && run != Run::Pass(0) {
+        println!("      {id:?}: {run:?}");
+    }
+    run
+}
+
+/// Asks the core how much of a server's words passes as it is, with a trace line.
+pub fn server_run(
+    watch: &Shared,
+    core: &mut Core,
+    id: ServerId,
+    data: &[u8],
+    tracing: bool,
+) -> usize {
+    let client = core.client_of(id);
+    let len = core.server_run(id, data);
+    if len > 0 {
+        let mut watch = watch.borrow_mut();
+        watch.said.insert(id, core.now);
+        // A run ends with the first ReadyForQuery at the latest.
+        if is_ready_at_end(&data[..len]) {
+            watch.ready.extend(client);
+        }
+        if tracing {
+            println!("      {id:?} passes {len} bytes");
+        }
+    }
+    len
+}
+
+/// True if the last of these packets is a ReadyForQuery.
+fn is_ready_at_end(packets: &[u8]) -> bool {
+    let (head, status) = packets.split_at(packets.len().saturating_sub(1));
+    head.ends_with(b"Z\0\0\0\x05") && matches!(status, b"I" | b"T" | b"E")
+}
+
+/// The pool of a server that has finished its login.
+fn greeted(core: &Core, id: ServerId) -> Option<Names> {
+    let server = core.servers().get(id).filter(|server| server.state() != ServerState::Login)?;
+    let (database, user) = core.pool(server.pool())?.names();
+    Some((database.to_owned(), user.to_owned()))
+}
+
+impl Watch {
+    fn client(
+        &mut self,
+        id: ClientId,
+        state: Option<ClientState>,
+        (tag, verdict): (u8, Verdict),
+        now: Micros,
+    ) {
+        // Who waits in the queue is not looked at, and a login's packet only when it is whole.
+        let counts = match state {
+            Some(ClientState::Active) => true,
+            Some(ClientState::Login) => !matches!(verdict, Verdict::Whole | Verdict::Wait),
+            _ => false,
+        };
+        if counts {
+            self.heard.insert(id, now);
+        }
+        let for_server = b"QFPBDCESHdcf".contains(&tag) && verdict != Verdict::Drop;
+        if state == Some(ClientState::Active) && for_server {
+            self.asked.insert(id);
+        }
+    }
+
+    fn meet(&mut self, id: ClientId, body: &[u8], core: &Core) {
+        let Opening::Startup { parameters, .. } = Opening::read(body) else {
+            return;
+        };
+        let mut names = Names::default();
+        let mut rest = parameters;
+        while rest.len() > 1 {
+            let (name, after) = speech::text(rest);
+            let (value, after) = speech::text(after);
+            rest = after;
+            match name.as_str() {
+                "database" => names.0 = value,
+                "user" => names.1 = value,
+                _ => {}
+            }
+        }
+        self.openings.insert(id, names.clone());
+        let alive = self.openings.iter().filter(|(id, _)| core.clients().get(**id).is_some());
+        let (mut of_database, mut of_user) = (0, 0);
+        for (_, (database, user)) in alive {
+            of_database += usize::from(*database == names.0);
+            of_user += usize::from(*user == names.1);
+        }
+        let total = core.clients().len();
+        let number = core.clients().get(id).map_or(0, |client| client.number());
+        let alike = (of_database, of_user);
+        self.admissions.push(Admission { id, number, names, total, alike, judged: None });
+    }
+
+    /// Forgets who is gone, and what belongs to one turn.
+    pub fn turn_over(&mut self, core: &Core) {
+        self.asked.clear();
+        self.ready.clear();
+        self.admissions.clear();
+        self.heard.retain(|id, _| core.clients().get(*id).is_some());
+        self.openings.retain(|id, _| core.clients().get(*id).is_some());
+        self.said.retain(|id, _| core.servers().get(*id).is_some());
+    }
+}
