@@ -1,6 +1,6 @@
 //! Cancel keys and cancel requests (pooling 8, without peers).
 
-use super::client::ClientState;
+use super::client::{ClientState, Counted};
 use super::face::{Action, ClientId, Peer, ServerId};
 use super::fault::{self, Fault};
 use super::pool::PoolId;
@@ -41,8 +41,13 @@ impl Core {
         if self.servers.get(server).is_some_and(|server| server.is_aligning()) {
             return Err(fault::CANCEL_DURING_ALIGN);
         }
+        // It may have said before what it wants.
+        if let Some(counted) = self.clients.get(id).map(|client| self.counted_by(client)) {
+            self.uncount(counted);
+        }
         let now = self.now;
         if let Some(client) = self.clients.get_mut(id) {
+            client.counted = Counted::Nowhere;
             client.pool = Some(pool);
             client.cancels = Some(server);
             client.last_packet = now;

@@ -3,7 +3,7 @@
 use super::client::ClientState;
 use super::face::{Action, ClientId, Loss, Peer, ServerId};
 use super::fault::{self, Fault};
-use super::server::ServerState;
+use super::server::{ServerState, Status};
 use super::Core;
 use crate::base::Level;
 use crate::wire::write;
@@ -31,7 +31,7 @@ impl Core {
         }
         if let Some(client) = self.clients.remove(id) {
             self.cancel_keys.remove(&client.cancel_key);
-            self.uncount_client(&client);
+            self.uncount(self.counted_by(&client));
             if client.console.is_some() {
                 self.forget_console(id);
             }
@@ -110,6 +110,10 @@ impl Core {
                 self.close_client(id, &fault);
             }
             Peer::Server(id) => {
+                if self.servers.get(id).is_some_and(|server| server.status == Status::Reserved) {
+                    // Its next client has sent nothing yet; `Resume` finds it another server.
+                    self.unlink(id);
+                }
                 let carries = self.servers.get(id).is_some_and(|server| server.carries.is_some());
                 let fault = match why {
                     Loss::Receive if carries => fault::CANCEL_SENT,

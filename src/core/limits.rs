@@ -60,20 +60,22 @@ impl Core {
         }
     }
 
-    /// A client that has been removed counts no more.
-    pub(super) fn uncount_client(&mut self, client: &Client) {
-        if client.counted == Counted::Nowhere {
-            return;
+    /// Whom a client counts against, so that [`Core::uncount`] can end it.
+    pub(super) fn counted_by(&self, client: &Client) -> (Option<DatabaseId>, Option<UserId>) {
+        match client.counted {
+            Counted::Nowhere => (None, None),
+            Counted::Database => (self.database_of(client), None),
+            Counted::DatabaseAndUser => (self.database_of(client), self.counts_as(client)),
         }
-        if let Some(id) = self.database_of(client) {
-            if let Some(database) = self.databases.get_mut(id) {
-                database.clients = database.clients.saturating_sub(1);
-            }
+    }
+
+    /// A client that is gone, or has turned into a cancel request, counts no more.
+    pub(super) fn uncount(&mut self, (database, user): (Option<DatabaseId>, Option<UserId>)) {
+        if let Some(database) = database.and_then(|database| self.databases.get_mut(database)) {
+            database.clients = database.clients.saturating_sub(1);
         }
-        if client.counted == Counted::DatabaseAndUser {
-            if let Some(user) = self.counts_as(client).and_then(|user| self.users.get_mut(user)) {
-                user.clients = user.clients.saturating_sub(1);
-            }
+        if let Some(user) = user.and_then(|user| self.users.get_mut(user)) {
+            user.clients = user.clients.saturating_sub(1);
         }
     }
 

@@ -21,6 +21,8 @@ pub mod release;
 mod reload;
 pub mod replies;
 mod run;
+#[cfg(test)]
+mod run_tests;
 pub mod server;
 pub mod stats;
 mod suspend;

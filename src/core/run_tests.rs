@@ -1,0 +1,141 @@
+//! Clients and servers of a core, driven by packets.
+
+use super::face::{Action, Addr, ClientId, Decisions, Loss, Origin, Packet, Peer, Run, ServerId};
+use super::face::{Sink, Verdict};
+use super::{Core, Surroundings};
+use crate::base::Micros;
+use crate::config::{self, Settings};
+use crate::wire::write;
+
+/// A core, and whom it wants closed.
+struct Scene {
+    core: Core,
+    connects: Vec<ServerId>,
+    closed: Vec<Peer>,
+}
+
+fn packet(bytes: &[u8]) -> Packet<'_> {
+    let header = if bytes[0] == 0 { 4 } else { 5 };
+    let tag = if header == 4 { 0 } else { bytes[0] };
+    Packet { tag, len: bytes.len() as u32, seen: &bytes[header..], behind: false }
+}
+
+const QUERY: &[u8] = b"Q\0\0\0\x06;\0";
+const ANSWER: &[u8] = b"C\0\0\0\x05\0Z\0\0\0\x05I";
+
+impl Scene {
+    /// One database, with these settings besides.
+    fn new(settings: &str) -> Scene {
+        let around = Surroundings {
+            now: Micros::from_secs(1000),
+            seed: [7; 32],
+            own_uid: 1000,
+            host_name: String::new(),
+        };
+        let mut core = Core::new(Settings::default(), around);
+        let text = format!(
+            "[databases]\nd = host=127.0.0.1 pool_size=1\n\
+             [pgbouncer]\nauth_type = plain\npool_mode = transaction\n{settings}\n"
+        );
+        let mut read = |_: &str| Ok(text.clone().into_bytes());
+        let journal = &mut core.journal;
+        let (config, complete) =
+            config::load(&Settings::default(), "x.ini", true, &mut read, journal);
+        assert!(complete);
+        core.configure(config, true);
+        core.set_users(vec![("u".into(), b"p".to_vec())]);
+        Scene { core, connects: Vec::new(), closed: Vec::new() }
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.core.next_action() {
+            match action {
+                Action::Connect(id) => self.connects.push(id),
+                Action::Close(peer) => self.closed.push(peer),
+                _ => {}
+            }
+        }
+    }
+
+    fn told(&mut self, id: ClientId, bytes: &[u8]) -> Verdict {
+        let verdict = self.core.client_packet(id, packet(bytes), &mut Sink::default());
+        self.act();
+        verdict
+    }
+
+    /// A client that has sent its start-up packet.
+    fn beginner(&mut self) -> ClientId {
+        let id =
+            self.core.accepted(Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None });
+        let mut startup = Vec::new();
+        write::startup(&mut startup, [(&b"user"[..], &b"u"[..]), (b"database", b"d")].into_iter());
+        assert_eq!(self.told(id, &startup), Verdict::Drop);
+        id
+    }
+
+    /// A client that has logged in, or waits for its welcome.
+    fn client(&mut self) -> ClientId {
+        let id = self.beginner();
+        self.told(id, b"p\0\0\0\x06p\0");
+        id
+    }
+
+    /// A server that has logged in.
+    fn server(&mut self) -> ServerId {
+        let id = self.connects.pop().unwrap();
+        self.core.connected(id, Addr::Unknown, Addr::Unknown);
+        for bytes in [
+            &b"R\0\0\0\x08\0\0\0\0"[..],
+            b"S\0\0\0\x0aTimeZone\0x\0",
+            b"K\0\0\0\x0c\0\0\0\x01\0\0\0\x02",
+            b"Z\0\0\0\x05I",
+        ] {
+            let verdict = self.core.server_packet(id, packet(bytes), &mut Sink::default());
+            assert_eq!(verdict, Verdict::Drop);
+        }
+        self.act();
+        id
+    }
+}
+
+#[test]
+fn server_that_dies_unused_does_not_take_the_next_client_with_it() {
+    let mut scene = Scene::new("");
+    let (a, server) = (scene.client(), scene.server());
+    let b = scene.client();
+    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
+    assert_eq!(scene.core.client_run(b, QUERY), Run::Wait);
+    assert_eq!(scene.core.server_run(server, ANSWER), ANSWER.len());
+    scene.core.server_drained(server);
+    assert_eq!(scene.core.server_of(b), Some(server));
+    scene.core.lost(Peer::Server(server), Loss::Receive);
+    scene.act();
+    assert_eq!(scene.closed, [Peer::Server(server)]);
+    assert_eq!(scene.core.client_run(b, QUERY), Run::Wait);
+    scene.core.turn_end();
+    scene.act();
+    assert_eq!(scene.connects.len(), 1);
+}
+
+#[test]
+fn client_that_turns_into_a_cancel_request_counts_no_more() {
+    let mut scene = Scene::new("");
+    let a = scene.client();
+    scene.server();
+    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
+    let counts = |core: &Core| {
+        let database = core.databases.get(core.existing_database("d").unwrap()).unwrap();
+        let user = core.users.get(core.user_names["u"]).unwrap();
+        (database.clients, user.clients)
+    };
+    assert_eq!(counts(&scene.core), (1, 1));
+    let b = scene.beginner();
+    assert_eq!(counts(&scene.core), (2, 2));
+    let key = scene.core.clients.get(a).unwrap().cancel_key;
+    let mut request = Vec::new();
+    write::cancel_request(&mut request, key);
+    assert_eq!(scene.told(b, &request), Verdict::Stop);
+    assert_eq!(counts(&scene.core), (1, 1));
+    scene.core.lost(Peer::Client(b), Loss::Receive);
+    assert_eq!(counts(&scene.core), (1, 1));
+}
