@@ -96,12 +96,16 @@ pub enum Why {
     AboutToBeServed,
 }
 
+/// server_login_retry = 0 means each look of the janitor, not as fast as connections are refused.
+const LEAST_RETRY: Micros = Micros(300_000);
+
 /// Decides about one more connection (pooling 2.3).
 pub fn launch(count: Counts, limit: Limits, now: Micros) -> Launch {
     if count.logging_in > 0 {
         return Launch::No(Why::LoginInProgress);
     }
-    if limit.failed_launch.is_some_and(|at| now.since(at) < limit.login_retry) {
+    let retry = limit.login_retry.max(LEAST_RETRY);
+    if limit.failed_launch.is_some_and(|at| now.since(at) < retry) {
         return Launch::No(Why::ServerUnreachable);
     }
     let at_most = |limit: i32| usize::try_from(limit).unwrap_or(0);
@@ -263,7 +267,7 @@ impl Core {
         if more {
             self.mark(pool_id);
         }
-        self.feed_starved();
+        self.feed_starved(pool_id);
     }
 
     /// Why the pool opens no connection now, or that it would.

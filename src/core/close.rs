@@ -96,7 +96,7 @@ impl Core {
             self.close_client(client, fault);
         }
         self.mark(pool);
-        self.feed_starved();
+        self.feed_starved(pool);
     }
 
     /// A connection ended by itself.

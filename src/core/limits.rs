@@ -96,21 +96,17 @@ impl Core {
     /// Gives up the connection of a pool's database that has been unused for longest; false if all
     /// are in use.
     pub(super) fn evict_from_database(&mut self, pool: PoolId) -> bool {
-        let database = self.pools.get(pool).map(|pool| pool.database);
-        self.evict(|_, other| Some(other.database) == database)
+        let Some(pool) = self.pools.get(pool) else { return false };
+        self.evict(Sharers::Database(pool.database))
     }
 
     /// Gives up the connection of a pool's user that has been unused for longest; false if all are
     /// in use. Pools of databases that force a user leave each other alone (pooling 2.5).
     pub(super) fn evict_from_user(&mut self, pool: PoolId) -> bool {
         let Some(pool) = self.pools.get(pool) else { return false };
-        let (user, database, forced) = (pool.user, pool.database, self.forces_user(pool));
-        self.evict(|core, other| {
-            other.user == user
-                && match forced {
-                    true => other.database == database,
-                    false => !core.forces_user(other),
-                }
+        self.evict(match self.forces_user(pool) {
+            true => Sharers::ForcedUser(pool.user, pool.database),
+            false => Sharers::User(pool.user),
         })
     }
 
@@ -121,30 +117,70 @@ impl Core {
             .is_some_and(|database| database.forced_user.as_ref() == Some(&pool.names.1))
     }
 
-    fn evict(&mut self, may_give: impl Fn(&Core, &Pool) -> bool) -> bool {
+    fn evict(&mut self, sharers: Sharers) -> bool {
+        if self.exhausted.contains(&sharers) {
+            return false;
+        }
         let oldest = self
             .pools()
-            .filter(|(_, pool)| may_give(self, pool))
+            .filter(|(_, pool)| sharers.include(self, pool))
             .flat_map(|(_, pool)| unused_for_longest(pool))
             .flatten()
             .min_by_key(|id| self.servers.get(*id).map(|server| server.last_packet));
-        if let Some(id) = oldest {
-            self.close_server(id, &fault::EVICTED, true);
+        match oldest {
+            Some(id) => self.close_server(id, &fault::EVICTED, true),
+            None => self.exhausted.push(sharers),
         }
         oldest.is_some()
     }
 
     /// A pool needs a connection that a limit of its database or user forbids.
-    pub(super) fn starve(&mut self, pool: PoolId) {
-        if !self.starved.contains(&pool) {
-            self.starved.push(pool);
+    pub(super) fn starve(&mut self, id: PoolId) {
+        if let Some(pool) = self.pools.get_mut(id) {
+            if !std::mem::replace(&mut pool.starved, true) {
+                self.starved.push(id);
+            }
         }
     }
 
-    /// A server has become free or has gone: pools that were refused one may try again.
-    pub(super) fn feed_starved(&mut self) {
-        for pool in std::mem::take(&mut self.starved) {
-            self.mark(pool);
+    /// A server of this pool has become free or has gone: pools that were refused one because of
+    /// its database or user may try again.
+    pub(super) fn feed_starved(&mut self, pool: PoolId) {
+        self.exhausted.clear();
+        if self.starved.is_empty() {
+            return;
+        }
+        let Some(pool) = self.pools.get(pool) else { return };
+        let (database, user) = (pool.database, pool.user);
+        let mut starved = std::mem::take(&mut self.starved);
+        starved.retain(|id| {
+            let Some(pool) = self.pools.get_mut(*id) else { return false };
+            pool.starved = pool.database != database && pool.user != user;
+            let stays = pool.starved;
+            if !stays {
+                self.mark(*id);
+            }
+            stays
+        });
+        self.starved = starved;
+    }
+}
+
+/// Pools whose connections make room for each other's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sharers {
+    Database(DatabaseId),
+    User(UserId),
+    /// Of a user that this database forces.
+    ForcedUser(UserId, DatabaseId),
+}
+
+impl Sharers {
+    fn include(self, core: &Core, pool: &Pool) -> bool {
+        match self {
+            Sharers::Database(database) => pool.database == database,
+            Sharers::User(user) => pool.user == user && !core.forces_user(pool),
+            Sharers::ForcedUser(user, database) => pool.user == user && pool.database == database,
         }
     }
 }

@@ -41,6 +41,7 @@ use crate::base::{Arena, Journal, Level, Links, List, Micros};
 use crate::config::{DatabaseEntry, PoolMode, Settings};
 use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
+use limits::Sharers;
 use login::Login;
 use pause::{Mode, PauseWaiter, Shutdown};
 use pool::{Pool, PoolId};
@@ -90,6 +91,8 @@ pub struct Core {
     pending: Vec<PoolId>,
     /// Pools that could not open a connection for max_db_connections or max_user_connections.
     starved: Vec<PoolId>,
+    /// Who has nothing to give to a starved pool, as far as this turn has shown.
+    exhausted: Vec<Sharers>,
     mode: Mode,
     shutdown: Option<Shutdown>,
     pause_waiters: Vec<PauseWaiter>,
@@ -127,6 +130,7 @@ impl Core {
             actions: VecDeque::new(),
             pending: Vec::new(),
             starved: Vec::new(),
+            exhausted: Vec::new(),
             mode: Mode::Active,
             shutdown: None,
             pause_waiters: Vec::new(),
@@ -199,12 +203,10 @@ impl Core {
     /// All events of a turn have been handled: look after the pools in which something may have
     /// changed, in the order of their names.
     pub fn turn_end(&mut self) {
+        self.exhausted.clear();
         let mut pending = std::mem::take(&mut self.pending);
         if pending.len() > 1 {
-            pending.sort_by(|a, b| {
-                let names = |id: &PoolId| self.pools.get(*id).map(|pool| pool.names.clone());
-                names(a).cmp(&names(b))
-            });
+            pending.sort_by_cached_key(|id| self.pools.get(*id).map(|pool| pool.names.clone()));
         }
         for id in pending.drain(..) {
             if let Some(pool) = self.pools.get_mut(id) {

@@ -49,6 +49,8 @@ pub struct Pool {
     pub(super) stats: PoolStats,
     /// Listed in `Core::pending`.
     pub(super) pending: bool,
+    /// Listed in `Core::starved`.
+    pub(super) starved: bool,
 }
 
 impl Pool {
@@ -68,6 +70,7 @@ impl Pool {
             next_host: 0,
             stats: PoolStats::default(),
             pending: false,
+            starved: false,
         }
     }
 

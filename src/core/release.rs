@@ -106,7 +106,7 @@ impl Core {
             AfterRelease::Used => {
                 self.move_server(id, ServerState::Used);
                 self.mark(pool);
-                self.feed_starved();
+                self.feed_starved(pool);
             }
             AfterRelease::Reset => {
                 let query = self.settings.server_reset_query.clone();
@@ -136,10 +136,11 @@ impl Core {
         };
         server.replies.sent(Request::Query, Asker::Test);
         server.status = Status::Busy;
+        let pool = server.pool;
         let mut packet = Vec::new();
         write::query(&mut packet, query);
         self.actions.push_back(Action::Send(Peer::Server(id), packet));
-        self.feed_starved();
+        self.feed_starved(pool);
     }
 
     /// A client waits for a server that was idle for long: check it, or take it as it is.

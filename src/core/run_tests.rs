@@ -43,7 +43,7 @@ impl Scene {
             config::load(&Settings::default(), "x.ini", true, &mut read, journal);
         assert!(complete);
         core.configure(config, true);
-        core.set_users(vec![("u".into(), b"p".to_vec())]);
+        core.set_users(["u", "v", "w"].map(|name| (name.into(), b"p".to_vec())).to_vec());
         Scene { core, connects: Vec::new(), closed: Vec::new() }
     }
 
@@ -64,18 +64,21 @@ impl Scene {
     }
 
     /// A client that has sent its start-up packet.
-    fn beginner(&mut self) -> ClientId {
+    fn beginner(&mut self, user: &str) -> ClientId {
         let id =
             self.core.accepted(Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None });
         let mut startup = Vec::new();
-        write::startup(&mut startup, [(&b"user"[..], &b"u"[..]), (b"database", b"d")].into_iter());
+        write::startup(
+            &mut startup,
+            [(&b"user"[..], user.as_bytes()), (b"database", b"d")].into_iter(),
+        );
         assert_eq!(self.told(id, &startup), Verdict::Drop);
         id
     }
 
     /// A client that has logged in, or waits for its welcome.
-    fn client(&mut self) -> ClientId {
-        let id = self.beginner();
+    fn client(&mut self, user: &str) -> ClientId {
+        let id = self.beginner(user);
         self.told(id, b"p\0\0\0\x06p\0");
         id
     }
@@ -101,8 +104,8 @@ impl Scene {
 #[test]
 fn server_that_dies_unused_does_not_take_the_next_client_with_it() {
     let mut scene = Scene::new("");
-    let (a, server) = (scene.client(), scene.server());
-    let b = scene.client();
+    let (a, server) = (scene.client("u"), scene.server());
+    let b = scene.client("u");
     assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
     assert_eq!(scene.core.client_run(b, QUERY), Run::Wait);
     assert_eq!(scene.core.server_run(server, ANSWER), ANSWER.len());
@@ -120,7 +123,7 @@ fn server_that_dies_unused_does_not_take_the_next_client_with_it() {
 #[test]
 fn client_that_turns_into_a_cancel_request_counts_no_more() {
     let mut scene = Scene::new("");
-    let a = scene.client();
+    let a = scene.client("u");
     scene.server();
     assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
     let counts = |core: &Core| {
@@ -129,7 +132,7 @@ fn client_that_turns_into_a_cancel_request_counts_no_more() {
         (database.clients, user.clients)
     };
     assert_eq!(counts(&scene.core), (1, 1));
-    let b = scene.beginner();
+    let b = scene.beginner("u");
     assert_eq!(counts(&scene.core), (2, 2));
     let key = scene.core.clients.get(a).unwrap().cancel_key;
     let mut request = Vec::new();
@@ -138,4 +141,46 @@ fn client_that_turns_into_a_cancel_request_counts_no_more() {
     assert_eq!(counts(&scene.core), (1, 1));
     scene.core.lost(Peer::Client(b), Loss::Receive);
     assert_eq!(counts(&scene.core), (1, 1));
+}
+
+#[test]
+fn pools_that_share_a_limit_take_turns() {
+    let mut scene = Scene::new("max_db_connections = 1");
+    let a = scene.client("u");
+    let server = scene.server();
+    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
+    scene.client("v");
+    scene.client("w");
+    scene.core.turn_end();
+    scene.act();
+    assert!(scene.connects.is_empty());
+    assert!(!scene.core.is_pending(), "nobody can be helped");
+    scene.core.server_run(server, ANSWER);
+    scene.core.server_drained(server);
+    scene.core.turn_end();
+    scene.act();
+    assert_eq!(scene.closed, [Peer::Server(server)]);
+    assert_eq!(scene.connects.len(), 1);
+    let pool = scene.core.servers.get(scene.connects[0]).unwrap().pool;
+    assert_eq!(scene.core.pools.get(pool).unwrap().names().1, "v");
+}
+
+#[test]
+fn refused_connection_is_not_tried_again_in_the_same_moment() {
+    let mut scene = Scene::new("server_login_retry = 0");
+    scene.client("u");
+    for round in 0..3 {
+        let id = scene.connects.pop().unwrap();
+        scene.core.lost(Peer::Server(id), Loss::Connect);
+        scene.act();
+        while scene.core.is_pending() {
+            scene.core.turn_end();
+            scene.act();
+            assert!(scene.connects.is_empty(), "{round}");
+        }
+        scene.core.now.0 += 333_333;
+        scene.core.tick();
+        scene.core.turn_end();
+        scene.act();
+    }
 }
