@@ -74,7 +74,7 @@ pub(super) enum Counted {
 /// A connection that a client made to us. Times of zero mean "not running".
 pub struct Client {
     pub(super) state: ClientState,
-    /// The server of the link; set and cleared in `Core::link` and `Core::unlink` only.
+    /// The server of the link; set and cleared in `Core::tie` and `Core::unlink` only.
     pub(super) server: Option<ServerId>,
     pub(super) pool: Option<PoolId>,
     pub(super) last_packet: Micros,

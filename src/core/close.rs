@@ -23,11 +23,8 @@ impl Core {
         }
         self.actions.push_back(Action::Close(Peer::Client(id)));
         self.unlist_client(id);
-        if let Some(client) = self.clients.get_mut(id) {
-            client.server = None;
-        }
-        if let Some(server) = server.and_then(|server| self.servers.get_mut(server)) {
-            server.client = None;
+        if let Some(server) = server {
+            self.unlink(server);
         }
         if let Some(client) = self.clients.remove(id) {
             self.cancel_keys.remove(&client.cancel_key);

@@ -273,6 +273,7 @@ impl Core {
                 self.shared.share(&mut server.vars);
                 if let Some(client) = self.clients.get_mut(client_id) {
                     client.vars.adopt(&self.tracked, &server.vars);
+                    self.shared.share(&mut client.vars);
                 }
                 self.actions.push_back(Action::Resume(client_id));
                 Verdict::Drop

@@ -65,13 +65,16 @@ impl Scene {
 
     /// A client that has sent its start-up packet.
     fn beginner(&mut self, user: &str) -> ClientId {
+        self.beginner_with(user, b"GMT")
+    }
+
+    fn beginner_with(&mut self, user: &str, zone: &[u8]) -> ClientId {
         let id =
             self.core.accepted(Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None });
         let mut startup = Vec::new();
-        write::startup(
-            &mut startup,
-            [(&b"user"[..], user.as_bytes()), (b"database", b"d")].into_iter(),
-        );
+        let user = user.as_bytes();
+        let wishes = [(&b"user"[..], user), (b"database", b"d"), (b"timezone", zone)];
+        write::startup(&mut startup, wishes.into_iter());
         assert_eq!(self.told(id, &startup), Verdict::Drop);
         id
     }
@@ -89,7 +92,7 @@ impl Scene {
         self.core.connected(id, Addr::Unknown, Addr::Unknown);
         for bytes in [
             &b"R\0\0\0\x08\0\0\0\0"[..],
-            b"S\0\0\0\x0aTimeZone\0x\0",
+            b"S\0\0\0\x11TimeZone\0GMT\0",
             b"K\0\0\0\x0c\0\0\0\x01\0\0\0\x02",
             b"Z\0\0\0\x05I",
         ] {
@@ -183,4 +186,25 @@ fn refused_connection_is_not_tried_again_in_the_same_moment() {
         scene.core.turn_end();
         scene.act();
     }
+}
+
+#[test]
+fn parameter_that_servers_do_not_report_costs_no_detour_for_ever() {
+    let mut scene = Scene::new("track_extra_parameters = search_path");
+    let a = scene.beginner_with("u", b"UTC");
+    scene.told(a, b"p\0\0\0\x06p\0");
+    let server = scene.server();
+    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(0));
+    assert_eq!(scene.told(a, QUERY), Verdict::Wait, "the server gets the client's time zone");
+    for bytes in [&b"C\0\0\0\x08SET\0"[..], b"S\0\0\0\x11TimeZone\0UTC\0", b"Z\0\0\0\x05I"] {
+        let verdict = scene.core.server_packet(server, packet(bytes), &mut Sink::default());
+        assert_eq!(verdict, Verdict::Drop);
+    }
+    scene.core.server_drained(server);
+    scene.act();
+    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
+    assert_eq!(scene.core.server_run(server, ANSWER), ANSWER.len());
+    scene.core.server_drained(server);
+    assert_eq!(scene.core.server_of(a), None);
+    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()), "they agree already");
 }

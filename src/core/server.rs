@@ -80,7 +80,7 @@ pub struct Server {
     pub(super) delivered: bool,
     /// To be closed as soon as it is free.
     pub(super) close_needed: bool,
-    /// The client of the link; set and cleared in `Core::link` and `Core::unlink` only.
+    /// The client of the link; set and cleared in `Core::tie` and `Core::unlink` only.
     pub(super) client: Option<ClientId>,
     pub(super) pool: PoolId,
     pub(super) last_packet: Micros,
