@@ -1,6 +1,8 @@
 //! Log lines out of the process: to standard error, to a file (config 6.2) and to syslog, and times
 //! as the console shows them.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::process;
@@ -25,6 +27,9 @@ pub struct Broken;
 /// Where log lines go.
 pub struct Log {
     zone: LocalZone,
+    stamp: Stamp,
+    /// The last line; its memory is used again.
+    line: String,
     quiet: bool,
     path: String,
     file: Option<File>,
@@ -37,6 +42,8 @@ impl Log {
     pub fn new(quiet: bool) -> Log {
         Log {
             zone: LocalZone::load(),
+            stamp: Stamp::default(),
+            line: String::new(),
             quiet,
             path: String::new(),
             file: None,
@@ -71,22 +78,26 @@ impl Log {
             return Err(Broken);
         }
         let now = now_ms();
-        let stamp = self.zone.stamp(now);
         let pid = process::id();
+        self.line.clear();
+        self.stamp.write(now, &self.zone, &mut self.line);
         if let Err(error) = self.open() {
-            let (path, reason) = (&self.path, os_text(&error));
+            let (path, reason, stamp) = (&self.path, os_text(&error), &self.line);
             write_stderr(&format!("{stamp} {pid} FATAL Cannot open logfile: '{path}': {reason}\n"));
             self.broken = true;
             return Err(Broken);
         }
         let text = one_line(text);
-        let line = format!("{stamp} [{pid}] {} {text}\n", tag(level));
+        // Writing to a String can't fail.
+        let _ = write!(self.line, " [{pid}] {} ", tag(level));
+        self.line.push_str(&text);
+        self.line.push('\n');
         if !self.quiet {
-            write_stderr(&line);
+            write_stderr(&self.line);
         }
         if let Some(file) = &mut self.file {
             // A full disk must not stop the pooler, and there is nowhere to complain.
-            let _ = file.write_all(line.as_bytes());
+            let _ = file.write_all(self.line.as_bytes());
         }
         self.syslog.line(level, || self.zone.syslog_stamp(now), pid, &text);
         Ok(())
@@ -105,6 +116,31 @@ impl Log {
     }
 }
 
+/// How lines of the present second begin: lines come in bursts, and a time is dear to render.
+#[derive(Default)]
+struct Stamp {
+    second: Option<i64>,
+    time: String,
+    zone: String,
+}
+
+impl Stamp {
+    /// Appends milliseconds since 1970 as log lines begin: `YYYY-MM-DD HH:MM:SS.mmm ZONE`.
+    fn write(&mut self, unix_ms: i64, zone: &LocalZone, to: &mut String) {
+        let (second, millis) = (unix_ms.div_euclid(1000), unix_ms.rem_euclid(1000));
+        if self.second != Some(second) {
+            self.second = Some(second);
+            let whole = zone.seconds(second);
+            let (time, name) = whole.rsplit_once(' ').unwrap_or((&whole, ""));
+            (self.time, self.zone) = (time.to_owned(), name.to_owned());
+        }
+        to.push_str(&self.time);
+        // Writing to a String can't fail.
+        let _ = write!(to, ".{millis:03} ");
+        to.push_str(&self.zone);
+    }
+}
+
 /// The local time zone, from TZ or the system, as it was when it was loaded.
 pub struct LocalZone(TimeZone);
 
@@ -117,11 +153,6 @@ impl LocalZone {
     /// Seconds since 1970 as the columns of type `time` in SHOW tables: `YYYY-MM-DD HH:MM:SS ZONE`.
     pub fn seconds(&self, unix_secs: i64) -> String {
         self.render(Timestamp::from_second(unix_secs), "%Y-%m-%d %H:%M:%S %Z")
-    }
-
-    /// Milliseconds since 1970 as log lines begin: `YYYY-MM-DD HH:MM:SS.mmm ZONE`.
-    fn stamp(&self, unix_ms: i64) -> String {
-        self.render(Timestamp::from_millisecond(unix_ms), "%Y-%m-%d %H:%M:%S.%3f %Z")
     }
 
     /// Milliseconds since 1970 as syslog lines begin: `Mon DD HH:MM:SS`, the day padded with a space.
@@ -162,13 +193,13 @@ fn tag(level: Level) -> &'static str {
 
 /// The text in its shortest allowed form. Further lines of a text begin with a tab, so that only
 /// real log lines begin with a time (config 6.2).
-fn one_line(text: &str) -> String {
+fn one_line(text: &str) -> Cow<'_, str> {
     let text = cut(text, LONGEST);
     if !text.contains('\n') {
-        return text.to_string();
+        return text.into();
     }
     let indented = text.replace('\n', "\n\t");
-    cut(&indented, LONGEST).trim_end().to_string()
+    cut(&indented, LONGEST).trim_end().to_owned().into()
 }
 
 fn write_stderr(line: &str) {
@@ -209,8 +240,17 @@ mod tests {
     #[test]
     fn times_carry_the_zone_in_force_at_that_time() {
         let berlin = zone("CET-1CEST,M3.5.0,M10.5.0/3");
-        assert_eq!(zone("UTC0").stamp(1_795_225_282_566), "2026-11-21 01:41:22.566 UTC");
-        assert_eq!(berlin.stamp(1_795_225_282_006), "2026-11-21 02:41:22.006 CET");
+        let mut stamp = Stamp::default();
+        for (ms, want) in [
+            (1_795_225_282_006, "2026-11-21 02:41:22.006 CET"),
+            (1_795_225_282_566, "2026-11-21 02:41:22.566 CET"),
+            (1_795_225_283_000, "2026-11-21 02:41:23.000 CET"),
+            (1_783_000_000_000, "2026-07-02 15:46:40.000 CEST"),
+        ] {
+            let mut line = String::new();
+            stamp.write(ms, &berlin, &mut line);
+            assert_eq!(line, want);
+        }
         assert_eq!(berlin.seconds(1_783_000_000), "2026-07-02 15:46:40 CEST");
         assert_eq!(zone("UTC0").syslog_stamp(1_795_225_282_566), "Nov 21 01:41:22");
         assert_eq!(berlin.syslog_stamp(1_793_577_599_999), "Nov  2 00:59:59");

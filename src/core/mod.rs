@@ -239,16 +239,18 @@ impl Core {
     /// Logs a line about a client.
     fn client_log(&mut self, id: ClientId, level: Level, text: &str) {
         if self.journal.shows(level) {
-            let prefix = self.client_prefix(id);
-            self.journal.line(level, format!("{prefix}{text}"));
+            let mut line = self.client_prefix(id);
+            line.push_str(text);
+            self.journal.line(level, line);
         }
     }
 
     /// Logs a line about a server.
     fn server_log(&mut self, id: ServerId, level: Level, text: &str) {
         if self.journal.shows(level) {
-            let prefix = self.server_prefix(id);
-            self.journal.line(level, format!("{prefix}{text}"));
+            let mut line = self.server_prefix(id);
+            line.push_str(text);
+            self.journal.line(level, line);
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::rig::pooler::Setup;
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
-use crate::rig::scratch::free_port;
+use crate::rig::scratch::DeadPort;
 use crate::rig::secrets::{md5_secret, scram_secret};
 use crate::rig::wait_until;
 use crate::rig::wire::{
@@ -324,7 +324,8 @@ fn limits_and_waiting() {
         seen.take(&left[left.len() - 1..]);
     });
     let mut down = setup("client_login_timeout = 1\n");
-    down.databases = format!("shop = host=127.0.0.1 port={}\n", free_port());
+    let dead = DeadPort::new();
+    down.databases = format!("shop = host=127.0.0.1 port={}\n", dead.port);
     same(&down, |pooler, seen| {
         seen.login("server down", pooler.login("trusty", "shop", ""));
     });

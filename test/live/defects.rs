@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::cancel::sleeping;
 use crate::rig::fake::{reply, Fake};
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
@@ -56,12 +57,13 @@ fn long_parameters_pass_whole() {
 fn cancel_requests_are_sent_while_paused() {
     for command in ["PAUSE", "PAUSE shop"] {
         let mut setup = Setup::trust("pool_mode = transaction\n");
+        let database = postgres().new_database();
         setup.databases =
-            format!("shop = host=127.0.0.1 port={} dbname=template1\n", postgres().port);
+            format!("shop = host=127.0.0.1 port={} dbname={database}\n", postgres().port);
         let pooler = Pooler::start(&setup);
         let mut busy = pooler.client("shop");
         busy.send(&query("select pg_sleep(60)"));
-        wait_until("it runs", || pooler.pool("shop", "sv_active") == 1);
+        wait_until("it runs", || sleeping(&database));
         let mut console = pooler.console();
         console.send(&query(command));
         pooler.wait_log("command issued");

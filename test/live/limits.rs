@@ -162,6 +162,8 @@ fn failed_logins_do_not_use_up_a_limit() {
         let mut leaves = pooler.tcp();
         leaves.send(&startup(0, &[("user", "plain"), ("database", "shop")]));
         assert_eq!(leaves.recv().unwrap().tag, b'R');
+        drop(leaves);
+        wait_until("it is gone", || clients_of(&pooler, "DATABASES", "shop") == "0");
     }
     pooler.command("DISABLE shop");
     wait_until("the last one is gone", || {

@@ -3,7 +3,7 @@
 use crate::rig::fake::{reply, Fake};
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
-use crate::rig::scratch::free_port;
+use crate::rig::scratch::DeadPort;
 use crate::rig::wait_until;
 use crate::rig::wire::{error, last_error, msg, query, startup, tags};
 
@@ -113,7 +113,8 @@ fn clients_fail_fast_while_the_server_is_down() {
     let pooler = Pooler::start(&setup);
     let mut clients: Vec<_> = (0..3).map(|_| pooler.client("shop")).collect();
     assert_eq!(clients[0].value("select 1"), "up");
-    setup.databases = format!("shop = host=127.0.0.1 port={}\n", free_port());
+    let dead = DeadPort::new();
+    setup.databases = format!("shop = host=127.0.0.1 port={}\n", dead.port);
     drop(fake);
     pooler.rewrite(&setup);
     pooler.command("RELOAD");
@@ -133,7 +134,8 @@ fn clients_fail_fast_while_the_server_is_down() {
 
 #[test]
 fn clients_wait_for_a_server_that_comes_up_late() {
-    let port = free_port();
+    let dead = DeadPort::new();
+    let port = dead.port;
     let mut setup = Setup::trust("server_login_retry = 1\n");
     setup.databases = format!("shop = host=127.0.0.1 port={port} dbname=template1\n");
     let pooler = Pooler::start(&setup);
@@ -150,7 +152,8 @@ fn clients_wait_for_a_server_that_comes_up_late() {
 #[test]
 fn client_that_waits_for_its_welcome_meets_the_login_timeout() {
     let mut setup = Setup::trust("client_login_timeout = 1\n");
-    setup.databases = format!("shop = host=127.0.0.1 port={}\n", free_port());
+    let dead = DeadPort::new();
+    setup.databases = format!("shop = host=127.0.0.1 port={}\n", dead.port);
     let pooler = Pooler::start(&setup);
     let text = pooler.refusal("trusty", "shop", "");
     assert_eq!(text, "client_login_timeout (server down)");

@@ -390,9 +390,12 @@ fn every_end_of_a_server_makes_room_for_another() {
     replaced(&mut client, "its client left in a query");
     pooler.command("PAUSE");
     pooler.command("RESUME");
-    replaced(&mut client, "PAUSE");
+    let pid = replaced(&mut client, "PAUSE");
     client.send(&query("select pg_sleep(60)"));
-    wait_until("it runs", || pooler.pool(&database, "sv_active") == 1);
+    let asleep = format!(
+        "select count(*) from pg_stat_activity where pid = {pid} and query like '%pg_sleep%'"
+    );
+    wait_until("it runs", || postgres().value("postgres", &asleep) == "1");
     let mut cancel = pooler.tcp();
     cancel.send(&client.cancel_request());
     assert_eq!(cancel.rest(), []);

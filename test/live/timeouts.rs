@@ -6,7 +6,7 @@ use crate::rig::fake::Fake;
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
-use crate::rig::scratch::{free_port, scratch};
+use crate::rig::scratch::{scratch, DeadPort};
 use crate::rig::wait_until;
 use crate::rig::wire::{last_error, query, startup, tags, Msg};
 
@@ -275,7 +275,8 @@ fn client_login_timeout_ends_an_unfinished_login() {
 fn client_login_timeout_ends_the_wait_for_a_server_that_is_down() {
     let settings = "client_login_timeout = 0.8\nquery_wait_timeout = 60\n";
     let mut setup = Setup::trust(settings);
-    setup.databases = format!("down = host=127.0.0.1 port={}\n", free_port());
+    let dead = DeadPort::new();
+    setup.databases = format!("down = host=127.0.0.1 port={}\n", dead.port);
     let pooler = Pooler::start(&setup);
     let login = pooler.login("trusty", "down", "");
     let text = "client_login_timeout (server down)";
@@ -434,7 +435,8 @@ fn short_connect_timeout_lets_servers_in() {
 #[test]
 fn failed_logins_are_tried_again_after_server_login_retry() {
     let mut setup = Setup::trust("server_login_retry = 0.7\nclient_login_timeout = 0\n");
-    setup.databases = format!("down = host=127.0.0.1 port={}\n", free_port());
+    let dead = DeadPort::new();
+    setup.databases = format!("down = host=127.0.0.1 port={}\n", dead.port);
     let pooler = Pooler::start(&setup);
     let began = Instant::now();
     let mut client = pooler.tcp();

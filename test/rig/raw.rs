@@ -79,6 +79,8 @@ impl Raw {
                 Ok(0) => panic!("connection ended inside a message after {got} bytes"),
                 Ok(n) => got += n,
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => return false,
+                // Reads with a time limit are not restarted when the program was stopped meanwhile.
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => panic!("no data: {e}"),
             }
         }

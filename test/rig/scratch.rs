@@ -1,6 +1,7 @@
 //! The folder of a run, the user its children run as, and the watcher that ends what a run leaves behind.
 
 use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
+use nix::sys::socket::{self, SockaddrIn};
 use nix::unistd::{geteuid, User};
 
 /// The watcher reads `+PID` and `-PID`; when its input ends (the run is over, whatever the reason), it stops the processes that
@@ -129,6 +131,25 @@ impl Scratch {
 pub(crate) fn write(path: &Path, text: impl AsRef<[u8]>) {
     std::fs::write(path, text).unwrap();
     hand_over(path);
+}
+
+/// A port at which every connection is refused, as long as this lives: it is taken, and nobody
+/// listens.
+pub(crate) struct DeadPort {
+    _taken: OwnedFd,
+    pub(crate) port: u16,
+}
+
+impl DeadPort {
+    pub(crate) fn new() -> Self {
+        let kind = socket::SockType::Stream;
+        let flags = socket::SockFlag::SOCK_CLOEXEC;
+        let taken = socket::socket(socket::AddressFamily::Inet, kind, flags, None).unwrap();
+        let any = SockaddrIn::new(127, 0, 0, 1, 0);
+        socket::bind(taken.as_raw_fd(), &any).unwrap();
+        let port = socket::getsockname::<SockaddrIn>(taken.as_raw_fd()).unwrap().port();
+        Self { _taken: taken, port }
+    }
 }
 
 /// A port that was free a moment ago. Callers try again when somebody else was faster.
