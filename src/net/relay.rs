@@ -430,7 +430,7 @@ impl<W: Wire> Relay<W> {
             return;
         };
         let peer = Peer::Server(id);
-        let more_to_come = conn.readable && !conn.hangup;
+        let more_to_come = conn.readable;
         let between = conn.flow.at_boundary() && conn.held.is_empty();
         if !between || more_to_come || conn.stopped || conn.lost {
             return;

@@ -252,6 +252,17 @@ fn data_comes_before_the_end_that_came_with_it() {
 }
 
 #[test]
+fn server_that_hangs_up_is_heard_out_before_it_is_free() {
+    let mut world = pass_all(64);
+    let answer = [packet(b'C', &[b'x'; 53]), packet(b'Z', b"I"), packet(b'E', b"last")].concat();
+    world.send(world.client, &packet(b'Q', b"select 1"));
+    world.wire(world.server).0.borrow_mut().sent.extend(&answer);
+    world.close(world.server);
+    assert_eq!(world.got(world.client), answer);
+    assert_eq!(world.log(), ["drained S7", "lost S7 Receive"], "nobody else hears the last words");
+}
+
+#[test]
 fn slow_client_delays_the_end_of_its_server() {
     let mut world = pass_all(1024);
     world.client_wire.0.borrow_mut().room = 2;
