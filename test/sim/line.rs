@@ -169,6 +169,11 @@ impl Pipe {
         Some(count)
     }
 
+    /// Nothing more fits until the model reads.
+    pub fn is_full(&self) -> bool {
+        self.room == 0
+    }
+
     /// The model takes what has come, which makes room.
     pub fn hear(&mut self) -> Vec<u8> {
         self.room = self.capacity;

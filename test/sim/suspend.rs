@@ -171,7 +171,7 @@ impl World {
     }
 
     /// After a turn: nobody has begun a packet, and nothing has moved once all was at rest.
-    pub fn check_suspended(&mut self) {
+    pub fn check_suspended(&mut self, at_rest: bool) {
         let asks = self.suspender.is_some_and(|id| self.core.clients().get(id).is_some());
         if self.core.is_suspended() != self.suspended.is_some() {
             self.fail("SUSPEND: the core and the net disagree");
@@ -183,6 +183,9 @@ impl World {
             return;
         };
         self.check_begun(&mut suspended);
+        if at_rest && suspended.frozen.is_none() {
+            self.check_unread();
+        }
         let facts = &self.facts;
         let removed = !facts.removed.is_empty();
         suspended.loose |= facts.killed || facts.replaced || facts.reloaded || removed;
@@ -208,6 +211,28 @@ impl World {
             if was.is_some_and(|(before, read)| !reads && !read && before < packets) {
                 let peer = peer_of(key);
                 self.fail(&format!("SUSPEND: {peer:?} is read: {was:?}, now {packets} packets"));
+            }
+        }
+    }
+
+    /// What a server says is read if somebody waits for its pool's servers, or if its own client
+    /// can't come to rest without it.
+    fn check_unread(&self) {
+        for (id, server) in self.core.servers().iter() {
+            let Some(pool) = self.core.pool(server.pool()) else { continue };
+            let line = |peer| self.net.line(peer);
+            let client = server.client().and_then(|id| line(Peer::Client(id)));
+            let Some(own) = line(Peer::Server(id)) else { continue };
+            let waits = !pool.clients(ClientState::Waiting).is_empty();
+            let is_mid = client.as_ref().is_some_and(|line| !line.borrow().read.is_between());
+            let is_full = own.borrow().is_full() || client.is_some_and(|line| line.borrow().is_full());
+            let needed = waits || is_mid || server.is_aligning();
+            if needed && own.borrow().has_bytes() && !is_full {
+                self.fail(&format!(
+                    "SUSPEND: {id:?} ({:?}) is not read; aligning {}, waiting {waits}, client {is_mid}",
+                    server.state(),
+                    server.is_aligning()
+                ));
             }
         }
     }
