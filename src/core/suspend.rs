@@ -5,6 +5,7 @@ use super::client::ClientState;
 use super::face::{Action, ClientId, Peer, ServerId};
 use super::fault;
 use super::pause::Mode;
+use super::pool::Pool;
 use super::server::ServerState;
 use super::Core;
 use crate::base::{Level, Micros};
@@ -111,6 +112,19 @@ impl Core {
                 suspension.console.take()
             });
             self.answer_suspend(console);
+        }
+    }
+
+    /// The janitor does not come, but who waits still gets what time allows: a retry, the reserve.
+    pub(super) fn mark_waiting(&mut self) {
+        for id in self.pools.ids() {
+            let waits = |pool: &Pool| {
+                !pool.clients(ClientState::Waiting).is_empty()
+                    || !pool.clients(ClientState::WaitingCancel).is_empty()
+            };
+            if self.pools.get(id).is_some_and(waits) {
+                self.mark(id);
+            }
         }
     }
 
