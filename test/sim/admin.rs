@@ -94,7 +94,7 @@ impl World {
         let command = self.memory.commands.get(&id).cloned().unwrap_or_default();
         self.trace(|_| format!("  console {command}"));
         let (word, name) = command.split_once(' ').unwrap_or((&command, ""));
-        let active = !self.is_paused();
+        let active = !self.is_paused() && self.suspended.is_none();
         match word {
             "PAUSE" => {
                 self.facts.paused = true;

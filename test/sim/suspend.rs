@@ -54,7 +54,10 @@ impl World {
     fn may_be_read(&self, peer: Peer) -> bool {
         match peer {
             Peer::Client(id) => self.core.clients().get(id).is_none_or(|client| {
-                client.is_console() || client.state() != ClientState::Active
+                let is_served = client.state() == ClientState::Waiting
+                    && client.query_start().is_some()
+                    || client.state() == ClientState::Active;
+                client.is_console() || !is_served
             }),
             Peer::Server(id) => self.is_awaited(id),
         }
