@@ -351,6 +351,8 @@ impl<W: Wire> Relay<W> {
             return;
         };
         let most = match self.suspended && !core.reads_while_suspended(peer) {
+            // What is here may be all of a packet: then nothing behind it is received.
+            true if conn.ask => return self.walk_held(peer, core),
             true => conn.missing(),
             false => usize::MAX,
         };
