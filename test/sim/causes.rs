@@ -56,6 +56,8 @@ pub struct Facts {
     pub exit_code: u8,
     /// Who was not at rest when suspend_timeout had passed, by the pointer in log lines.
     pub restless: BTreeSet<u64>,
+    /// Somebody began to wait while SUSPEND was in force.
+    pub waits_anew: bool,
     /// SUSPEND was in force, and not complete.
     pub suspending: bool,
     /// What clients were told at their end.

@@ -1,6 +1,7 @@
 //! SUSPEND: who is at rest is worked out here, from what has gone over the lines; then nothing may
 //! stir until RESUME.
 
+use crate::line::Line;
 use crate::net::{key, peer_of, Key};
 use crate::talk;
 use crate::world::World;
@@ -36,7 +37,9 @@ impl World {
         self.net.suspend(on);
         if !on {
             self.suspended = None;
-        } else if self.suspended.is_none() {
+        } else if self.suspended.is_some() {
+            self.facts.waits_anew = true;
+        } else {
             let begun = self.begun();
             self.suspended =
                 Some(Suspension { since: self.now, begun, frozen: None, loose: false });
@@ -211,8 +214,11 @@ impl World {
     fn check_begun(&self, suspended: &mut Suspension) {
         for (key, (packets, reads)) in self.begun() {
             let was = suspended.begun.insert(key, (packets, reads));
+            let peer = peer_of(key);
+            // Somebody may have waited for a moment.
+            let passing = self.facts.waits_anew && matches!(peer, Peer::Server(_));
+            let reads = reads || passing;
             if was.is_some_and(|(before, read)| !reads && !read && before < packets) {
-                let peer = peer_of(key);
                 self.fail(&format!("SUSPEND: {peer:?} is read: {was:?}, now {packets} packets"));
             }
         }
@@ -228,7 +234,8 @@ impl World {
             let Some(own) = line(Peer::Server(id)) else { continue };
             let waits = !pool.clients(ClientState::Waiting).is_empty();
             let is_mid = client.as_ref().is_some_and(|line| !line.borrow().read.is_between());
-            let is_full = own.borrow().is_full() || client.is_some_and(|line| line.borrow().is_full());
+            let is_full =
+                own.borrow().is_full() || client.is_some_and(|line| line.borrow().is_full());
             let needed = waits || is_mid || server.is_aligning();
             if needed && own.borrow().has_bytes() && !is_full {
                 self.fail(&format!(
@@ -244,8 +251,11 @@ impl World {
         let Some(server) = self.core.servers().get(id) else { return true };
         let rests = matches!(server.state(), ServerState::Active | ServerState::Idle);
         let mut clients = self.core.clients().iter();
-        let waits = |peer| !self.is_still(Peer::Client(peer));
-        !rests || clients.any(|(id, c)| c.pool() == Some(server.pool()) && waits(id))
+        let waits = |id, state| state == ClientState::Waiting || !self.is_still(Peer::Client(id));
+        let is_full = |line: Line| line.borrow().is_full();
+        !rests
+            || self.net.line(Peer::Server(id)).is_some_and(is_full)
+            || clients.any(|(id, c)| c.pool() == Some(server.pool()) && waits(id, c.state()))
     }
 
     /// While everybody is at work somebody says SUSPEND: the answer comes; then RESUME in one of
