@@ -210,6 +210,7 @@ impl Core {
         if let Some(client) = self.clients.get_mut(id) {
             client.wait_start = Some(now);
         }
+        self.read_servers_again();
         self.mark(pool);
     }
 

@@ -467,7 +467,8 @@ impl Core {
             return;
         };
         // What we ended ourselves says nothing about the server.
-        if *reason == fault::PAUSE_MODE || *reason == fault::CONNECT_STRING_CHANGED {
+        let ours = [fault::PAUSE_MODE, fault::CONNECT_STRING_CHANGED, fault::SUSPEND_TIMEOUT];
+        if ours.contains(reason) {
             return;
         }
         pool.connect_failed = true;

@@ -140,7 +140,8 @@ pub enum Action {
     Reload(Option<ClientId>),
     /// Close the TCP listening sockets.
     CloseTcpListeners,
-    /// Stop accepting clients and reading between packets (SUSPEND); or go on.
+    /// Stop accepting clients and reading between packets (SUSPEND); or go on. Said again when
+    /// servers have to be read after all.
     Suspend(bool),
     /// Leave the loop with this exit code.
     Exit(u8),

@@ -71,7 +71,7 @@ impl Core {
     /// Everything that is due; pools in the order of their names.
     pub fn tick(&mut self) {
         if self.is_suspended() {
-            return;
+            return self.mark_waiting();
         }
         self.make_forced_pools();
         for id in self.pool_names.values().copied().collect::<Vec<_>>() {

@@ -5,6 +5,7 @@ use super::client::ClientState;
 use super::face::{Action, ClientId, Peer, ServerId};
 use super::fault;
 use super::pause::Mode;
+use super::pool::Pool;
 use super::server::ServerState;
 use super::Core;
 use crate::base::{Level, Micros};
@@ -68,7 +69,8 @@ impl Core {
     }
 
     /// A suspended connection is not read between two packets, unless it has no such rest to come
-    /// to: consoles, logins, tests and cancel requests go on.
+    /// to: consoles, logins, tests and cancel requests go on. So do the servers of a pool as long as
+    /// clients wait for one (admin 4.3).
     pub(super) fn reads_while_suspended(&self, peer: Peer) -> bool {
         match peer {
             Peer::Client(id) => self
@@ -76,8 +78,19 @@ impl Core {
                 .get(id)
                 .is_none_or(|client| client.console.is_some() || !client.welcomed),
             Peer::Server(id) => self.servers.get(id).is_none_or(|server| {
-                !matches!(server.state, ServerState::Active | ServerState::Idle)
+                let may_rest = matches!(server.state, ServerState::Active | ServerState::Idle);
+                let pool = self.pools.get(server.pool);
+                let waits = |pool: &Pool| !pool.clients(ClientState::Waiting).is_empty();
+                !may_rest || server.is_aligning() || pool.is_some_and(waits)
             }),
+        }
+    }
+
+    /// A client has begun to wait: while SUSPEND is in force, servers that had stopped being read
+    /// are read again.
+    pub(super) fn read_servers_again(&mut self) {
+        if self.is_suspended() {
+            self.actions.push_back(Action::Suspend(true));
         }
     }
 
@@ -111,6 +124,19 @@ impl Core {
                 suspension.console.take()
             });
             self.answer_suspend(console);
+        }
+    }
+
+    /// The janitor does not come, but who waits still gets what time allows: a retry, the reserve.
+    pub(super) fn mark_waiting(&mut self) {
+        for id in self.pools.ids() {
+            let waits = |pool: &Pool| {
+                !pool.clients(ClientState::Waiting).is_empty()
+                    || !pool.clients(ClientState::WaitingCancel).is_empty()
+            };
+            if self.pools.get(id).is_some_and(waits) {
+                self.mark(id);
+            }
         }
     }
 

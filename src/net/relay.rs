@@ -102,13 +102,12 @@ impl<W: Wire> Relay<W> {
         self.limits = limits;
     }
 
-    /// Stops reading between two packets, or goes on.
+    /// Stops reading between two packets, or goes on. Servers are looked at in any case: somebody
+    /// may wait for them.
     pub fn suspend(&mut self, suspended: bool) {
         self.suspended = suspended;
-        if suspended {
-            return;
-        }
         let clients = self.conns.clients.iter().map(|(id, _)| Peer::Client(id));
+        let clients = clients.filter(|_| !suspended);
         let servers = self.conns.servers.iter().map(|(id, _)| Peer::Server(id));
         for peer in clients.chain(servers).collect::<Vec<_>>() {
             self.enqueue(peer);
@@ -312,13 +311,24 @@ impl<W: Wire> Relay<W> {
         if !conn.has_work(limit) || conn.unsent.len() > self.limits.unsent {
             return false;
         }
-        if self.suspended && conn.is_between_packets() && !core.reads_while_suspended(peer) {
+        let may_rest = self.suspended && conn.is_between_packets();
+        if may_rest && !core.reads_while_suspended(peer) && !self.is_needed(peer, core) {
             return false;
         }
         match link(peer, core) {
             Some(other) => !self.must_wait_for(other, peer),
             None => true,
         }
+    }
+
+    /// A server that is not heard may not take what its client has begun to say.
+    fn is_needed<D: Decisions>(&self, peer: Peer, core: &D) -> bool {
+        let Peer::Server(id) = peer else {
+            return false;
+        };
+        let client = core.client_of(id).and_then(|client| self.conns.clients.get(client));
+        client.is_some_and(|client| !client.is_between_packets())
+            || self.conns.get(peer).is_some_and(|conn| !conn.unsent.is_empty())
     }
 
     /// True if `to` has unsent bytes; then `from` is pumped when they are gone.
@@ -341,6 +351,8 @@ impl<W: Wire> Relay<W> {
             return;
         };
         let most = match self.suspended && !core.reads_while_suspended(peer) {
+            // What is here may be all of a packet: then nothing behind it is received.
+            true if conn.ask => return self.walk_held(peer, core),
             true => conn.missing(),
             false => usize::MAX,
         };

@@ -22,9 +22,10 @@ impl Around for Nowhere {
 }
 
 /// What consoles say: so often, and whether it is left out of calm runs.
-const COMMANDS: [(usize, &str, bool); 24] = [
+const COMMANDS: [(usize, &str, bool); 25] = [
     (8, "PAUSE", false),
     (12, "RESUME", false),
+    (8, "SUSPEND", false),
     (4, "PAUSE db0", false),
     (4, "PAUSE db1", false),
     (6, "RESUME db0", false),
@@ -93,12 +94,13 @@ impl World {
         let command = self.memory.commands.get(&id).cloned().unwrap_or_default();
         self.trace(|_| format!("  console {command}"));
         let (word, name) = command.split_once(' ').unwrap_or((&command, ""));
-        let active = !self.is_paused();
+        let active = !self.is_paused() && self.suspended.is_none();
         match word {
             "PAUSE" => {
                 self.facts.paused = true;
                 self.pausing.insert(id);
             }
+            "SUSPEND" => self.suspender = Some(id),
             "RESUME" => self.facts.resumed = true,
             "RECONNECT" => {
                 self.facts.replaced = true;
@@ -209,7 +211,7 @@ impl World {
     pub fn administrate(&mut self) {
         let choice = self.dice.below(if self.plan.calm { 40 } else { 80 });
         match choice {
-            0..=19 if self.is_paused() => self.signal(Signal::Resume),
+            0..=19 if self.is_paused() || self.suspended.is_some() => self.signal(Signal::Resume),
             0..=9 => self.signal(Signal::Pause),
             10..=29 => {
                 self.facts.resumed = true;
@@ -241,8 +243,10 @@ impl World {
             Signal::Pause => self.facts.paused = true,
             Signal::Quit => self.facts.must_exit = true,
             Signal::Terminate | Signal::Interrupt => {
+                let dies = self.suspended.is_some() && !again;
                 self.facts.paused = true;
-                self.facts.must_exit |= again;
+                self.facts.must_exit |= again || dies;
+                self.facts.exit_code = u8::from(dies);
             }
         }
         self.core.signalled(signal);
@@ -253,6 +257,7 @@ impl World {
         let Peer::Client(id) = peer else { return };
         if matches!(bytes.first(), Some(b'C' | b'E')) {
             self.pausing.remove(&id);
+            self.suspender = self.suspender.filter(|console| *console != id);
         }
     }
 }

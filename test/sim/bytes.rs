@@ -125,6 +125,14 @@ impl Net for Bytes {
         }
     }
 
+    fn suspend(&mut self, suspended: bool) {
+        self.relay.suspend(suspended);
+    }
+
+    fn is_quiet(&self, peer: Peer) -> bool {
+        self.relay.is_idle(peer)
+    }
+
     fn holds_back(&self, id: ClientId) -> bool {
         self.held_back.contains(&id)
     }

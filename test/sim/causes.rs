@@ -19,11 +19,12 @@ const INNOCENT: [&str; 7] = [
 ];
 
 /// What clients may be told while nothing goes wrong.
-const CALM: [&str; 6] = [
+const CALM: [&str; 7] = [
     "transaction blocks not allowed in statement pooling mode",
     "invalid server parameter",
     "server shutting down",
     "pooler is shutting down",
+    "suspend_timeout",
     "server lifetime over",
     "the database system is shutting down",
 ];
@@ -51,6 +52,14 @@ pub struct Facts {
     pub killed: bool,
     /// The process is to end at once.
     pub must_exit: bool,
+    /// With this code.
+    pub exit_code: u8,
+    /// Who was not at rest when suspend_timeout had passed, by the pointer in log lines.
+    pub restless: BTreeSet<u64>,
+    /// Somebody began to wait while SUSPEND was in force.
+    pub waits_anew: bool,
+    /// SUSPEND was in force, and not complete.
+    pub suspending: bool,
     /// What clients were told at their end.
     pub fatals: BTreeMap<ClientId, String>,
     /// Why connections were closed, by the pointer in log lines.
@@ -96,6 +105,8 @@ impl World {
             "database removed" if database == "(nodb)" => !facts.removed.is_empty(),
             "database removed" => facts.removed.contains(database),
             "admin forced disconnect" => facts.killed,
+            "suspend_timeout" => facts.restless.contains(&who.pointer),
+            "close unsafe file descriptors on suspend" => facts.suspending && who.is_server,
             "server shutting down" => self.core.shutdown() == Some(Shutdown::WaitForServers),
             "pooler is shutting down" => self.core.shutdown().is_some(),
             "evicted" => {

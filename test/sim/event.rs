@@ -39,6 +39,9 @@ const OFTEN: [(usize, Kind); 11] = [
 impl World {
     /// Something happens.
     pub fn event(&mut self) {
+        if self.suspended.is_some() && self.dice.chance(2) {
+            return self.administrate();
+        }
         match self.dice.weighted(&OFTEN) {
             Kind::Arrive => self.something_arrives(),
             Kind::Work => self.some_server_works(),
@@ -129,7 +132,7 @@ impl World {
     }
 
     fn somebody_connects(&mut self) {
-        if self.clients.len() >= self.plan.clients {
+        if self.clients.len() >= self.plan.clients || self.suspended.is_some() {
             return;
         }
         let console = self.dice.chance(10);
@@ -216,7 +219,8 @@ impl World {
             .filter(|client| client.phase == Phase::Ready && !client.expected.is_empty())
             .filter_map(|client| Some((client.number, client.key?, client.database.clone())))
             .collect();
-        if targets.is_empty() || self.clients.len() > self.plan.clients + 3 {
+        let full = self.clients.len() > self.plan.clients + 3;
+        if targets.is_empty() || full || self.suspended.is_some() {
             return;
         }
         let (number, cancel_key, database) = &targets[self.dice.below(targets.len())];

@@ -1,5 +1,6 @@
 //! The connection between a model and the pooler: two streams of bytes, delayed and cut at will.
 
+use crate::speech;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -27,6 +28,54 @@ pub struct Pipe {
     pub broken: bool,
     /// What the model sends arrives in one piece.
     pub atomic: bool,
+    /// What the pooler has received.
+    pub read: Read,
+    /// Bytes that the pooler has sent.
+    pub sent: u64,
+}
+
+/// What the pooler has received, as packets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Read {
+    /// Bytes.
+    pub bytes: u64,
+    /// Packets that have begun.
+    pub packets: u64,
+    /// Nobody can tell where its packets begin.
+    pub garbled: bool,
+    head: [u8; 5],
+    /// So many bytes of the packet's header are here, then so many are missing behind it.
+    had: usize,
+    missing: u64,
+}
+
+impl Read {
+    /// True between two packets.
+    pub fn is_between(&self) -> bool {
+        self.garbled || self.had == 0 && self.missing == 0
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        for byte in bytes {
+            if self.garbled {
+                return;
+            }
+            if self.missing > 0 {
+                self.missing -= 1;
+                continue;
+            }
+            self.packets += u64::from(self.had == 0);
+            self.head[self.had] = *byte;
+            self.had += 1;
+            let typed = self.head[0] != 0;
+            if let Some(len) = speech::packet_len(&self.head[..self.had], typed) {
+                self.garbled = len < self.had;
+                self.missing = len.saturating_sub(self.had) as u64;
+                self.had = 0;
+            }
+        }
+    }
 }
 
 /// A connection, shared by the model and the pooler's end.
@@ -93,7 +142,9 @@ impl Pipe {
     pub fn receive(&mut self, limit: usize) -> Vec<u8> {
         let count = self.arrived.min(limit);
         self.arrived -= count;
-        self.up.drain(..count).collect()
+        let bytes: Vec<u8> = self.up.drain(..count).collect();
+        self.read.add(&bytes);
+        bytes
     }
 
     /// True if the model has closed its end and everything before has been received.
@@ -113,8 +164,14 @@ impl Pipe {
         }
         let count = bytes.len().min(self.room);
         self.room -= count;
+        self.sent += count as u64;
         self.down.extend(&bytes[..count]);
         Some(count)
+    }
+
+    /// Nothing more fits until the model reads.
+    pub fn is_full(&self) -> bool {
+        self.room == 0
     }
 
     /// The model takes what has come, which makes room.

@@ -20,6 +20,7 @@ mod rules;
 mod server;
 mod settle;
 mod speech;
+mod suspend;
 mod talk;
 mod timeouts;
 mod watch;
@@ -138,5 +139,6 @@ fn play(ring: Ring, seed: u64, tracing: bool) {
     }
     world.settle();
     world.pause_trial();
+    world.suspend_trial();
     world.farewell();
 }

@@ -101,7 +101,8 @@ impl World {
     /// At the end of a turn: did the process end when it had to, and not before?
     pub fn check_exit(&self) {
         match (self.exit, self.facts.must_exit) {
-            (None, false) | (Some(0), true) => {}
+            (None, false) => {}
+            (Some(code), true) if code == self.facts.exit_code => {}
             (exit, must) => {
                 let mode = self.core.shutdown();
                 self.fail(&format!("SHUTDOWN: exit {exit:?}, must {must}, mode {mode:?}"));

@@ -24,6 +24,10 @@ pub trait Net {
     fn resume(&mut self, id: ClientId, core: &mut Core);
     /// The connection is closed.
     fn close(&mut self, peer: Peer);
+    /// Stops reading between two packets, or goes on.
+    fn suspend(&mut self, suspended: bool);
+    /// True if nothing of this connection is in the pooler's memory.
+    fn is_quiet(&self, peer: Peer) -> bool;
     /// True if a client is not read because the core said `Wait`.
     fn holds_back(&self, id: ClientId) -> bool;
     /// The lines that are open.
@@ -49,6 +53,21 @@ struct Conn {
     unsent: Vec<u8>,
 }
 
+impl Conn {
+    /// Nothing of what it sent is here, and no packet has begun.
+    fn is_between(&self) -> bool {
+        self.held.is_empty() && self.skip == 0 && self.pass == 0
+    }
+
+    /// Bytes up to the end of the packet in progress, or of its header.
+    fn missing(&self) -> usize {
+        match self.skip + self.pass {
+            0 => self.want.max(5).saturating_sub(self.held.len()),
+            rest => rest,
+        }
+    }
+}
+
 /// The inner ring.
 pub struct Packets {
     conns: BTreeMap<Key, Conn>,
@@ -57,6 +76,7 @@ pub struct Packets {
     sink: Sink,
     tracing: bool,
     watch: Shared,
+    suspended: bool,
 }
 
 /// Peers in an order.
@@ -95,7 +115,22 @@ impl Packets {
             sink: Sink::default(),
             tracing,
             watch,
+            suspended: false,
         }
+    }
+
+    /// How many bytes of a connection may be received; `None`: not even its end is noticed.
+    fn room(&self, peer: Peer, core: &Core) -> Option<usize> {
+        if !self.suspended || core.reads_while_suspended(peer) {
+            return Some(usize::MAX);
+        }
+        let conn = self.conns.get(&key(peer))?;
+        let other = link(peer, core).and_then(|other| self.conns.get(&key(other)));
+        let is_server = matches!(peer, Peer::Server(_));
+        // A server that is not read may not take what its client has begun.
+        let needed = is_server
+            && (!conn.unsent.is_empty() || other.is_some_and(|client| !client.is_between()));
+        (needed || !conn.is_between()).then(|| conn.missing())
     }
 
     fn conn(&mut self, peer: Peer) -> Option<&mut Conn> {
@@ -145,6 +180,10 @@ impl Packets {
                 return;
             }
             let limit = self.dice.pick(&[7, 40, 4000]);
+            let Some(room) = self.room(peer, core) else {
+                return self.settle_pair(peer, core);
+            };
+            let limit = limit.min(room);
             let Some(conn) = self.conn(peer) else {
                 return;
             };
@@ -160,6 +199,13 @@ impl Packets {
             self.walk(peer, core);
         }
         let at_end = self.conn(peer).is_some_and(|conn| conn.line.borrow().at_end());
+        self.settle_pair(peer, core);
+        if at_end {
+            self.lose(peer, Loss::Receive, core);
+        }
+    }
+
+    fn settle_pair(&mut self, peer: Peer, core: &mut Core) {
         match peer {
             Peer::Server(_) => self.settle(peer, core),
             Peer::Client(_) => {
@@ -167,9 +213,6 @@ impl Packets {
                     self.settle(server, core);
                 }
             }
-        }
-        if at_end {
-            self.lose(peer, Loss::Receive, core);
         }
     }
 
@@ -386,6 +429,16 @@ impl Net for Packets {
             }
         }
         self.wake_all();
+    }
+
+    fn suspend(&mut self, suspended: bool) {
+        self.suspended = suspended;
+        self.wake_all();
+    }
+
+    fn is_quiet(&self, peer: Peer) -> bool {
+        let quiet = |conn: &Conn| conn.is_between() && conn.unsent.is_empty();
+        self.conns.get(&key(peer)).is_none_or(quiet)
     }
 
     fn holds_back(&self, id: ClientId) -> bool {

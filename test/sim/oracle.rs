@@ -99,6 +99,7 @@ impl World {
             self.check_waiting(ticked);
             self.check_pause_waiters();
         }
+        self.check_suspended(at_rest);
         self.check_exit();
         self.remember(ticked);
     }

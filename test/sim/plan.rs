@@ -163,6 +163,11 @@ impl Plan {
         settings.query_wait_timeout = OFF;
         settings.client_login_timeout = OFF;
         settings.max_client_conn = 1000;
+        // Who waits for a client that is not read any more waits for ever.
+        settings.suspend_timeout = match settings.suspend_timeout {
+            OFF => SECOND,
+            limit => limit,
+        };
         // A reserve that is in use can leave no room for cancel requests.
         settings.cancel_wait_timeout = match settings.reserve_pool_size {
             0 => settings.cancel_wait_timeout,
@@ -298,6 +303,7 @@ fn settings(dice: &mut Dice) -> Settings {
         server_lifetime: choose(&[HOUR, HOUR, SECOND, OFF]),
         server_idle_timeout: choose(&[OFF, HOUR, SECOND]),
         server_check_delay: choose(&[OFF, SECOND, Micros::from_secs(30)]),
+        suspend_timeout: choose(&[OFF, SECOND, SECOND, Micros::from_secs(10)]),
         query_wait_timeout: OFF,
         client_login_timeout: OFF,
         server_connect_timeout: OFF,

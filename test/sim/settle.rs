@@ -26,7 +26,7 @@ impl World {
     }
 
     /// Plays until nothing stirs any more.
-    fn rest(&mut self) {
+    pub fn rest(&mut self) {
         let mut calm_rounds = 0;
         for _ in 0..ROUNDS {
             if self.exit.is_some() || self.is_stuck_in_shutdown() {
@@ -43,7 +43,8 @@ impl World {
 
     /// A pause that a shutdown has made final: who waits does so until everybody leaves.
     fn is_stuck_in_shutdown(&self) -> bool {
-        self.core.shutdown() == Some(Shutdown::WaitForClients) && self.is_paused()
+        let stopped = self.is_paused() || self.suspended.is_some();
+        self.core.shutdown() == Some(Shutdown::WaitForClients) && stopped
     }
 
     /// Nothing is in the way of min_pool_size any more.
@@ -82,7 +83,7 @@ impl World {
     }
 
     /// Everything that can move moves once.
-    fn round(&mut self, micros: u64) {
+    pub fn round(&mut self, micros: u64) {
         self.begin_turn(micros);
         if self.resumes {
             self.resume();
@@ -119,7 +120,8 @@ impl World {
 
     fn resume(&mut self) {
         self.facts.resumed = true;
-        if self.core.shutdown().is_none() && self.is_paused() {
+        let stopped = self.is_paused() || self.suspended.is_some();
+        if self.core.shutdown().is_none() && stopped {
             self.core.resume_all();
         }
         let databases: Vec<_> = self.core.databases().map(|(id, _)| id).collect();
@@ -200,7 +202,7 @@ impl World {
     }
 
     /// Some clients say something.
-    fn ask_something(&mut self) {
+    pub fn ask_something(&mut self) {
         for at in 0..self.clients.len() {
             if self.dice.chance(50) {
                 talk::act(&mut self.clients[at], &mut self.dice);
@@ -208,7 +210,7 @@ impl World {
         }
     }
 
-    fn tell(&mut self, number: u32, text: &str) {
+    pub fn tell(&mut self, number: u32, text: &str) {
         if let Some(at) = self.clients.iter().position(|client| client.number == number) {
             self.command(at, text);
         }

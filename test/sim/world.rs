@@ -8,6 +8,7 @@ use crate::net::{key, Key, Net};
 use crate::oracle::Memory;
 use crate::plan::Plan;
 use crate::server::{Effect, Nature, Server};
+use crate::suspend::Suspension;
 use crate::timeouts::{Clocks, When};
 use crate::watch::Shared;
 use pgturnstile::base::Micros;
@@ -57,6 +58,9 @@ pub struct World {
     pub watch: Shared,
     /// Consoles that await the answer to PAUSE.
     pub pausing: BTreeSet<ClientId>,
+    /// The SUSPEND that is in force, and the console that awaits its answer.
+    pub suspended: Option<Suspension>,
+    pub suspender: Option<ClientId>,
     pub tracing: bool,
 }
 
@@ -98,6 +102,8 @@ impl World {
             clocks: Clocks::default(),
             watch,
             pausing: BTreeSet::new(),
+            suspended: None,
+            suspender: None,
             tracing,
         };
         world.trace(|world| format!("{:#?} {:#?}", world.plan.databases, world.plan.entries));
@@ -145,19 +151,11 @@ impl World {
         let ticked = self.now >= self.next_tick;
         if ticked {
             self.next_tick = self.now + Micros(TICK);
-            let due = self.due();
-            self.note_waiting();
-            self.note_unused(When::Before);
-            self.core.tick();
-            self.note_unused(When::After);
-            self.check_due(&due);
-            self.expect_exit();
-            self.read_journal(Some(&due));
-            self.perform();
-            self.check_due_told(&due);
+            self.tick();
         }
         self.core.turn_end();
         self.perform();
+        self.suspend_further();
         // What was marked while pools were served has its turn, too; the loop does not sleep. Now
         // and then other events come first.
         let at_rest = ticked || self.settling || self.dice.chance(70);
@@ -165,6 +163,7 @@ impl World {
         while at_rest && self.core.is_pending() {
             self.core.turn_end();
             self.perform();
+            self.suspend_further();
             turns += 1;
             if turns > 50 {
                 self.fail("LIVENESS: the loop never sleeps again");
@@ -172,6 +171,25 @@ impl World {
         }
         self.read_journal(None);
         self.check(ticked, at_rest);
+    }
+
+    /// The janitor comes; he does nothing while SUSPEND is in force.
+    fn tick(&mut self) {
+        if self.suspended.is_some() {
+            self.core.tick();
+            self.read_journal(None);
+            return self.perform();
+        }
+        let due = self.due();
+        self.note_waiting();
+        self.note_unused(When::Before);
+        self.core.tick();
+        self.note_unused(When::After);
+        self.check_due(&due);
+        self.expect_exit();
+        self.read_journal(Some(&due));
+        self.perform();
+        self.check_due_told(&due);
     }
 
     /// Performs actions until none is left.
@@ -192,6 +210,7 @@ impl World {
             Action::Send(peer, bytes) => {
                 self.trace(|_| format!("  send {peer:?} {}", bytes.escape_ascii()));
                 self.check_pause_answer(peer, &bytes);
+                self.check_suspend_answer(peer, &bytes);
                 self.note_answer(peer, &bytes);
                 self.note_fatal(peer, &bytes);
                 self.check_notice(peer, &bytes);
@@ -227,7 +246,7 @@ impl World {
             Action::Exit(code) => self.exit = Some(code),
             Action::CloseTcpListeners => self.listening = false,
             Action::Reload(console) => self.reload(console),
-            Action::Suspend(_) => {}
+            Action::Suspend(on) => self.suspend(on),
         }
     }
 
