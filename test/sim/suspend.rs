@@ -81,7 +81,7 @@ impl World {
         let core = &self.core;
         let still = |id| self.is_still(Peer::Client(id));
         let clients = core.clients().iter().filter(|(id, client)| {
-            !client.is_console() && !(client.state() == ClientState::Active && still(*id))
+            !(client.is_console() || client.state() == ClientState::Active && still(*id))
         });
         let servers = core.servers().iter().filter(|(id, server)| {
             let rests = matches!(server.state(), ServerState::Active | ServerState::Idle);
