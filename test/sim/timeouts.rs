@@ -234,7 +234,9 @@ impl World {
         } else if in_transaction && client.query_start().is_none() && self.over(idle, said) {
             ("idle transaction timeout", true)
         } else if self.over(transaction, span.map(|span| span.0)) {
-            ("transaction timeout", self.over(transaction, span.map(|span| span.1)))
+            // One that ended in this turn may have been followed by another.
+            let ended = self.watch.borrow().ready.contains(&client_id);
+            ("transaction timeout", !ended && self.over(transaction, span.map(|span| span.1)))
         } else {
             return;
         };
