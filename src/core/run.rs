@@ -43,6 +43,10 @@ impl Core {
         while let Some((request, len)) = first_request(framer, data.get(done..).unwrap_or(&[])) {
             server.replies.sent(request, Asker::Client);
             done = done.saturating_add(len);
+            if request == Request::CopyData {
+                // The queue notes the place once; as many as follow change nothing.
+                done = done.saturating_add(framer.alike(data.get(done..).unwrap_or(&[]), b'd'));
+            }
         }
         server.status = Status::Busy;
         server.delivered = false;
