@@ -49,6 +49,14 @@ enum Step {
     Forget,
 }
 
+/// How many bytes at the front pass as they are.
+fn ask<D: Decisions>(from: Peer, data: &[u8], core: &mut D) -> Run {
+    match from {
+        Peer::Client(id) => core.client_run(id, data),
+        Peer::Server(id) => Run::Pass(core.server_run(id, data).min(data.len())),
+    }
+}
+
 impl<W: Wire> Relay<W> {
     /// The short way: if nothing is pending on this connection, asks the core for the whole packets
     /// at the front that pass as they are. If that is all of `data` it is handed on at once; else
@@ -58,10 +66,7 @@ impl<W: Wire> Relay<W> {
         if !self.conns.get(from).is_some_and(is_between) {
             return Run::Pass(0);
         }
-        let run = match from {
-            Peer::Client(id) => core.client_run(id, data),
-            Peer::Server(id) => Run::Pass(core.server_run(id, data)),
-        };
+        let run = ask(from, data, core);
         if run == Run::Pass(data.len()) {
             if let Some(conn) = self.conns.get_mut(from) {
                 conn.ask = false;
@@ -171,10 +176,13 @@ impl<W: Wire> Relay<W> {
     fn decide<D: Decisions>(&mut self, walk: &mut Walk<'_>, core: &mut D) -> Step {
         let from = walk.from;
         let rest = walk.data.get(walk.at..).unwrap_or_default();
-        if let Peer::Server(id) = from {
-            let run = core.server_run(id, rest).min(rest.len());
-            if run > 0 {
-                return walk.begin(0, run as u32, link(from, core));
+        match ask(from, rest, core) {
+            Run::Pass(0) => {}
+            Run::Pass(run) => return walk.begin(0, run as u32, link(from, core)),
+            Run::Wait => {
+                self.set_waiting(from);
+                walk.flow.want = 0;
+                return Step::Leave;
             }
         }
         let startup = match (from, rest.first()) {
@@ -223,9 +231,7 @@ impl<W: Wire> Relay<W> {
             Verdict::Drop => return walk.begin(len, len, None),
             Verdict::Stop => return self.stop(walk),
             Verdict::Wait => {
-                if let Some(conn) = self.conns.get_mut(from) {
-                    conn.waiting = true;
-                }
+                self.set_waiting(from);
                 0
             }
             Verdict::Whole => len,
@@ -239,6 +245,12 @@ impl<W: Wire> Relay<W> {
         }
         walk.flow.want = want;
         Step::Leave
+    }
+
+    fn set_waiting(&mut self, peer: Peer) {
+        if let Some(conn) = self.conns.get_mut(peer) {
+            conn.waiting = true;
+        }
     }
 
     fn stop(&mut self, walk: &mut Walk<'_>) -> Step {
