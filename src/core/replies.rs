@@ -209,10 +209,7 @@ impl Replies {
     fn ready(&mut self, fate: Fate) -> Fate {
         let head = self.queue.front().map(|expected| expected.request);
         match head {
-            Some(Request::Query | Request::FunctionCall) => {
-                self.queue.pop_front();
-            }
-            Some(Request::Sync) => {
+            Some(Request::Query | Request::FunctionCall | Request::Sync) => {
                 self.queue.pop_front();
             }
             // After an error the server skips everything up to the next Sync (protocol 55.2.3).

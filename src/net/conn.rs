@@ -116,7 +116,7 @@ impl<W: Wire> Conn<W> {
 
     /// True if no packet is in progress and nothing is pending in either direction.
     pub fn is_idle(&self) -> bool {
-        self.flow.at_boundary() && self.held.is_empty() && self.unsent.is_empty()
+        self.is_between_packets() && self.unsent.is_empty()
     }
 
     /// True if no part of a packet has been received whose rest has not.

@@ -443,8 +443,7 @@ impl<W: Wire> Relay<W> {
         };
         let peer = Peer::Server(id);
         let more_to_come = conn.readable;
-        let between = conn.flow.at_boundary() && conn.held.is_empty();
-        if !between || more_to_come || conn.stopped || conn.lost {
+        if !conn.is_between_packets() || more_to_come || conn.stopped || conn.lost {
             return;
         }
         if let Some(client) = core.client_of(id) {

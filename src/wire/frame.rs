@@ -57,9 +57,7 @@ impl Framer {
         }
         Frame::Packet { tag, len }
     }
-}
 
-impl Framer {
     /// Length in bytes of the whole packets of this type at the front of `bytes`. Rows and COPY data
     /// come by the thousand.
     #[inline]
