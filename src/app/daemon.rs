@@ -13,7 +13,7 @@ use nix::sys::signal::kill;
 use nix::unistd::{self, Pid, User};
 
 use super::args::Run;
-use super::log::os_text;
+use crate::net::options::reason;
 use crate::net::sys;
 
 /// A switch that this version doesn't have: the text of the FATAL line if it was given.
@@ -63,7 +63,7 @@ pub fn go_to_background(pidfile: &str) -> Result<(), String> {
     }
     let failed = |what: &'static str| move |errno| format!("{what} failed: {}", errno_text(errno));
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
-    let null = null.map_err(|error| format!("could not open /dev/null: {}", os_text(&error)))?;
+    let null = null.map_err(|error| format!("could not open /dev/null: {}", reason(&error)))?;
     unistd::dup2_stdin(&null)
         .and_then(|()| unistd::dup2_stdout(&null))
         .and_then(|()| unistd::dup2_stderr(&null))
@@ -92,12 +92,12 @@ pub fn check_pidfile(path: &Path) -> Result<Pidfile, String> {
     let mut file = match fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Pidfile::Absent),
-        Err(error) => return Err(format!("could not open pidfile '{name}': {}", os_text(&error))),
+        Err(error) => return Err(format!("could not open pidfile '{name}': {}", reason(&error))),
     };
     let mut content = [0; 64];
     let length = file
         .read(&mut content)
-        .map_err(|error| format!("could not read pidfile '{name}': {}", os_text(&error)))?;
+        .map_err(|error| format!("could not read pidfile '{name}': {}", reason(&error)))?;
     let stale = leading_pid(content.get(..length).unwrap_or_default())
         .is_some_and(|pid| kill(pid, None) == Err(Errno::ESRCH));
     if stale {
@@ -109,7 +109,7 @@ pub fn check_pidfile(path: &Path) -> Result<Pidfile, String> {
 /// Removes the pidfile of a dead process.
 pub fn remove_stale_pidfile(path: &Path) -> Result<(), String> {
     fs::remove_file(path)
-        .map_err(|error| format!("could not remove stale pidfile: {}", os_text(&error)))
+        .map_err(|error| format!("could not remove stale pidfile: {}", reason(&error)))
 }
 
 /// The positive number at the start of a pidfile; what follows it doesn't matter.
@@ -133,10 +133,10 @@ impl OwnPidfile {
         options.write(true).create_new(true).mode(0o644);
         let mut file = options
             .open(path)
-            .map_err(|error| format!("could not open pidfile '{name}': {}", os_text(&error)))?;
+            .map_err(|error| format!("could not open pidfile '{name}': {}", reason(&error)))?;
         let own = OwnPidfile { path: path.to_path_buf() };
         file.write_all(format!("{}\n", process::id()).as_bytes())
-            .map_err(|error| format!("could not write pidfile '{name}': {}", os_text(&error)))?;
+            .map_err(|error| format!("could not write pidfile '{name}': {}", reason(&error)))?;
         Ok(own)
     }
 }
@@ -164,7 +164,7 @@ fn limit_text(soft: u64, hard: u64, max_client_conn: i64, expected: i64) -> Stri
 }
 
 fn errno_text(errno: Errno) -> String {
-    os_text(&io::Error::from(errno))
+    reason(&io::Error::from(errno))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Configuration and user list come in from the file system (config 5.1, 5.4).
 
-use super::log::os_text;
 use crate::base::{Journal, Level};
 use crate::config::{self, users, AuthType, Config, Settings};
+use crate::net::options::reason;
 use std::fs::{self, File};
 use std::io::{self, Read};
 
@@ -39,7 +39,7 @@ pub(super) fn load_users(settings: &Settings, journal: &mut Journal) -> Option<U
     let bytes = match fs::read(name) {
         Ok(bytes) => bytes,
         Err(error) => {
-            let text = format!("could not open auth_file {name}: {}", os_text(&error));
+            let text = format!("could not open auth_file {name}: {}", reason(&error));
             journal.line(Level::Error, text);
             return None;
         }

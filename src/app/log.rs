@@ -15,6 +15,7 @@ use super::syslog::Syslog;
 use crate::base::journal::Level;
 use crate::base::text::cut;
 use crate::config::Settings;
+use crate::net::options::reason;
 
 /// Longest text of a line in bytes, socket prefix included (config 6.2).
 const LONGEST: usize = 2047;
@@ -82,8 +83,8 @@ impl Log {
         self.line.clear();
         self.stamp.write(now, &self.zone, &mut self.line);
         if let Err(error) = self.open() {
-            let (path, reason, stamp) = (&self.path, os_text(&error), &self.line);
-            write_stderr(&format!("{stamp} {pid} FATAL Cannot open logfile: '{path}': {reason}\n"));
+            let (path, why, stamp) = (&self.path, reason(&error), &self.line);
+            write_stderr(&format!("{stamp} {pid} FATAL Cannot open logfile: '{path}': {why}\n"));
             self.broken = true;
             return Err(Broken);
         }
@@ -163,15 +164,6 @@ impl LocalZone {
     fn render(&self, time: Result<Timestamp, jiff::Error>, format: &str) -> String {
         let zoned = time.unwrap_or(Timestamp::UNIX_EPOCH).to_zoned(self.0.clone());
         zoned.strftime(format).to_string()
-    }
-}
-
-/// An error's text as `strerror` gives it: without the number that Rust adds.
-pub fn os_text(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.rfind(" (os error ") {
-        Some(end) if error.raw_os_error().is_some() => text[..end].to_string(),
-        _ => text,
     }
 }
 
@@ -325,15 +317,5 @@ mod tests {
         let mut log = Log::new(true);
         log.follow(&to_file(&folder.file("missing/a.log")));
         assert_eq!(log.line(Level::Log, "x"), Err(Broken));
-    }
-
-    #[test]
-    fn os_errors_read_as_strerror_has_them() {
-        for (error, want) in [
-            (io::Error::from_raw_os_error(2), "No such file or directory"),
-            (io::Error::other("odd (os error 9)"), "odd (os error 9)"),
-        ] {
-            assert_eq!(os_text(&error), want);
-        }
     }
 }

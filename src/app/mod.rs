@@ -13,6 +13,7 @@ mod turn;
 use crate::base::{Journal, Level};
 use crate::config::{self, AuthType, Config, Settings};
 use crate::core::{Core, Surroundings};
+use crate::net::options::reason;
 use crate::net::{listen, Net};
 use args::{Args, Run};
 use clock::Clock;
@@ -161,7 +162,7 @@ fn fail(process: &mut Process, text: String) -> Fatal {
 }
 
 fn setup_failed(error: io::Error) -> String {
-    format!("could not set up the event loop: {}", log::os_text(&error))
+    format!("could not set up the event loop: {}", reason(&error))
 }
 
 fn load(run: &Run, starting: &mut Starting) -> Result<Config, Fatal> {
@@ -216,7 +217,7 @@ fn surroundings(clock: &Clock) -> Result<Surroundings, String> {
     let mut seed = [0; 32];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut seed))
-        .map_err(|error| format!("could not read /dev/urandom: {}", log::os_text(&error)))?;
+        .map_err(|error| format!("could not read /dev/urandom: {}", reason(&error)))?;
     let host_name = nix::unistd::gethostname().unwrap_or_default();
     Ok(Surroundings {
         now: clock.now(),

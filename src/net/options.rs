@@ -165,4 +165,14 @@ mod tests {
         assert!(text.starts_with("socket_set_keepalive("), "{text}");
         assert!(text.ends_with(") failed: Invalid argument"), "{text}");
     }
+
+    #[test]
+    fn errors_read_as_strerror_has_them() {
+        for (error, want) in [
+            (io::Error::from_raw_os_error(2), "No such file or directory"),
+            (io::Error::other("odd (os error 9)"), "odd (os error 9)"),
+        ] {
+            assert_eq!(reason(&error), want);
+        }
+    }
 }

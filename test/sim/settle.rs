@@ -164,12 +164,12 @@ impl World {
         }
     }
 
-    /// While everybody is at work somebody says PAUSE: the answer comes, and then no server is
-    /// left; RESUME serves whoever has waited.
-    pub fn pause_trial(&mut self) {
+    /// A console among clients that are all at work; nothing in so many of a hundred runs, and when
+    /// the process is about to end.
+    pub fn begin_trial(&mut self, skipped: usize) -> Option<u32> {
         let shutdown = self.core.shutdown().is_some();
-        if shutdown || self.exit.is_some() || self.dice.chance(60) {
-            return;
+        if shutdown || self.exit.is_some() || self.dice.chance(skipped) {
+            return None;
         }
         let console = self.connect_client("pgbouncer");
         let number = self.clients[console].number;
@@ -177,6 +177,13 @@ impl World {
         self.rest();
         self.resumes = false;
         self.ask_something();
+        Some(number)
+    }
+
+    /// While everybody is at work somebody says PAUSE: the answer comes, and then no server is
+    /// left; RESUME serves whoever has waited.
+    pub fn pause_trial(&mut self) {
+        let Some(number) = self.begin_trial(60) else { return };
         self.tell(number, "PAUSE");
         for round in 0.. {
             self.round(100_000);

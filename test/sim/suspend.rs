@@ -3,7 +3,6 @@
 
 use crate::line::Line;
 use crate::net::{key, peer_of, Key};
-use crate::talk;
 use crate::world::World;
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::{pointer, ClientState};
@@ -261,16 +260,7 @@ impl World {
     /// While everybody is at work somebody says SUSPEND: the answer comes; then RESUME in one of
     /// its forms, and all queries get their answers.
     pub fn suspend_trial(&mut self) {
-        let shutdown = self.core.shutdown().is_some();
-        if shutdown || self.exit.is_some() || self.dice.chance(50) {
-            return;
-        }
-        let console = self.connect_client("pgbouncer");
-        let number = self.clients[console].number;
-        talk::opening(&mut self.clients[console], "pgbouncer", &mut self.dice);
-        self.rest();
-        self.resumes = false;
-        self.ask_something();
+        let Some(number) = self.begin_trial(50) else { return };
         self.begin_turn(1_000);
         for peer in self.net.peers() {
             let count = self.dice.pick(&[0, 1, 6, 30, 200]);
