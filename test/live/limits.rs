@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::cancel::sleeping;
-use crate::rig::pooler::{Pooler, Setup};
+use crate::rig::pooler::{in_transactions as start, Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
 use crate::rig::wait_until;
@@ -13,11 +13,6 @@ const TOO_MANY: &str = "no more connections allowed (max_client_conn)";
 const TOO_MANY_OF_DATABASE: &str = "client connections exceeded (max_db_client_connections)";
 const TOO_MANY_OF_USER: &str = "client connections exceeded (max_user_client_connections)";
 const PID: &str = "select pg_backend_pid()";
-
-fn start(settings: &str) -> (Pooler, String) {
-    let setup = Setup::trust(&format!("pool_mode = transaction\n{settings}"));
-    (Pooler::start(&setup), postgres().new_database())
-}
 
 /// A database `shop` whose servers are `trusty`'s, with these keys, and users with a password.
 fn shop(keys: &str, settings: &str) -> Pooler {

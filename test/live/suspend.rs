@@ -3,16 +3,10 @@
 
 use nix::sys::signal::Signal;
 
-use crate::rig::pooler::{Pooler, Setup};
-use crate::rig::postgres::postgres;
+use crate::rig::pooler::in_transactions as start;
 use crate::rig::raw::Raw;
 use crate::rig::wait_until;
 use crate::rig::wire::{last_error, query, startup, tags};
-
-fn start(settings: &str) -> (Pooler, String) {
-    let setup = Setup::trust(&format!("pool_mode = transaction\n{settings}"));
-    (Pooler::start(&setup), postgres().new_database())
-}
 
 fn suspended(console: &mut Raw) {
     let done = console.query("SUSPEND");

@@ -3,17 +3,12 @@
 use std::time::{Duration, Instant};
 
 use crate::rig::fake::Fake;
-use crate::rig::pooler::{Pooler, Setup};
+use crate::rig::pooler::{in_transactions as start, Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
 use crate::rig::scratch::{scratch, DeadPort};
 use crate::rig::wait_until;
 use crate::rig::wire::{last_error, query, startup, tags, Msg};
-
-fn start(settings: &str) -> (Pooler, String) {
-    let setup = Setup::trust(&format!("pool_mode = transaction\n{settings}"));
-    (Pooler::start(&setup), postgres().new_database())
-}
 
 /// A database `shop` of the forced user `trusty` with these keys, and another login user `other`.
 fn shop(keys: &str, settings: &str) -> Pooler {

@@ -43,6 +43,12 @@ pub(crate) struct Pooler {
     reaped: Option<ExitStatus>,
 }
 
+/// A pooler in transaction mode with these settings, and a database of its own.
+pub(crate) fn in_transactions(settings: &str) -> (Pooler, String) {
+    let setup = Setup::trust(&format!("pool_mode = transaction\n{settings}"));
+    (Pooler::start(&setup), postgres().new_database())
+}
+
 /// The program under test, copied to where the unprivileged user can run it.
 pub(crate) fn binary() -> &'static PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
