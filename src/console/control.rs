@@ -1,7 +1,6 @@
 //! Commands that do something (admin 4).
 
 use super::show::parameter;
-use super::table::done;
 use super::{Answer, Call, Outcome, Refusal};
 use crate::base::Level;
 use crate::config::SetError;
@@ -9,14 +8,13 @@ use crate::core::client::Access;
 use crate::core::database::{DatabaseId, Source};
 use crate::core::pause::{Mode, Shutdown};
 use crate::wire::write;
+use std::borrow::Cow;
 
 /// What SHUTDOWN may be followed by.
 pub(super) const SHUTDOWN_WORDS: &[&str] = &["WAIT_FOR_SERVERS", "WAIT_FOR_CLIENTS"];
 
-fn complete(tag: &str) -> Outcome {
-    let mut reply = Vec::new();
-    done(&mut reply, tag);
-    Ok(Answer::Now(reply))
+fn complete(tag: impl Into<Cow<'static, str>>) -> Outcome {
+    Ok(Answer::Done(tag.into()))
 }
 
 impl Call<'_> {
@@ -209,8 +207,7 @@ pub(super) fn set(call: &mut Call<'_>, key: &str, value: &str) -> Outcome {
     if parameter(key).is_some() {
         let mut reply = Vec::new();
         write::notice(&mut reply, b"SET ignored");
-        done(&mut reply, "SET");
-        return Ok(Answer::Now(reply));
+        return Ok(Answer::Noticed(reply, "SET"));
     }
     call.check(Access::Admin)?;
     let mut result = Ok(());
@@ -219,7 +216,7 @@ pub(super) fn set(call: &mut Call<'_>, key: &str, value: &str) -> Outcome {
         result.is_ok()
     });
     let complaint = match result {
-        Ok(()) => return complete(&format!("SET {key}={value}")),
+        Ok(()) => return complete(format!("SET {key}={value}")),
         Err(SetError::Unknown) => Some(format!("unknown parameter: pgbouncer/{key}")),
         Err(SetError::Refused(complaint)) => complaint.map(str::to_owned),
     };

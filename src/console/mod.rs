@@ -22,6 +22,7 @@ use crate::wire::write;
 use grammar::{Malformed, Statement};
 use std::borrow::Cow;
 use std::rc::Rc;
+use table::Table;
 
 /// What the console has to ask the process for.
 pub trait Around {
@@ -51,10 +52,34 @@ struct Call<'a> {
 
 /// What a command leads to.
 enum Answer {
-    /// This reply, complete.
-    Now(Vec<u8>),
+    /// A result; its tag is SHOW.
+    Rows(Table),
+    /// The command's tag.
+    Done(Cow<'static, str>),
+    /// A NoticeResponse in front of the tag.
+    Noticed(Vec<u8>, &'static str),
     /// The core or `app` will answer, or nobody will.
     Later,
+}
+
+impl Answer {
+    /// Appends all of it but ReadyForQuery; false if there is nothing to say yet.
+    fn write(self, out: &mut Vec<u8>) -> bool {
+        match self {
+            Answer::Rows(table) => {
+                table.describe(out);
+                table.write_rows(out);
+                write::command_complete(out, "SHOW");
+            }
+            Answer::Done(tag) => write::command_complete(out, &tag),
+            Answer::Noticed(notice, tag) => {
+                out.extend(notice);
+                write::command_complete(out, tag);
+            }
+            Answer::Later => return false,
+        }
+        true
+    }
 }
 
 /// Why a command is not run.
@@ -156,8 +181,13 @@ pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
     while let Some(text) = core.next_command(id) {
         let mut call = Call { core, around, id };
         match call.statement(&text) {
-            Ok(Answer::Now(reply)) => core.answer_console(id, reply),
-            Ok(Answer::Later) => {}
+            Ok(answer) => {
+                let mut reply = Vec::new();
+                if answer.write(&mut reply) {
+                    write::ready(&mut reply, b'I');
+                    core.answer_console(id, reply);
+                }
+            }
             Err(refusal) => refuse(core, id, &text, &refusal),
         }
     }
@@ -168,7 +198,8 @@ pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
 pub fn reload_done(core: &mut Core, id: ClientId, succeeded: bool) {
     if succeeded {
         let mut reply = Vec::new();
-        table::done(&mut reply, "RELOAD");
+        write::command_complete(&mut reply, "RELOAD");
+        write::ready(&mut reply, b'I');
         core.answer_console(id, reply);
         return;
     }

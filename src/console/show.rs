@@ -2,7 +2,7 @@
 
 use super::rows::{self, DatabaseRow, PoolRow, SocketRow, UserRow};
 use super::statistics;
-use super::table::{count, done, int, table, text, Column};
+use super::table::{count, int, text, Column, Table};
 use super::{later_version, Answer, Around, Call, Outcome, Refusal, COMMANDS, SET_HELP};
 use crate::config::{When, PARAMS};
 use crate::core::client::Access;
@@ -23,26 +23,35 @@ struct Topic {
     /// Its line of SHOW HELP.
     line: u8,
     access: Access,
-    /// Makes the reply; `None` for what comes with a later version.
-    show: Option<fn(View<'_>) -> Vec<u8>>,
+    show: Show,
 }
 
-const fn topic(line: u8, name: &'static str, show: fn(View<'_>) -> Vec<u8>) -> Topic {
-    Topic { name, line, access: Access::Stats, show: Some(show) }
+/// How a topic is shown.
+enum Show {
+    /// As a notice.
+    Help,
+    /// As this table.
+    Rows(fn(View<'_>) -> Table),
+    /// It comes with a later version.
+    Later,
+}
+
+const fn topic(line: u8, name: &'static str, show: fn(View<'_>) -> Table) -> Topic {
+    Topic { name, line, access: Access::Stats, show: Show::Rows(show) }
 }
 
 const fn later(line: u8, name: &'static str, access: Access) -> Topic {
-    Topic { name, line, access, show: None }
+    Topic { name, line, access, show: Show::Later }
 }
 
 /// All topics but the parameters, in the order of SHOW HELP.
 static TOPICS: &[Topic] = &[
-    topic(0, "HELP", |_| help()),
+    Topic { name: "HELP", line: 0, access: Access::Stats, show: Show::Help },
     topic(0, "CONFIG", config),
     topic(0, "DATABASES", databases),
     topic(0, "POOLS", pools),
-    topic(0, "CLIENTS", |view| table(&sockets(), rows::clients(view))),
-    topic(0, "SERVERS", |view| table(&sockets(), rows::servers(view))),
+    topic(0, "CLIENTS", |view| Table::new(&sockets(), rows::clients(view))),
+    topic(0, "SERVERS", |view| Table::new(&sockets(), rows::servers(view))),
     topic(0, "USERS", users),
     topic(0, "VERSION", version),
     later(1, "PEERS", Access::Stats),
@@ -79,26 +88,27 @@ pub(super) fn parameter(name: &str) -> Option<(&'static str, &'static str)> {
 /// SHOW and SELECT.
 pub(super) fn run(call: &mut Call<'_>, name: &str) -> Outcome {
     if let Some((name, value)) = parameter(name) {
-        return Ok(Answer::Now(table(&[text(name, |v: &&str| (*v).into())], [value])));
+        return Ok(Answer::Rows(Table::new(&[text(name, |v: &&str| (*v).into())], [value])));
     }
     let topic = TOPICS
         .iter()
         .find(|topic| topic.name.eq_ignore_ascii_case(name))
         .ok_or(Refusal::Invalid)?;
     call.check(topic.access)?;
-    let Some(show) = topic.show else {
-        return later_version(&format!("SHOW {}", topic.name));
-    };
     let (core, around) = (&*call.core, call.around);
-    Ok(Answer::Now(show(View { core, around })))
+    match topic.show {
+        Show::Help => Ok(help()),
+        Show::Rows(show) => Ok(Answer::Rows(show(View { core, around }))),
+        Show::Later => later_version(&format!("SHOW {}", topic.name)),
+    }
 }
 
-fn help() -> Vec<u8> {
+fn help() -> Answer {
     let mut lines = Vec::new();
     for line in 0..=TOPICS.iter().map(|topic| topic.line).max().unwrap_or(0) {
         let names: Vec<_> = TOPICS
             .iter()
-            .filter(|topic| topic.line == line && topic.show.is_some())
+            .filter(|topic| topic.line == line && !matches!(topic.show, Show::Later))
             .map(|topic| topic.name)
             .collect();
         if !names.is_empty() {
@@ -109,18 +119,17 @@ fn help() -> Vec<u8> {
     let commands = COMMANDS.iter().flat_map(|command| command.help);
     lines.extend(commands.map(|line| (*line).to_owned()));
     let detail: String = lines.iter().map(|line| format!("\n\t{line}")).collect();
-    let mut out = Vec::new();
-    write::notice_detail(&mut out, b"Console usage", detail.as_bytes());
-    done(&mut out, "SHOW");
-    out
+    let mut notice = Vec::new();
+    write::notice_detail(&mut notice, b"Console usage", detail.as_bytes());
+    Answer::Noticed(notice, "SHOW")
 }
 
-fn version(_: View<'_>) -> Vec<u8> {
+fn version(_: View<'_>) -> Table {
     const VERSION: &str = concat!("PgBouncer 1.25.2 (pgturnstile ", env!("CARGO_PKG_VERSION"), ")");
-    table(&[text("version", |v: &&str| (*v).into())], [VERSION])
+    Table::new(&[text("version", |v: &&str| (*v).into())], [VERSION])
 }
 
-fn state(view: View<'_>) -> Vec<u8> {
+fn state(view: View<'_>) -> Table {
     let mode = view.core.mode();
     let rows = [
         ("active", mode == Mode::Active),
@@ -131,15 +140,15 @@ fn state(view: View<'_>) -> Vec<u8> {
         text("key", |row: &(&str, bool)| row.0.into()),
         text("value", |row| if row.1 { "yes" } else { "no" }.into()),
     ];
-    table(&columns, rows)
+    Table::new(&columns, rows)
 }
 
-fn pairs(name: &'static str, items: &'static str, rows: Vec<(&'static str, usize)>) -> Vec<u8> {
+fn pairs(name: &'static str, items: &'static str, rows: Vec<(&'static str, usize)>) -> Table {
     let columns = [text(name, |row: &(&str, usize)| row.0.into()), int(items, |row| count(row.1))];
-    table(&columns, rows)
+    Table::new(&columns, rows)
 }
 
-fn config(view: View<'_>) -> Vec<u8> {
+fn config(view: View<'_>) -> Table {
     let settings = view.core.settings();
     let columns = [
         text("key", |(param, _): &(&crate::config::Param, _)| param.name.into()),
@@ -154,10 +163,10 @@ fn config(view: View<'_>) -> Vec<u8> {
         }),
     ];
     let rows = PARAMS.iter().map(|param| (param, (param.show)(settings)));
-    table(&columns, rows)
+    Table::new(&columns, rows)
 }
 
-fn databases(view: View<'_>) -> Vec<u8> {
+fn databases(view: View<'_>) -> Table {
     let columns: [Column<DatabaseRow<'_>>; 17] = [
         text("name", |r| (&**r.database.name()).into()),
         text("host", |r| r.entry().host.as_deref().into()),
@@ -184,10 +193,10 @@ fn databases(view: View<'_>) -> Vec<u8> {
         int("paused", |r| r.database.is_paused().into()),
         int("disabled", |r| r.database.is_disabled().into()),
     ];
-    table(&columns, rows::databases(view))
+    Table::new(&columns, rows::databases(view))
 }
 
-fn pools(view: View<'_>) -> Vec<u8> {
+fn pools(view: View<'_>) -> Table {
     use crate::core::client::ClientState as C;
     use crate::core::server::ServerState as S;
     let columns: [Column<PoolRow<'_>>; 17] = [
@@ -209,7 +218,7 @@ fn pools(view: View<'_>) -> Vec<u8> {
         text("pool_mode", |r| r.view.core.effective(r.pool).pool_mode().word().into()),
         text("load_balance_hosts", |r| r.load_balance().into()),
     ];
-    table(&columns, rows::pools(view))
+    Table::new(&columns, rows::pools(view))
 }
 
 fn sockets<'a>() -> [Column<SocketRow<'a>>; 21] {
@@ -240,7 +249,7 @@ fn sockets<'a>() -> [Column<SocketRow<'a>>; 21] {
     ]
 }
 
-fn users(view: View<'_>) -> Vec<u8> {
+fn users(view: View<'_>) -> Table {
     let columns: [Column<UserRow<'_>>; 8] = [
         text("name", |r| (&**r.user.name()).into()),
         text("pool_size", |r| rows::size_text(r.user.entry().pool_size).into()),
@@ -256,5 +265,5 @@ fn users(view: View<'_>) -> Vec<u8> {
         }),
         int("current_client_connections", |r| count(r.clients)),
     ];
-    table(&columns, rows::users(view))
+    Table::new(&columns, rows::users(view))
 }

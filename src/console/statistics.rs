@@ -1,7 +1,7 @@
 //! SHOW STATS and its relatives: four tables from one list of counters (admin 3.13).
 
 use super::show::View;
-use super::table::{result, Cell, Kind};
+use super::table::{Cell, Kind, Table};
 use crate::base::Micros;
 use crate::core::database::DatabaseId;
 use crate::core::stats::{Counter, PoolStats, COUNTERS};
@@ -68,25 +68,25 @@ impl Sum {
 type Figure = (&'static str, Counter, fn(&Sum, Counter) -> u64);
 
 /// One row per database that has a pool, in the order of their names.
-fn by_database(view: View<'_>, figures: &[Figure]) -> Vec<u8> {
+fn by_database(view: View<'_>, figures: &[Figure]) -> Table {
     let mut sums: BTreeMap<DatabaseId, Sum> = BTreeMap::new();
     for (_, pool) in view.core.pools() {
         let sum = sums.entry(pool.database()).or_insert_with(|| Sum::new(view));
         sum.stats.merge(pool.stats());
     }
-    let columns = figures.iter().map(|(name, ..)| (*name, Kind::Num));
-    let heads: Vec<_> = std::iter::once(("database", Kind::Text)).chain(columns).collect();
+    let columns = figures.iter().map(|(name, ..)| ((*name).into(), Kind::Num));
+    let heads: Vec<_> = std::iter::once(("database".into(), Kind::Text)).chain(columns).collect();
     let rows = view.core.databases().filter_map(|(id, database)| {
         let sum = sums.get(&id)?;
         let name: Cell = (&**database.name()).into();
         let values = figures.iter().map(|(_, counter, get)| get(sum, *counter).into());
         Some(std::iter::once(name).chain(values).collect())
     });
-    result(&heads, rows)
+    Table::from_cells(heads, rows)
 }
 
 /// SHOW STATS.
-pub(super) fn stats(view: View<'_>) -> Vec<u8> {
+pub(super) fn stats(view: View<'_>) -> Table {
     let totals = COUNTERS
         .iter()
         .map(|(counter, total, ..)| (*total, *counter, Sum::total as fn(&Sum, Counter) -> u64));
@@ -96,17 +96,17 @@ pub(super) fn stats(view: View<'_>) -> Vec<u8> {
 }
 
 /// SHOW STATS_TOTALS.
-pub(super) fn totals_by_database(view: View<'_>) -> Vec<u8> {
+pub(super) fn totals_by_database(view: View<'_>) -> Table {
     by_database(view, &NAMES.map(|n| (n.total, n.counter, Sum::total as _)))
 }
 
 /// SHOW STATS_AVERAGES.
-pub(super) fn averages_by_database(view: View<'_>) -> Vec<u8> {
+pub(super) fn averages_by_database(view: View<'_>) -> Table {
     by_database(view, &NAMES.map(|n| (n.average, n.counter, Sum::average as _)))
 }
 
 /// SHOW TOTALS: all pools, the console's too.
-pub(super) fn totals(view: View<'_>) -> Vec<u8> {
+pub(super) fn totals(view: View<'_>) -> Table {
     let mut sum = Sum::new(view);
     for (_, pool) in view.core.pools() {
         sum.stats.merge(pool.stats());
@@ -114,6 +114,6 @@ pub(super) fn totals(view: View<'_>) -> Vec<u8> {
     let total = |n: &Name| (format!("total_{}", n.suffix), sum.total(n.counter));
     let average = |n: &Name| (format!("avg_{}", n.suffix), sum.average(n.counter));
     let rows = NAMES.iter().map(total).chain(NAMES.iter().map(average));
-    let heads = [("name", Kind::Text), ("value", Kind::Num)];
-    result(&heads, rows.map(|(name, value)| vec![name.into(), value.into()]))
+    let heads = vec![("name".into(), Kind::Text), ("value".into(), Kind::Num)];
+    Table::from_cells(heads, rows.map(|(name, value)| vec![name.into(), value.into()]))
 }

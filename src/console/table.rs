@@ -2,6 +2,7 @@
 //! a RowDescription can't disagree with its rows.
 
 use crate::wire::write::{self, ColumnType};
+use std::borrow::Cow;
 
 /// Type of a column on the wire (admin 0); times are text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +26,31 @@ impl Kind {
     }
 }
 
-/// A value in its text form; `None` is NULL.
-pub(super) struct Cell(Option<Vec<u8>>);
+/// A value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Cell {
+    /// NULL.
+    Null,
+    /// A text.
+    Text(Vec<u8>),
+    /// A number of any type.
+    Number(i128),
+}
+
+impl Cell {
+    /// The text form; `None` is NULL.
+    fn text(&self) -> Option<Cow<'_, [u8]>> {
+        Some(match self {
+            Cell::Null => return None,
+            Cell::Text(text) => text.into(),
+            Cell::Number(number) => number.to_string().into_bytes().into(),
+        })
+    }
+}
 
 impl From<&[u8]> for Cell {
     fn from(bytes: &[u8]) -> Cell {
-        Cell(Some(bytes.to_vec()))
+        Cell::Text(bytes.to_vec())
     }
 }
 
@@ -42,19 +62,19 @@ impl From<&str> for Cell {
 
 impl From<String> for Cell {
     fn from(text: String) -> Cell {
-        Cell(Some(text.into_bytes()))
+        Cell::Text(text.into_bytes())
     }
 }
 
 impl From<u64> for Cell {
     fn from(number: u64) -> Cell {
-        number.to_string().into()
+        Cell::Number(number.into())
     }
 }
 
 impl<T: Into<Cell>> From<Option<T>> for Cell {
     fn from(value: Option<T>) -> Cell {
-        value.map_or(Cell(None), Into::into)
+        value.map_or(Cell::Null, Into::into)
     }
 }
 
@@ -97,37 +117,48 @@ impl<R> Column<R> {
     fn cell(&self, row: &R) -> Cell {
         match self.value {
             Getter::Text(value) => value(row),
-            Getter::Int4(value) => (value(row) as i32).to_string().into(),
+            Getter::Int4(value) => Cell::Number((value(row) as i32).into()),
         }
     }
 }
 
-/// A whole reply to SHOW.
-pub(super) fn table<R>(columns: &[Column<R>], rows: impl IntoIterator<Item = R>) -> Vec<u8> {
-    let heads: Vec<_> = columns.iter().map(|c| (c.name, c.kind())).collect();
-    let cells = rows.into_iter().map(|row| {
-        let cells = columns.iter().map(|column| column.cell(&row));
-        cells.collect()
-    });
-    result(&heads, cells)
+/// The result of a SHOW.
+pub(super) struct Table {
+    heads: Vec<(Cow<'static, str>, Kind)>,
+    rows: Vec<Vec<Cell>>,
 }
 
-/// A whole reply to SHOW whose columns are known at run time only.
-pub(super) fn result(heads: &[(&str, Kind)], rows: impl Iterator<Item = Vec<Cell>>) -> Vec<u8> {
-    let mut out = Vec::new();
-    let columns = heads.iter().map(|(name, kind)| (*name, kind.on_wire()));
-    write::row_description(&mut out, columns);
-    for row in rows {
-        write::data_row(&mut out, row.iter().map(|cell| cell.0.as_deref()));
+impl Table {
+    /// A result from its columns and what its rows are made of.
+    pub(super) fn new<R>(columns: &[Column<R>], rows: impl IntoIterator<Item = R>) -> Table {
+        let cells = |row: R| columns.iter().map(|column| column.cell(&row)).collect();
+        Table {
+            heads: columns.iter().map(|c| (c.name.into(), c.kind())).collect(),
+            rows: rows.into_iter().map(cells).collect(),
+        }
     }
-    done(&mut out, "SHOW");
-    out
-}
 
-/// Ends a reply: CommandComplete and ReadyForQuery.
-pub(super) fn done(out: &mut Vec<u8>, tag: &str) {
-    write::command_complete(out, tag);
-    write::ready(out, b'I');
+    /// A result whose columns are known at run time only.
+    pub(super) fn from_cells(
+        heads: Vec<(Cow<'static, str>, Kind)>,
+        rows: impl Iterator<Item = Vec<Cell>>,
+    ) -> Table {
+        Table { heads, rows: rows.collect() }
+    }
+
+    /// RowDescription.
+    pub(super) fn describe(&self, out: &mut Vec<u8>) {
+        let columns = self.heads.iter().map(|(name, kind)| (&**name, kind.on_wire()));
+        write::row_description(out, columns);
+    }
+
+    /// The rows, all values as text.
+    pub(super) fn write_rows(&self, out: &mut Vec<u8>) {
+        for row in &self.rows {
+            let cells: Vec<_> = row.iter().map(Cell::text).collect();
+            write::data_row(out, cells.iter().map(Option::as_deref));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -138,14 +169,16 @@ mod tests {
     fn types_and_values_come_from_one_declaration() {
         let columns =
             [text("t", |row: &i64| (*row > 0).then_some("x").into()), int("i", |row| *row)];
-        let reply = table(&columns, [1, -1, (1 << 32) + 5]);
+        let table = Table::new(&columns, [1, -1, (1 << 32) + 5]);
+        let mut reply = Vec::new();
+        table.describe(&mut reply);
+        table.write_rows(&mut reply);
         let mut want = b"T\0\0\0\x2e\0\x02".to_vec();
         want.extend(b"t\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
         want.extend(b"i\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0");
         want.extend(b"D\0\0\0\x10\0\x02\0\0\0\x01x\0\0\0\x011");
         want.extend(b"D\0\0\0\x10\0\x02\xff\xff\xff\xff\0\0\0\x02-1");
         want.extend(b"D\0\0\0\x10\0\x02\0\0\0\x01x\0\0\0\x015");
-        want.extend(b"C\0\0\0\x09SHOW\0Z\0\0\0\x05I");
         assert_eq!(reply, want);
     }
 }
