@@ -65,6 +65,20 @@ fn everyone_is_answered_with_the_tag_of_its_own_command() {
 }
 
 #[test]
+fn the_end_of_one_wait_is_not_the_end_of_another() {
+    let (mut at, _, boss, other) = busy();
+    let alice = at.client("two", "alice");
+    let server = at.serve();
+    at.feed(alice, "select 1");
+    at.tag(boss, "reconnect two");
+    at.run(other, "wait_close");
+    at.run(boss, "pause");
+    at.ready(server, b'I');
+    assert_eq!(at.answered(other), "WAIT_CLOSE");
+    assert_eq!(at.taken(boss), [], "one is still busy");
+}
+
+#[test]
 fn one_console_may_wait_for_several_things() {
     let (mut at, server, boss, _) = busy();
     at.tag(boss, "reconnect");
