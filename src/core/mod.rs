@@ -17,6 +17,7 @@ mod login;
 pub mod pause;
 pub mod pool;
 mod query;
+pub mod reason;
 pub mod release;
 mod reload;
 pub mod replies;
@@ -427,6 +428,10 @@ impl Decisions for Core {
         if let Some(server) = self.servers.get_mut(id) {
             server.remote = remote;
         }
+    }
+
+    fn unreachable(&mut self, id: ServerId, why: &str) {
+        self.server_unreachable(id, why);
     }
 
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {

@@ -350,6 +350,7 @@ impl Net {
                 let text = format!("sbuf_connect failed to connect to {place}: {why}");
                 self.journal.line(Level::Warning, text);
                 self.dials.remove(id);
+                core.unreachable(id, &why);
                 core.lost(Peer::Server(id), Loss::Connect);
             }
         }
@@ -374,7 +375,10 @@ impl Net {
                 self.relay.insert_server(id, socket);
                 core.connected(id, local, remote);
             }
-            Err(_) => core.lost(Peer::Server(id), Loss::Connect),
+            Err(error) => {
+                core.unreachable(id, &reason(&error));
+                core.lost(Peer::Server(id), Loss::Connect);
+            }
         }
     }
 

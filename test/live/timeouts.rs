@@ -339,7 +339,8 @@ fn queued_client_is_told_once_per_wait() {
     let mut waiter = pooler.waiter(&database, "begin");
     let notice = waiter.recv().unwrap();
     assert!(began.elapsed() >= Duration::from_secs(2), "more than one whole second");
-    assert_eq!(notice.body, [b"SNOTICE\0C00000\0M", NOTICE.as_bytes(), b"\0\0"].concat());
+    let detail = b"\0Dpool full: pool_size=1 is reached\0\0";
+    assert_eq!(notice.body, [b"SNOTICE\0C00000\0M", NOTICE.as_bytes(), detail].concat());
     pause(2500);
     holder.query("commit");
     assert_eq!(tags(&waiter.until(b'Z')), "CZ", "no second notice");
