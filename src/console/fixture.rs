@@ -20,6 +20,9 @@ my-db =
 * = host=/tmp port=5433
 [users]
 alice = pool_size=4 max_user_connections=9 pool_mode=statement
+[peers]
+10 = host=a.test port=7000 pool_size=0
+2 = host=/tmp pool_size=-1
 [pgbouncer]
 auth_type = trust
 admin_users = boss
@@ -134,6 +137,12 @@ impl Fixture {
         id
     }
 
+    /// A client that has not said anything yet.
+    pub(super) fn stranger(&mut self) -> ClientId {
+        let remote = Addr::Inet("127.0.0.1:4001".parse().unwrap());
+        self.core.accepted(Origin { remote, local: Addr::Unknown, uid: None })
+    }
+
     /// A client of the admin database.
     pub(super) fn console(&mut self, user: &str) -> ClientId {
         let id = self.client("pgbouncer", user);
@@ -234,7 +243,8 @@ impl Fixture {
             .collect()
     }
 
-    fn raw(&mut self, id: ClientId) -> Vec<(u8, Vec<u8>)> {
+    /// As `taken`, with type bytes and bodies as they are.
+    pub(super) fn raw(&mut self, id: ClientId) -> Vec<(u8, Vec<u8>)> {
         let bytes = self.said.remove(&id).unwrap_or_default();
         let mut reader = Reader::new(&bytes);
         let mut packets = Vec::new();

@@ -1,6 +1,8 @@
 //! The admin database: commands in, results out (admin 2 to 5). It reads the core through its
 //! accessors and has everything done by it.
 
+#[cfg(test)]
+mod column_tests;
 mod control;
 #[cfg(test)]
 mod control_tests;
@@ -13,6 +15,8 @@ mod rows;
 mod show;
 #[cfg(test)]
 mod show_tests;
+#[cfg(test)]
+mod socket_tests;
 mod sockets;
 mod statistics;
 mod table;
