@@ -7,7 +7,8 @@ use super::server::ServerState;
 use super::Core;
 use crate::auth::Secret;
 use crate::base::{Level, Micros};
-use crate::config::{self, Config, DatabaseEntry};
+use crate::config::{self, Config, DatabaseEntry, PeerEntry};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 impl Core {
@@ -40,6 +41,7 @@ impl Core {
         if complete {
             self.drop_missing(&names);
         }
+        self.put_peers(config.peers, complete);
         self.mark_all();
     }
 
@@ -111,6 +113,21 @@ impl Core {
             .collect();
         for id in missing {
             self.drop_database(id);
+        }
+    }
+
+    /// Takes over peers; those that are missing go if all were read.
+    fn put_peers(&mut self, peers: BTreeMap<u32, PeerEntry>, complete: bool) {
+        if complete {
+            let gone = self.peers.keys().filter(|id| !peers.contains_key(id)).count();
+            for _ in 0..gone {
+                // Two blanks: the reference's peers have no name.
+                let line = "dropping peer  as it does not exist anymore".into();
+                self.journal.line(Level::Warning, line);
+            }
+            self.peers = peers;
+        } else {
+            self.peers.extend(peers);
         }
     }
 

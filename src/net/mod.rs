@@ -319,9 +319,14 @@ impl Net {
         &self.relay
     }
 
-    /// The resolver, for display and for addresses that have gone.
-    pub fn resolver(&mut self) -> &mut Resolver {
-        &mut self.resolver
+    /// The resolver, for display.
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    /// What each connection takes, in bytes, besides its buffers.
+    pub fn connection_size(&self) -> usize {
+        size_of::<conn::Conn<Socket>>()
     }
 
     /// How many connections are being opened.
