@@ -1,8 +1,8 @@
 //! SHOW: its topics and the columns of their tables (admin 3).
 
 use super::rows::{self, DatabaseRow, PeerRow, PoolRow, UserRow};
-use super::{dns, memory, sockets, statistics};
 use super::table::{count, int, text, Column, Table};
+use super::{dns, memory, sockets, statistics};
 use super::{later_version, Answer, Around, Call, Outcome, Refusal, COMMANDS, SET_HELP};
 use crate::config::{When, PARAMS};
 use crate::core::client::Access;
@@ -99,8 +99,7 @@ pub(super) fn run(call: &mut Call<'_>, name: &str) -> Outcome {
         .find(|topic| topic.name.eq_ignore_ascii_case(name))
         .ok_or(Refusal::Invalid)?;
     call.check(topic.access)?;
-    let view =
-        View { core: call.core, around: call.around, asker: call.id, asked: call.asked };
+    let view = View { core: call.core, around: call.around, asker: call.id, asked: call.asked };
     match topic.show {
         Show::Help => Ok(help()),
         Show::Rows(show) => Ok(Answer::Rows(show(view))),

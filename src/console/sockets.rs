@@ -274,8 +274,7 @@ fn sockets(view: View<'_>) -> impl Iterator<Item = SocketRow<'_>> {
         clients_of(view, pool, CLIENTS).chain(servers_of(view, pool, SERVERS))
     });
     let login = view.core.login_clients().into_iter();
-    let login =
-        login.filter_map(move |id| Some(client_row(view, id, arena.get(id)?, "cl_login")));
+    let login = login.filter_map(move |id| Some(client_row(view, id, arena.get(id)?, "cl_login")));
     in_pools.chain(login)
 }
 

@@ -49,11 +49,7 @@ impl Core {
             users: Objects { size: users.size.saturating_sub(CREDENTIALS), ..users },
             credentials: Objects { size: CREDENTIALS, ..users },
             databases: self.databases.objects(),
-            peers: Objects {
-                size: size_of::<(u32, PeerEntry)>(),
-                used: self.peers.len(),
-                free: 0,
-            },
+            peers: Objects { size: size_of::<(u32, PeerEntry)>(), used: self.peers.len(), free: 0 },
             pools: self.pools.objects(),
             replies,
             servers: self.servers.objects(),

@@ -154,7 +154,8 @@ impl<W: Wire> Relay<W> {
     pub fn buffers(&self) -> Objects {
         let clients = self.conns.clients.iter().flat_map(|(_, conn)| conn.buffers());
         let servers = self.conns.servers.iter().flat_map(|(_, conn)| conn.buffers());
-        let (mut used, mut bytes) = (0_usize, self.spare.bytes().saturating_add(self.scratch.len()));
+        let (mut used, mut bytes) =
+            (0_usize, self.spare.bytes().saturating_add(self.scratch.len()));
         for capacity in clients.chain(servers).filter(|capacity| *capacity > 0) {
             used = used.saturating_add(1);
             bytes = bytes.saturating_add(capacity);
