@@ -28,7 +28,8 @@ const fn keys(topic: &'static str, keys: &'static str) -> Added {
 }
 
 const SOCKETS: &str = "replication prepared_statements id";
-const COUNTERS: &str = "server_assignment_count client_parse_count server_parse_count bind_count client_login_count";
+const COUNTERS: &str =
+    "server_assignment_count client_parse_count server_parse_count bind_count client_login_count";
 const AVERAGES: &str =
     "server_assignment_count avg_client_parse_count avg_server_parse_count avg_bind_count avg_client_login_count";
 
@@ -145,7 +146,8 @@ fn tables_differ_by_what_was_added_only() {
 fn buffers(console: &mut Raw, topic: &str) -> Vec<String> {
     let answer = console.query(&format!("SHOW {topic}"));
     let names: Vec<String> = described(&answer[0]).into_iter().map(|(name, _)| name).collect();
-    let wanted = "database user state recv_pos pkt_pos pkt_remain send_pos send_remain pkt_avail send_avail";
+    let wanted =
+        "database user state recv_pos pkt_pos pkt_remain send_pos send_remain pkt_avail send_avail";
     let row = |row: &Vec<Option<String>>| {
         let cell = |name: &str| {
             let at = names.iter().position(|n| n == name).unwrap();

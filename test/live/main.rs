@@ -6,6 +6,7 @@ mod rig;
 mod auth;
 mod cancel;
 mod console;
+mod console_tables;
 mod copy;
 mod defects;
 mod drivers;
