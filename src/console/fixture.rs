@@ -7,6 +7,7 @@ use crate::core::{Action, Addr, ClientId, Core, Decisions, Origin, Packet, Peer,
 use crate::core::{Sink, Surroundings, Verdict};
 use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
+use crate::wire::startup::CANCEL_REQUEST;
 use crate::wire::{write, Reader};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -141,6 +142,14 @@ impl Fixture {
     pub(super) fn stranger(&mut self) -> ClientId {
         let remote = Addr::Inet("127.0.0.1:4001".parse().unwrap());
         self.core.accepted(Origin { remote, local: Addr::Unknown, uid: None })
+    }
+
+    /// A cancel request with this key.
+    pub(super) fn cancel(&mut self, key: &[u8]) {
+        let id = self.stranger();
+        let seen = [&CANCEL_REQUEST.to_be_bytes()[..], key].concat();
+        self.decide(id, Packet { tag: 0, len: 16, seen: &seen, behind: false });
+        self.pump();
     }
 
     /// A client of the admin database.

@@ -275,7 +275,7 @@ fn memory_is_counted_by_kind_of_object() {
          outstanding_request_cache server_cache client_cache iobuf_cache var_list_cache \
          server_prepared_statement_cache"
     );
-    assert_eq!(shown.column("used").join(" "), "5 5 4 2 0 2 1 1 2 2 2 0");
+    assert_eq!(shown.column("used").join(" "), "5 5 4 2 0 2 1 1 2 2 1 0");
     assert_eq!(shown.rows[9], ["iobuf_cache", "4096", "2", "3", "20480"]);
     let number = |cell: &String| cell.parse::<usize>().unwrap();
     for row in &shown.rows {

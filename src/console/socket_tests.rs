@@ -2,7 +2,7 @@
 
 use super::fixture::{Fixture, START};
 use crate::base::Micros;
-use crate::core::{Addr, ClientId, Decisions, Peer};
+use crate::core::{Addr, ClientId, Decisions, Peer, Verdict};
 use crate::net::conn::Pending;
 
 #[test]
@@ -97,7 +97,7 @@ fn sockets_are_listed_pool_by_pool_and_logins_last() {
             "S one bob sv_active 3",
             "S one bob sv_login 5",
             "C pgbouncer boss cl_active 1",
-            "C two forced cl_waiting 6",
+            "C two alice cl_waiting 6",
             "S two forced sv_login 7",
             "C (nodb) (nouser) cl_login 8",
         ]
@@ -168,18 +168,15 @@ fn idle_servers_come_newest_first_and_obsolete_ones_last() {
     let mut at = Fixture::new();
     let boss = at.console("boss");
     let clients: Vec<ClientId> = (0..3).map(|_| at.client("one", "bob")).collect();
-    let mut servers = vec![at.serve()];
-    for client in &clients {
-        at.feed(*client, "begin");
+    at.serve();
+    at.feed(clients[0], "begin");
+    for client in &clients[1..] {
+        assert_eq!(at.feed(*client, "begin"), Verdict::Wait);
         at.pump();
-        if servers.len() < 3 {
-            at.pump();
-        }
-        while let Some(_next) = at.connects.front() {
-            servers.push(at.serve());
-        }
+        at.serve();
+        at.feed(*client, "begin");
     }
-    assert_eq!(places(&mut at, boss, "show servers").len(), 3);
+    assert_eq!(at.show(boss, "show servers").column("state"), ["active"; 3]);
     let commit = |at: &mut Fixture, n: usize| {
         at.feed(clients[n], "commit");
         let server = at.core.server_of(clients[n]).unwrap();
@@ -248,4 +245,45 @@ fn consoles_count_from_their_first_command() {
     let shown = at.show(boss, "show clients");
     assert_eq!((shown.column("wait")[0], shown.column("wait_us")[0]), ("3", "4"));
     assert_eq!(shown.column("request_time"), ["second 1000003"]);
+}
+
+#[test]
+fn cancel_requests_belong_to_nobody_and_count_nowhere() {
+    let mut at = Fixture::new();
+    let boss = at.console("boss");
+    let bob = at.client("one", "bob");
+    at.serve();
+    let key = at.raw(bob).into_iter().find(|(kind, _)| *kind == b'K').unwrap().1;
+    at.feed(bob, "select 1");
+    at.cancel(&key);
+    let counts = |at: &mut Fixture| {
+        let databases = at.show(boss, "show databases");
+        let [servers, clients] = ["current_connections", "current_client_connections"]
+            .map(|name| databases.column(name)[1].to_owned());
+        let users = at.show(boss, "show users");
+        let bob = users.rows.iter().find(|row| row[0] == "bob").unwrap();
+        format!("{servers} {clients}, {} {}", bob[5], bob[7])
+    };
+    let others = ["C one bob active 2", "C pgbouncer boss idle 1"];
+    assert_eq!(
+        places(&mut at, boss, "show clients"),
+        [others[0], "C one (nouser) waiting_cancel_req 4", others[1]]
+    );
+    let servers = places(&mut at, boss, "show servers");
+    assert_eq!(servers, ["S one bob active 3", "S one bob new 5"]);
+    assert_eq!(counts(&mut at), "2 1, 2 1");
+    let carrier = at.connects.pop_front().unwrap();
+    let address = Addr::Inet("127.0.0.1:5432".parse().unwrap());
+    at.core.connected(carrier, address, address);
+    at.pump();
+    assert_eq!(
+        places(&mut at, boss, "show clients"),
+        [others[0], "C one (nouser) active_cancel_req 4", others[1]]
+    );
+    let servers = places(&mut at, boss, "show servers");
+    assert_eq!(servers, ["S one bob active 3", "S one bob active_cancel 5"]);
+    assert_eq!(counts(&mut at), "2 1, 2 1");
+    let sockets = places(&mut at, boss, "show sockets");
+    let want = ["C one bob cl_active 2", "S one bob sv_active 3", "C pgbouncer boss cl_active 1"];
+    assert_eq!(sockets, want);
 }

@@ -235,3 +235,31 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+    use crate::core::Surroundings;
+
+    #[test]
+    fn peers_that_are_not_listed_any_more_are_dropped() {
+        let around =
+            Surroundings { now: Micros(0), seed: [7; 32], own_uid: 0, host_name: String::new() };
+        let mut core = Core::new(Settings::default(), around);
+        let mut load = |peers: &[(u32, &str)], complete: bool| {
+            let entry = |host: &str| PeerEntry { host: Some(host.into()), ..Default::default() };
+            let peers = peers.iter().map(|(id, host)| (*id, entry(host))).collect();
+            core.configure(Config { peers, ..Config::default() }, complete);
+            let names: Vec<_> = core.peers().map(|(id, peer)| (id, peer.host.clone())).collect();
+            let text: Vec<_> =
+                names.into_iter().map(|(id, host)| format!("{id} {}", host.unwrap())).collect();
+            let lines: Vec<_> = std::iter::from_fn(|| core.journal.pop()).collect();
+            (text.join(", "), lines)
+        };
+        let gone = (Level::Warning, "dropping peer  as it does not exist anymore".to_owned());
+        assert_eq!(load(&[(3, "c"), (1, "a"), (2, "b")], true), ("1 a, 2 b, 3 c".into(), vec![]));
+        assert_eq!(load(&[(2, "x")], false), ("1 a, 2 x, 3 c".into(), vec![]));
+        assert_eq!(load(&[(2, "y")], true), ("2 y".into(), vec![gone.clone(), gone]));
+    }
+}

@@ -297,6 +297,24 @@ mod tests {
     }
 
     #[test]
+    fn names_belong_to_the_zone_behind_their_first_dot() {
+        let poll = Poll::new().unwrap();
+        let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let times = DnsTimes { found: Micros::from_secs(15), failed: Micros::from_secs(5) };
+        let mut resolver = Resolver::new(waker, times, scripted);
+        for name in ["a.Test.org", "b.test.org", "plain", "c.org", "dot.", "d.ALPHA"] {
+            resolver.ask(name, Micros(0));
+        }
+        let zones = resolver.zones().into_iter().map(|zone| (zone.name, zone.serial, zone.hosts));
+        let want = [("ALPHA", 1), ("org", 1), ("Test.org", 2)];
+        assert_eq!(zones.collect::<Vec<_>>(), want.map(|(name, hosts)| (name.into(), 0, hosts)));
+        let hosts = resolver.hosts();
+        assert_eq!(hosts.len(), 6);
+        assert!(hosts.iter().all(|host| host.pending && host.addrs.is_empty()));
+        assert_eq!(hosts[0].name, "a.Test.org");
+    }
+
+    #[test]
     fn literal_addresses_are_found_by_the_system() {
         let found = getaddrinfo("127.0.0.1").unwrap();
         assert_eq!(found, [IpAddr::from([127, 0, 0, 1])]);

@@ -7,4 +7,5 @@ mod rig;
 
 mod limits;
 mod sessions;
+mod tables;
 mod transcript;
