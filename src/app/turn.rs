@@ -5,10 +5,11 @@ use super::log::{Broken, LocalZone, Log};
 use super::signal::{Signal, Signals};
 use super::{files, options};
 use crate::base::{Level, Micros};
-use crate::console::{self, Around, DnsCounts};
+use crate::console::{self, Around, DnsCounts, Listening};
 use crate::core::pause;
-use crate::core::{Action, ClientId, Core};
+use crate::core::{Action, ClientId, Core, Peer};
 use crate::net::{Event, Net};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 /// The number under which the loop watches for signals.
@@ -32,6 +33,7 @@ pub(super) struct Process {
 /// What the console asks the process for.
 struct Surrounding<'a> {
     zone: &'a LocalZone,
+    net: &'a Net,
     dns: DnsCounts,
 }
 
@@ -41,6 +43,13 @@ impl Around for Surrounding<'_> {
     }
     fn dns(&self) -> DnsCounts {
         self.dns
+    }
+    fn descriptor(&self, peer: Peer) -> Option<i32> {
+        self.net.descriptor(peer).map(|descriptor| descriptor.as_raw_fd())
+    }
+    fn listening(&self) -> Vec<Listening> {
+        let sockets = self.net.listening();
+        sockets.map(|(number, addr, fd)| Listening { number, addr, fd: fd.as_raw_fd() }).collect()
     }
 }
 
@@ -133,6 +142,9 @@ impl Process {
                 Action::Connect(id) => self.net.connect(id, &mut self.core),
                 Action::Resume(id) => self.net.resume(id, &mut self.core),
                 Action::Send(peer, bytes) => self.net.send(peer, &bytes, &mut self.core),
+                Action::SendRow(id, row, socket) => {
+                    self.net.send_row(id, &row, socket, &mut self.core);
+                }
                 Action::Close(peer) => self.net.close(peer),
                 Action::Console(id) => self.console(id),
                 Action::Reload(console) => self.reload(console),
@@ -154,6 +166,7 @@ impl Process {
         }
         let around = Surrounding {
             zone: self.log.zone(),
+            net: &self.net,
             dns: DnsCounts { names: count, zones: 0, queries },
         };
         if console::run(&mut self.core, &around, id) {

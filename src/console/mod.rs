@@ -4,6 +4,7 @@
 mod control;
 #[cfg(test)]
 mod control_tests;
+mod fds;
 #[cfg(test)]
 mod fixture;
 mod grammar;
@@ -16,7 +17,7 @@ mod table;
 
 use crate::base::{Level, Micros};
 use crate::core::client::Access;
-use crate::core::{ClientId, Core};
+use crate::core::{Addr, ClientId, Core, Handed, Peer};
 use crate::wire::read::lossy;
 use crate::wire::write;
 use grammar::{Malformed, Statement};
@@ -30,6 +31,21 @@ pub trait Around {
     fn time_text(&self, at: Micros) -> String;
     /// What the resolver knows and does.
     fn dns(&self) -> DnsCounts;
+    /// The number of a client's or server's descriptor, if its connection is open.
+    fn descriptor(&self, peer: Peer) -> Option<i32>;
+    /// The open listening sockets, in the order in which they were opened.
+    fn listening(&self) -> Vec<Listening>;
+}
+
+/// A listening socket, for SHOW FDS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// Its number among the listening sockets.
+    pub number: u32,
+    /// The descriptor's number.
+    pub fd: i32,
+    /// Where it listens.
+    pub addr: Addr,
 }
 
 /// Counts of the resolver for SHOW LISTS.
@@ -54,6 +70,8 @@ struct Call<'a> {
 enum Answer {
     /// A result; its tag is SHOW.
     Rows(Table),
+    /// As `Rows`, with a descriptor for each row.
+    Handed(Table, Vec<Handed>),
     /// The command's tag.
     Done(Cow<'static, str>),
     /// A NoticeResponse in front of the tag.
@@ -66,7 +84,7 @@ impl Answer {
     /// Appends all of it but ReadyForQuery; false if there is nothing to say yet.
     fn write(self, out: &mut Vec<u8>) -> bool {
         match self {
-            Answer::Rows(table) => {
+            Answer::Rows(table) | Answer::Handed(table, _) => {
                 table.describe(out);
                 table.write_rows(out);
                 write::command_complete(out, "SHOW");
@@ -181,6 +199,7 @@ pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
     while let Some(text) = core.next_command(id) {
         let mut call = Call { core, around, id };
         match call.statement(&text) {
+            Ok(Answer::Handed(table, sockets)) => fds::hand_over(core, id, &table, sockets),
             Ok(answer) => {
                 let mut reply = Vec::new();
                 if answer.write(&mut reply) {

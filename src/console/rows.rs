@@ -110,7 +110,7 @@ pub(super) struct End {
 
 impl End {
     /// `unix_port` stands for sockets that have none.
-    fn new(addr: Addr, unix_port: i32) -> End {
+    pub(super) fn new(addr: Addr, unix_port: i32) -> End {
         let port = match addr {
             Addr::Inet(at) => at.port().into(),
             Addr::Unix { .. } => unix_port,

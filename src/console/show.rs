@@ -32,6 +32,8 @@ enum Show {
     Help,
     /// As this table.
     Rows(fn(View<'_>) -> Table),
+    /// As [`super::fds`] does.
+    Fds,
     /// It comes with a later version.
     Later,
 }
@@ -56,7 +58,7 @@ static TOPICS: &[Topic] = &[
     topic(0, "VERSION", version),
     later(1, "PEERS", Access::Stats),
     later(1, "PEER_POOLS", Access::Stats),
-    later(2, "FDS", Access::Admin),
+    Topic { name: "FDS", line: 2, access: Access::Admin, show: Show::Fds },
     later(2, "SOCKETS", Access::Stats),
     later(2, "ACTIVE_SOCKETS", Access::Stats),
     topic(2, "LISTS", |view| pairs("list", "items", rows::lists(view))),
@@ -99,6 +101,7 @@ pub(super) fn run(call: &mut Call<'_>, name: &str) -> Outcome {
     match topic.show {
         Show::Help => Ok(help()),
         Show::Rows(show) => Ok(Answer::Rows(show(View { core, around }))),
+        Show::Fds => Ok(super::fds::show(View { core, around }, call.id)),
         Show::Later => later_version(&format!("SHOW {}", topic.name)),
     }
 }

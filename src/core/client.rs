@@ -129,6 +129,10 @@ impl Client {
     pub fn pool(&self) -> Option<PoolId> {
         self.pool
     }
+    /// The cancel key that it was given; 0 if none.
+    pub fn cancel_key(&self) -> u64 {
+        self.cancel_key
+    }
     /// When it was accepted.
     pub fn connect_time(&self) -> Micros {
         self.connect_time

@@ -1,0 +1,180 @@
+//! SHOW FDS: every socket as a row from which another process can go on with it (takeover 5).
+//!
+//! The rows tell what there is at the moment; it is SUSPEND that leaves nothing but what a successor
+//! can use.
+
+use super::rows::End;
+use super::show::View;
+use super::table::{bytea, int, long, text, Cell, Column, Table};
+use super::Answer;
+use crate::auth::PassKeys;
+use crate::core::client::{Client, ClientState};
+use crate::core::database::Database;
+use crate::core::pool::Pool;
+use crate::core::server::{Server, ServerState};
+use crate::core::vars::Vars;
+use crate::core::{ClientId, Core, Handed, Peer, ServerId};
+use crate::wire::write;
+
+/// Longer values of parameters are not told, in bytes: no SET can apply them (pooling 6), and a row
+/// has to fit into what a successor reads at once (takeover 5.1).
+const VALUE_MAX: usize = 127;
+
+/// A socket.
+struct FdRow<'a> {
+    view: View<'a>,
+    socket: Handed,
+    fd: i32,
+    task: &'static str,
+    user: Option<&'a str>,
+    database: Option<&'a str>,
+    remote: End,
+    cancel_key: u64,
+    /// The other end of the link.
+    link: Option<Peer>,
+    vars: Option<&'a Vars>,
+    keys: Option<&'a PassKeys>,
+}
+
+impl FdRow<'_> {
+    fn link(&self) -> i64 {
+        self.link.and_then(|peer| self.view.around.descriptor(peer)).unwrap_or(0).into()
+    }
+
+    /// A tracked parameter of the connection.
+    fn parameter(&self, name: &str) -> Cell {
+        let at = self.view.core.tracked().find(name.as_bytes());
+        let value = at.and_then(|at| self.vars?.get(at));
+        value.filter(|value| value.len() <= VALUE_MAX).map(|value| &**value).into()
+    }
+}
+
+fn columns<'a>() -> [Column<FdRow<'a>>; 15] {
+    [
+        int("fd", |r| r.fd.into()),
+        text("task", |r| r.task.into()),
+        text("user", |r| r.user.into()),
+        text("database", |r| r.database.into()),
+        text("addr", |r| r.remote.text().into()),
+        int("port", |r| r.remote.port.into()),
+        long("cancel", |r| r.cancel_key),
+        int("link", FdRow::link),
+        text("client_encoding", |r| r.parameter("client_encoding")),
+        text("std_strings", |r| r.parameter("standard_conforming_strings")),
+        text("datestyle", |r| r.parameter("DateStyle")),
+        text("timezone", |r| r.parameter("TimeZone")),
+        // Only PAM and auth_query made users whose password a successor could not know otherwise.
+        text("password", |_| Cell::Null),
+        bytea("scram_client_key", |r| r.keys.map(|keys| &keys.client_key.as_bytes()[..])),
+        bytea("scram_server_key", |r| r.keys.map(|keys| &keys.server_key.as_bytes()[..])),
+    ]
+}
+
+/// The table, with descriptors and SCRAM keys for a console of the process's own user only.
+pub(super) fn show(view: View<'_>, console: ClientId) -> Answer {
+    let mut rows = rows(view);
+    if !view.core.is_own_user(console) {
+        rows.iter_mut().for_each(|row| row.keys = None);
+        return Answer::Rows(Table::new(&columns(), rows));
+    }
+    let sockets = rows.iter().map(|row| row.socket).collect();
+    Answer::Handed(Table::new(&columns(), rows), sockets)
+}
+
+/// Answers a console: each row is a packet that is sent by itself, its descriptor beside it.
+pub(super) fn hand_over(core: &mut Core, id: ClientId, table: &Table, sockets: Vec<Handed>) {
+    let mut head = Vec::new();
+    table.describe(&mut head);
+    core.answer_console(id, head);
+    for (row, socket) in table.packets().zip(sockets) {
+        core.answer_with_descriptor(id, row, socket);
+    }
+    let mut end = Vec::new();
+    write::command_complete(&mut end, "SHOW");
+    write::ready(&mut end, b'I');
+    core.answer_console(id, end);
+}
+
+/// Listening sockets, clients that are logging in, then pool by pool: clients, servers.
+fn rows(view: View<'_>) -> Vec<FdRow<'_>> {
+    use ClientState as C;
+    use ServerState as S;
+    let (clients, servers) = (view.core.clients(), view.core.servers());
+    let mut rows = listeners(view);
+    let logging_in = view.core.login_clients().into_iter();
+    rows.extend(logging_in.filter_map(|id| client(view, id, clients.get(id)?)));
+    for (_, pool) in view.core.pools().filter(|(_, pool)| !pool.is_console()) {
+        for state in [C::Active, C::Waiting] {
+            let ids = pool.clients(state).ids(clients).into_iter();
+            rows.extend(ids.filter_map(|id| client(view, id, clients.get(id)?)));
+        }
+        for state in [S::Active, S::Idle, S::Used, S::Tested, S::Login] {
+            let ids = pool.servers(state).ids(servers).into_iter();
+            rows.extend(ids.filter_map(|id| server(view, pool, id, servers.get(id)?)));
+        }
+    }
+    rows
+}
+
+fn listeners(view: View<'_>) -> Vec<FdRow<'_>> {
+    let port = view.core.settings().listen_port;
+    let row = |socket: super::Listening| FdRow {
+        view,
+        socket: Handed::Listener(socket.number),
+        fd: socket.fd,
+        task: "pooler",
+        user: None,
+        database: None,
+        remote: End::new(socket.addr, port),
+        cancel_key: 0,
+        link: None,
+        vars: None,
+        keys: None,
+    };
+    view.around.listening().into_iter().map(row).collect()
+}
+
+/// A client that is not, and will not become, a console.
+fn client<'a>(view: View<'a>, id: ClientId, client: &'a Client) -> Option<FdRow<'a>> {
+    let core = view.core;
+    let pool = client.pool().and_then(|pool| core.pool(pool));
+    if pool.is_some_and(Pool::is_console) {
+        return None;
+    }
+    Some(FdRow {
+        view,
+        socket: Handed::Peer(Peer::Client(id)),
+        fd: view.around.descriptor(Peer::Client(id))?,
+        task: "client",
+        user: core.login_user(client),
+        database: pool.map(|pool| pool.names().0),
+        remote: End::new(client.remote(), core.settings().listen_port),
+        cancel_key: client.cancel_key(),
+        link: client.server().map(Peer::Server),
+        vars: Some(client.vars()),
+        keys: pool.and_then(|pool| core.pass_keys(pool)),
+    })
+}
+
+/// A server whose connection is open.
+fn server<'a>(
+    view: View<'a>,
+    pool: &'a Pool,
+    id: ServerId,
+    server: &'a Server,
+) -> Option<FdRow<'a>> {
+    let core = view.core;
+    Some(FdRow {
+        view,
+        socket: Handed::Peer(Peer::Server(id)),
+        fd: view.around.descriptor(Peer::Server(id))?,
+        task: "server",
+        user: Some(pool.names().1),
+        database: Some(pool.names().0),
+        remote: End::new(server.remote(), core.database(pool.database()).map_or(0, Database::port)),
+        cancel_key: server.cancel_key(),
+        link: server.client().map(Peer::Client),
+        vars: Some(server.vars()),
+        keys: core.pass_keys(pool),
+    })
+}
