@@ -178,3 +178,124 @@ fn server<'a>(
         keys: core.pass_keys(pool),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::Fixture;
+    use super::*;
+    use crate::core::{Addr, Origin};
+
+    const LOCAL: Addr = Addr::Unix { pid: 77 };
+
+    /// The console of the process's own user.
+    fn own(at: &mut Fixture) -> ClientId {
+        let id = at.client_from(LOCAL, Some(1000), "pgbouncer", "pgbouncer");
+        at.taken(id);
+        id
+    }
+
+    #[test]
+    fn columns_are_those_of_the_contract() {
+        let mut at = Fixture::new();
+        let boss = at.console("boss");
+        let want = "fd int4, task text, user text, database text, addr text, port int4, \
+                    cancel int8, link int4, client_encoding text, std_strings text, \
+                    datestyle text, timezone text, password text, scram_client_key bytea, \
+                    scram_server_key bytea";
+        let types = [(" int4", " 23 4"), (" text", " 25 -1"), (" int8", " 20 8")];
+        let want = types.into_iter().fold(want.to_owned(), |text, (word, oid)| {
+            text.replace(&format!("{word},"), &format!("{oid},"))
+        });
+        let want = want.replace(" bytea", " 17 -1");
+        assert_eq!(at.show(boss, "show fds").columns.join(", "), want);
+    }
+
+    #[test]
+    fn the_order_is_listeners_logins_then_each_pool() {
+        let mut at = Fixture::new();
+        let boss = at.console("boss");
+        // Two clients of one pool: the first has a server, the second waits.
+        let first = at.client("two", "alice");
+        let server = at.serve();
+        at.run(first, "begin");
+        let second = at.client("two", "bob");
+        let unix = at.client_from(LOCAL, Some(5), "one", "bob");
+        let other = at.serve();
+        let early = at.core.accepted(Origin { remote: LOCAL, local: LOCAL, uid: None });
+        let shown = at.show(boss, "show fds");
+        let number = |id: ClientId| (100 + id.index()).to_string();
+        let server_number = |id: ServerId| (200 + id.index()).to_string();
+        let key = |at: &Fixture, id| at.core.clients().get(id).unwrap().cancel_key().to_string();
+        let keys = [first, second, unix].map(|id| key(&at, id));
+        // The server's key is 0x0000_1001_0102_0304.
+        let server_key = 0x1001_0102_0304_u64.to_string();
+        let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
+        let null = "NULL";
+        let want = [
+            row(&["7", "pooler", null, null, "127.0.0.1", "6432", "0", "0"]),
+            row(&["8", "pooler", null, null, "unix", "6432", "0", "0"]),
+            row(&[&number(early), "client", null, null, "unix", "6432", "0", "0"]),
+            row(&[&number(unix), "client", "bob", "one", "unix", "6432", &keys[2], "0"]),
+            row(&[
+                &server_number(other), "server", "bob", "one", "127.0.0.1", "5432", &server_key, "0",
+            ]),
+            row(&[
+                &number(first), "client", "alice", "two", "127.0.0.1", "4000", &keys[0],
+                &server_number(server),
+            ]),
+            row(&[&number(second), "client", "bob", "two", "127.0.0.1", "4000", &keys[1], "0"]),
+            row(&[
+                &server_number(server), "server", "forced", "two", "127.0.0.1", "5432",
+                &server_key, &number(first),
+            ]),
+        ];
+        let got: Vec<Vec<String>> = shown.rows.iter().map(|row| row[..8].to_vec()).collect();
+        assert_eq!(got, want);
+        assert!(shown.rows.iter().all(|row| row[12..] == [null; 3]));
+    }
+
+    #[test]
+    fn parameters_are_those_of_each_connection() {
+        let mut at = Fixture::new();
+        let boss = at.console("boss");
+        at.client("one", "bob");
+        let server = at.serve();
+        for (name, value) in
+            [("TimeZone", "Mars"), ("DateStyle", "ISO, YMD"), ("standard_conforming_strings", "on")]
+        {
+            let body = [name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat();
+            at.say(server, b'S', &body);
+        }
+        let long = [&b"client_encoding\0"[..], &[b'x'; VALUE_MAX + 1], b"\0"].concat();
+        at.say(server, b'S', &long);
+        let shown = at.show(boss, "show fds");
+        assert_eq!(shown.rows[3][1], "server");
+        assert_eq!(shown.rows[3][8..12], ["NULL", "on", "ISO, YMD", "Mars"]);
+        assert_eq!(shown.rows[0][8..12], ["NULL"; 4]);
+        let long = [&b"client_encoding\0"[..], &[b'x'; VALUE_MAX], b"\0"].concat();
+        at.say(server, b'S', &long);
+        let shown = at.show(boss, "show fds");
+        assert_eq!(shown.rows[3][8], "x".repeat(VALUE_MAX));
+    }
+
+    #[test]
+    fn only_the_processes_own_user_gets_descriptors() {
+        let mut at = Fixture::new();
+        let (boss, own) = (at.console("boss"), own(&mut at));
+        let first = at.client("one", "bob");
+        let server = at.serve();
+        let rows = at.show(boss, "show fds").rows;
+        assert_eq!(at.handed, []);
+        assert_eq!(at.show(own, "SHOW FDS;").rows, rows);
+        let peers = [Peer::Client(first), Peer::Server(server)].map(Handed::Peer);
+        assert_eq!(at.handed, [&[Handed::Listener(0), Handed::Listener(1)], &peers[..]].concat());
+        assert_eq!(rows.len(), 4);
+        for (uid, user) in [(1000, "boss"), (1001, "boss")] {
+            let other = at.client_from(LOCAL, Some(uid), "pgbouncer", user);
+            at.taken(other);
+            at.handed.clear();
+            assert_eq!(at.show(other, "show fds").rows, rows);
+            assert_eq!(at.handed, []);
+        }
+    }
+}

@@ -116,7 +116,7 @@ fn help_lists_what_there_is() {
     let reply = at.taken(watcher);
     let want = "SNOTICE C00000 MConsole usage D
 \tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION
-\tSHOW LISTS|STATE
+\tSHOW FDS|LISTS|STATE
 \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS
 \tSET key = arg
 \tRELOAD
@@ -351,7 +351,7 @@ fn what_a_later_version_shows_is_refused() {
     let mut at = Fixture::new();
     let boss = at.console("boss");
     for topic in
-        ["PEERS", "PEER_POOLS", "SOCKETS", "ACTIVE_SOCKETS", "MEM", "DNS_HOSTS", "DNS_ZONES", "FDS"]
+        ["PEERS", "PEER_POOLS", "SOCKETS", "ACTIVE_SOCKETS", "MEM", "DNS_HOSTS", "DNS_ZONES"]
     {
         let text = at.refusal(boss, &format!("show {topic}"));
         let want = format!("SHOW {topic} is not supported by this version of pgturnstile");
