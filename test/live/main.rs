@@ -9,6 +9,7 @@ mod console;
 mod copy;
 mod defects;
 mod drivers;
+mod fds;
 mod garbage;
 mod limits;
 mod listen;
