@@ -11,6 +11,7 @@ mod console_waits;
 mod copy;
 mod defects;
 mod drivers;
+mod fds;
 mod garbage;
 mod limits;
 mod listen;
