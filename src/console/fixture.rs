@@ -3,7 +3,9 @@
 use super::{run, Around, DnsCounts, Listening};
 use crate::base::Micros;
 use crate::config::{self, Settings};
-use crate::core::{Action, Addr, ClientId, Core, Decisions, Handed, Origin, Packet, Peer, ServerId};
+use crate::core::{
+    Action, Addr, ClientId, Core, Decisions, Handed, Origin, Packet, Peer, ServerId,
+};
 use crate::core::{Sink, Surroundings, Verdict};
 use crate::wire::{write, Reader};
 use std::collections::{BTreeMap, VecDeque};

@@ -18,7 +18,10 @@ use crate::rig::wire::{msg, query, rows, tags};
 fn suspend(pooler: &Pooler) -> Taker {
     let mut taker = Taker::own_user(pooler);
     let done = taker.query("SUSPEND;");
-    assert_eq!((tags(&done[0].msgs).as_str(), &done[0].msgs[0].body[..]), ("CZ", &b"SUSPEND\0"[..]));
+    assert_eq!(
+        (tags(&done[0].msgs).as_str(), &done[0].msgs[0].body[..]),
+        ("CZ", &b"SUSPEND\0"[..])
+    );
     taker
 }
 

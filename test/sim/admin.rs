@@ -4,7 +4,7 @@ use crate::plan::Plan;
 use crate::talk;
 use crate::world::World;
 use pgturnstile::base::Micros;
-use pgturnstile::console::{self, Around, DnsCounts};
+use pgturnstile::console::{self, Around, DnsCounts, Listening};
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::Signal;
 use pgturnstile::core::{ClientId, Peer};
@@ -18,6 +18,12 @@ impl Around for Nowhere {
     }
     fn dns(&self) -> DnsCounts {
         DnsCounts::default()
+    }
+    fn descriptor(&self, _: Peer) -> Option<i32> {
+        None
+    }
+    fn listening(&self) -> Vec<Listening> {
+        Vec::new()
     }
 }
 
