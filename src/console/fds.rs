@@ -186,6 +186,8 @@ mod tests {
     use crate::core::{Addr, Origin};
 
     const LOCAL: Addr = Addr::Unix { pid: 77 };
+    /// What the fixture's servers say in BackendKeyData.
+    const SERVER_KEY: u64 = 0x1001_0102_0304;
 
     /// The console of the process's own user.
     fn own(at: &mut Fixture) -> ClientId {
@@ -223,54 +225,23 @@ mod tests {
         let other = at.serve();
         let early = at.core.accepted(Origin { remote: LOCAL, local: LOCAL, uid: None });
         let shown = at.show(boss, "show fds");
-        let number = |id: ClientId| (100 + id.index()).to_string();
-        let server_number = |id: ServerId| (200 + id.index()).to_string();
-        let key = |at: &Fixture, id| at.core.clients().get(id).unwrap().cancel_key().to_string();
-        let keys = [first, second, unix].map(|id| key(&at, id));
-        // The server's key is 0x0000_1001_0102_0304.
-        let server_key = 0x1001_0102_0304_u64.to_string();
-        let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
-        let null = "NULL";
+        let fd = |id: ClientId| 100 + id.index();
+        let server_fd = |id: ServerId| 200 + id.index();
+        let key = |id| at.core.clients().get(id).unwrap().cancel_key();
+        let (one, two) = (server_fd(server), server_fd(other));
         let want = [
-            row(&["7", "pooler", null, null, "127.0.0.1", "6432", "0", "0"]),
-            row(&["8", "pooler", null, null, "unix", "6432", "0", "0"]),
-            row(&[&number(early), "client", null, null, "unix", "6432", "0", "0"]),
-            row(&[&number(unix), "client", "bob", "one", "unix", "6432", &keys[2], "0"]),
-            row(&[
-                &server_number(other),
-                "server",
-                "bob",
-                "one",
-                "127.0.0.1",
-                "5432",
-                &server_key,
-                "0",
-            ]),
-            row(&[
-                &number(first),
-                "client",
-                "alice",
-                "two",
-                "127.0.0.1",
-                "4000",
-                &keys[0],
-                &server_number(server),
-            ]),
-            row(&[&number(second), "client", "bob", "two", "127.0.0.1", "4000", &keys[1], "0"]),
-            row(&[
-                &server_number(server),
-                "server",
-                "forced",
-                "two",
-                "127.0.0.1",
-                "5432",
-                &server_key,
-                &number(first),
-            ]),
+            "7 pooler NULL NULL 127.0.0.1 6432 0 0".to_owned(),
+            "8 pooler NULL NULL unix 6432 0 0".to_owned(),
+            format!("{} client NULL NULL unix 6432 0 0", fd(early)),
+            format!("{} client bob one unix 6432 {} 0", fd(unix), key(unix)),
+            format!("{two} server bob one 127.0.0.1 5432 {SERVER_KEY} 0"),
+            format!("{} client alice two 127.0.0.1 4000 {} {one}", fd(first), key(first)),
+            format!("{} client bob two 127.0.0.1 4000 {} 0", fd(second), key(second)),
+            format!("{one} server forced two 127.0.0.1 5432 {SERVER_KEY} {}", fd(first)),
         ];
-        let got: Vec<Vec<String>> = shown.rows.iter().map(|row| row[..8].to_vec()).collect();
+        let got: Vec<String> = shown.rows.iter().map(|row| row[..8].join(" ")).collect();
         assert_eq!(got, want);
-        assert!(shown.rows.iter().all(|row| row[12..] == [null; 3]));
+        assert!(shown.rows.iter().all(|row| row[12..] == ["NULL"; 3]));
     }
 
     #[test]
