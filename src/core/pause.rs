@@ -7,7 +7,6 @@ use super::pool::PoolId;
 use super::server::ServerState;
 use super::Core;
 use crate::base::Level;
-use crate::wire::write;
 
 /// The process's global mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,10 +138,7 @@ impl Core {
     }
 
     fn answer_pause(&mut self, console: ClientId) {
-        let mut reply = Vec::new();
-        write::command_complete(&mut reply, "PAUSE");
-        write::ready(&mut reply, b'I');
-        self.answer_console(console, reply);
+        self.answer_waiter(console, "PAUSE");
     }
 
     /// True if this console waits for an answer.

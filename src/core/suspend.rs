@@ -9,7 +9,6 @@ use super::pool::Pool;
 use super::server::ServerState;
 use super::Core;
 use crate::base::{Level, Micros};
-use crate::wire::write;
 
 /// A SUSPEND that is in force.
 #[derive(Clone, Copy, Debug)]
@@ -61,10 +60,7 @@ impl Core {
 
     fn answer_suspend(&mut self, console: Option<ClientId>) {
         if let Some(console) = console {
-            let mut reply = Vec::new();
-            write::command_complete(&mut reply, "SUSPEND");
-            write::ready(&mut reply, b'I');
-            self.answer_console(console, reply);
+            self.answer_waiter(console, "SUSPEND");
         }
     }
 
