@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::rc::Rc;
 
-/// So many named statements and portals a console may have together.
+/// A console may have so many statements and portals together; the unnamed ones always find room.
 const NAMED_MAX: usize = 1000;
 /// Their names may be so long, in bytes; PostgreSQL cuts longer ones.
 const NAME_MAX: usize = 63;
@@ -107,13 +107,15 @@ impl Call<'_> {
 
     fn statement(&mut self, name: &[u8]) -> Result<Rc<Statement>, Failure> {
         let console = self.core.console_mut(self.id);
-        console.and_then(|console| console.extended.statements.get(name).cloned()).ok_or_else(|| {
-            let text = match name {
-                [] => "unnamed prepared statement does not exist".to_owned(),
-                _ => format!("prepared statement \"{}\" does not exist", shown(name)),
-            };
-            failure(b"26000", text)
-        })
+        console.and_then(|console| console.extended.statements.get(name).cloned()).ok_or_else(
+            || {
+                let text = match name {
+                    [] => "unnamed prepared statement does not exist".to_owned(),
+                    _ => format!("prepared statement \"{}\" does not exist", shown(name)),
+                };
+                failure(b"26000", text)
+            },
+        )
     }
 
     fn portal(&mut self, name: &[u8]) -> Result<&mut Portal, Failure> {
@@ -307,8 +309,9 @@ fn existing(text: &[u8]) -> Result<Statement, Refusal> {
 /// True for what may have a result. It can be run only to see which.
 fn is_show(statement: &Statement) -> bool {
     match statement {
-        Statement::Command { name, argument } => find(name, argument)
-            .is_some_and(|command| matches!(command.argument, Argument::Topic)),
+        Statement::Command { name, argument } => {
+            find(name, argument).is_some_and(|command| matches!(command.argument, Argument::Topic))
+        }
         Statement::Empty | Statement::Set { .. } => false,
     }
 }

@@ -11,12 +11,16 @@ mod extended_tests;
 #[cfg(test)]
 mod fixture;
 mod grammar;
+#[cfg(test)]
+mod messages;
 mod rows;
 mod show;
 #[cfg(test)]
 mod show_tests;
 mod statistics;
 mod table;
+#[cfg(test)]
+mod waiting_tests;
 
 use crate::base::{Level, Micros};
 use crate::core::ask::Ask;

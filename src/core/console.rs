@@ -30,7 +30,7 @@ pub struct Console {
     owed: u32,
     /// A command whose answer everything else has to wait for; how it came.
     hold: Option<Way>,
-    /// The client is not read until the queue is empty.
+    /// The client is not read until the queue is empty, or nothing in it would be missed.
     stalled: bool,
 }
 
@@ -255,7 +255,7 @@ impl Core {
     pub fn next_ask(&mut self, id: ClientId) -> Option<Ask> {
         let console = self.clients.get_mut(id)?.console.as_mut()?;
         let ask = console.take();
-        if ask.is_none() && console.is_free() && std::mem::take(&mut console.stalled) {
+        if ask.is_none() && console.may_end() && std::mem::take(&mut console.stalled) {
             self.stalled.push(id);
         }
         ask
