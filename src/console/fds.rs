@@ -84,9 +84,9 @@ pub(super) fn show(view: View<'_>, console: ClientId) -> Answer {
 /// Answers a console: each row is a packet that is sent by itself, its descriptor beside it.
 pub(super) fn hand_over(core: &mut Core, id: ClientId, table: &Table, sockets: Vec<Handed>) {
     let mut head = Vec::new();
-    table.describe(&mut head);
+    table.describe(&mut head, &[]);
     core.answer_console(id, head);
-    for (row, socket) in table.packets().zip(sockets) {
+    for (row, socket) in table.rows(&[]).zip(sockets) {
         core.answer_with_descriptor(id, row, socket);
     }
     let mut end = Vec::new();
