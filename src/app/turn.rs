@@ -4,10 +4,12 @@ use super::clock::Clock;
 use super::log::{Broken, LocalZone, Log};
 use super::signal::{Signal, Signals};
 use super::{files, options};
-use crate::base::{Level, Micros};
-use crate::console::{self, Around, DnsCounts, Listening};
+use crate::base::{Level, Micros, Objects};
+use crate::console::{self, Around, Listening};
 use crate::core::pause;
 use crate::core::{Action, ClientId, Core, Peer};
+use crate::net::conn::Pending;
+use crate::net::resolve::{Host, Zone};
 use crate::net::{Event, Net};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -17,6 +19,9 @@ pub(super) const SIGNALS: u32 = 0;
 
 /// The janitor comes three times a second.
 const TICK: Micros = Micros(333_333);
+
+/// So often pools are looked after at the end of one turn; what is left waits for the next one.
+const ROUNDS: usize = 16;
 
 /// A running process.
 pub(super) struct Process {
@@ -34,15 +39,26 @@ pub(super) struct Process {
 struct Surrounding<'a> {
     zone: &'a LocalZone,
     net: &'a Net,
-    dns: DnsCounts,
 }
 
 impl Around for Surrounding<'_> {
     fn time_text(&self, at: Micros) -> String {
         self.zone.seconds(i64::try_from(at.secs()).unwrap_or(i64::MAX))
     }
-    fn dns(&self) -> DnsCounts {
-        self.dns
+    fn dns_hosts(&self) -> Vec<Host> {
+        self.net.resolver().hosts()
+    }
+    fn dns_zones(&self) -> Vec<Zone> {
+        self.net.resolver().zones()
+    }
+    fn pending(&self, peer: Peer) -> Pending {
+        self.net.relay().pending_on(peer)
+    }
+    fn connection_size(&self) -> usize {
+        self.net.connection_size()
+    }
+    fn buffers(&self) -> Objects {
+        self.net.relay().buffers()
     }
     fn descriptor(&self, peer: Peer) -> Option<i32> {
         self.net.descriptor(peer).map(|descriptor| descriptor.as_raw_fd())
@@ -96,8 +112,14 @@ impl Process {
                 return self.print();
             }
         }
-        self.core.turn_end();
-        self.perform();
+        // Whom a client that has gone makes room for comes before what happens next.
+        for _ in 0..ROUNDS {
+            self.core.turn_end();
+            self.perform();
+            if !self.core.is_pending() {
+                break;
+            }
+        }
         if self.core.is_suspended() {
             let net = &self.net;
             self.core.check_suspension(|peer| net.is_quiet(peer));
@@ -158,17 +180,7 @@ impl Process {
     }
 
     fn console(&mut self, id: ClientId) {
-        let names = self.net.resolver().names();
-        let (mut count, mut queries) = (0, 0);
-        for (_, entry) in names {
-            count += 1;
-            queries += usize::from(entry.is_pending());
-        }
-        let around = Surrounding {
-            zone: self.log.zone(),
-            net: &self.net,
-            dns: DnsCounts { names: count, zones: 0, queries },
-        };
+        let around = Surrounding { zone: self.log.zone(), net: &self.net };
         if console::run(&mut self.core, &around, id) {
             self.settings_changed();
         }

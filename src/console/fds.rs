@@ -3,8 +3,8 @@
 //! The rows tell what there is at the moment; it is SUSPEND that leaves nothing but what a successor
 //! can use.
 
-use super::rows::End;
 use super::show::View;
+use super::sockets::End;
 use super::table::{bytea, int, long, text, Cell, Column, Table};
 use super::Answer;
 use crate::auth::PassKeys;

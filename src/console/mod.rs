@@ -1,23 +1,37 @@
 //! The admin database: commands in, results out (admin 2 to 5). It reads the core through its
 //! accessors and has everything done by it.
 
+#[cfg(test)]
+mod column_tests;
 mod control;
 #[cfg(test)]
 mod control_tests;
+mod dns;
 mod fds;
 #[cfg(test)]
 mod fixture;
 mod grammar;
+mod memory;
 mod rows;
 mod show;
 #[cfg(test)]
 mod show_tests;
+#[cfg(test)]
+mod socket_tests;
+mod sockets;
 mod statistics;
 mod table;
+#[cfg(test)]
+mod wait_tests;
+mod waiting;
+#[cfg(test)]
+mod waiting_tests;
 
-use crate::base::{Level, Micros};
-use crate::core::client::Access;
+use crate::base::{Level, Micros, Objects};
+use crate::core::client::{command_size, Access};
 use crate::core::{Addr, ClientId, Core, Handed, Peer};
+use crate::net::conn::Pending;
+use crate::net::resolve::{Host, Zone};
 use crate::wire::read::lossy;
 use crate::wire::write;
 use grammar::{Malformed, Statement};
@@ -29,8 +43,16 @@ use table::Table;
 pub trait Around {
     /// A point in time as `YYYY-MM-DD HH:MM:SS ZONE` in the local time zone.
     fn time_text(&self, at: Micros) -> String;
-    /// What the resolver knows and does.
-    fn dns(&self) -> DnsCounts;
+    /// The host names that were asked for, in order.
+    fn dns_hosts(&self) -> Vec<Host>;
+    /// The zones of these names, in order.
+    fn dns_zones(&self) -> Vec<Zone>;
+    /// What is pending on a connection.
+    fn pending(&self, peer: Peer) -> Pending;
+    /// What a connection takes beside what the core has of it, in bytes.
+    fn connection_size(&self) -> usize;
+    /// What the buffers of connections take.
+    fn buffers(&self) -> Objects;
     /// The number of a client's or server's descriptor, if its connection is open.
     fn descriptor(&self, peer: Peer) -> Option<i32>;
     /// The open listening sockets, in the order in which they were opened.
@@ -48,22 +70,13 @@ pub struct Listening {
     pub addr: Addr,
 }
 
-/// Counts of the resolver for SHOW LISTS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DnsCounts {
-    /// Host names that are remembered.
-    pub names: usize,
-    /// Zones that are watched.
-    pub zones: usize,
-    /// Look-ups that are under way.
-    pub queries: usize,
-}
-
 /// One command that is being run.
 struct Call<'a> {
     core: &'a mut Core,
     around: &'a dyn Around,
     id: ClientId,
+    /// Bytes of the packet that it came in.
+    asked: usize,
 }
 
 /// What a command leads to.
@@ -182,22 +195,18 @@ static COMMANDS: &[Command] = &[
     command("SUSPEND", Access::Admin, Argument::None, &["SUSPEND"], control::suspend),
     command("SHUTDOWN", Access::Admin, Argument::OneOf(control::SHUTDOWN_WORDS),
         &["SHUTDOWN", "SHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS"], control::shutdown),
-    command("WAIT_CLOSE", Access::Admin, Argument::Any, &[], |_, _| later_version("WAIT_CLOSE")),
+    command("WAIT_CLOSE", Access::Admin, Argument::Any, &["WAIT_CLOSE [<db>]"], control::wait_close),
 ];
 
 /// The help line of SET, in front of those of [`COMMANDS`].
 const SET_HELP: &str = "SET key = arg";
-
-fn later_version(what: &str) -> Outcome {
-    Err(format!("{what} is not supported by this version of pgturnstile").into())
-}
 
 /// Runs the commands of a console that are waiting; for `Action::Console`. True if one of them has
 /// changed the settings.
 pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
     let settings = core.settings().clone();
     while let Some(text) = core.next_command(id) {
-        let mut call = Call { core, around, id };
+        let mut call = Call { core, around, id, asked: command_size(&text) };
         match call.statement(&text) {
             Ok(Answer::Handed(table, sockets)) => fds::hand_over(core, id, &table, sockets),
             Ok(answer) => {
@@ -356,13 +365,11 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_database_and_missing_commands_are_told() {
+    fn a_missing_database_is_told() {
         let mut at = Fixture::new();
         let boss = at.console("boss");
         assert_eq!(at.refusal(boss, "disable"), "a database is required");
         assert_eq!(at.refusal(boss, "enable \"\""), "a database is required");
-        let want = "WAIT_CLOSE is not supported by this version of pgturnstile";
-        assert_eq!(at.refusal(boss, "WAIT_CLOSE"), want);
     }
 
     #[test]

@@ -12,10 +12,10 @@ pub(super) enum Kind {
     Text,
     /// A number of 32 bits with sign.
     Int4,
+    /// A number of 64 bits without sign, as `int8`.
+    Int8,
     /// A number of 64 bits without sign, as `numeric`.
     Num,
-    /// A number of 64 bits, as `int8`.
-    Int8,
     /// Bytes as `\x` and hex digits, or NULL.
     Bytea,
 }
@@ -25,8 +25,8 @@ impl Kind {
         let (oid, size) = match self {
             Kind::Text => (25, -1),
             Kind::Int4 => (23, 4),
-            Kind::Num => (1700, -1),
             Kind::Int8 => (20, 8),
+            Kind::Num => (1700, -1),
             Kind::Bytea => (17, -1),
         };
         ColumnType { oid, size }
@@ -110,7 +110,7 @@ pub(super) fn int<R>(name: &'static str, value: fn(&R) -> i64) -> Column<R> {
     Column { name, value }
 }
 
-/// A column of type int8, for numbers without sign.
+/// A column of type int8, without sign.
 pub(super) fn long<R>(name: &'static str, value: fn(&R) -> u64) -> Column<R> {
     let value = Getter::Int8(value);
     Column { name, value }

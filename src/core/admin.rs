@@ -1,7 +1,7 @@
 //! What only the admin database asks for: commands against many at once, and facts for its tables.
 
 use super::client::{Client, ClientState};
-use super::database::{Database, DatabaseId, UserId};
+use super::database::{Database, DatabaseId};
 use super::face::{Action, ClientId, Handed, Peer};
 use super::pool::Pool;
 use super::{fault, Core};
@@ -81,7 +81,7 @@ impl Core {
 
     /// The database that a client counts against: from its start-up packet on; none for cancel
     /// requests.
-    pub fn database_of(&self, client: &Client) -> Option<DatabaseId> {
+    pub(super) fn database_of(&self, client: &Client) -> Option<DatabaseId> {
         if is_cancel(client) {
             return None;
         }
@@ -91,25 +91,13 @@ impl Core {
             .or_else(|| client.login.as_ref().and_then(|login| login.database))
     }
 
-    /// The user that a client counts as. Who needed no secret to be known is the pool's user, and
-    /// nobody on the console (admin 1.2).
-    pub fn user_of(&self, client: &Client) -> Option<UserId> {
-        let by_pool = || {
-            let pool = client.pool.and_then(|pool| self.pools.get(pool));
-            pool.filter(|pool| client.welcomed && !pool.is_console()).map(|pool| pool.user)
-        };
-        client.user.or_else(by_pool)
-    }
-
-    /// The name of the user that a client has logged in as, or is logging in as; none if that is
-    /// not known, and for cancel requests. Who needed no secret to be known is the pool's user.
+    /// The name of the user that a client has logged in as, or is logging in as: the one that was
+    /// given, whoever that is, or the pool's if nobody asked for a proof of it; none if that is not
+    /// known, and for cancel requests.
     pub fn login_user<'a>(&'a self, client: &'a Client) -> Option<&'a str> {
-        let by_pool = || {
-            let pool = client.pool.and_then(|pool| self.pools.get(pool));
-            pool.filter(|_| client.welcomed).map(|pool| &*pool.names.1)
-        };
-        let known = client.user.and(client.user_name.as_deref());
-        known.or_else(by_pool).filter(|_| !is_cancel(client))
+        let pool = client.pool.and_then(|pool| self.pools.get(pool));
+        let by_pool = pool.filter(|_| client.user.is_none()).map(|pool| &*pool.names.1);
+        by_pool.or(client.user_name.as_deref()).filter(|_| !is_cancel(client))
     }
 
     /// The user name that SHOW CLIENTS shows.
@@ -128,13 +116,6 @@ impl Core {
 
 fn is_cancel(client: &Client) -> bool {
     matches!(client.state, ClientState::WaitingCancel | ClientState::ActiveCancel)
-}
-
-impl Pool {
-    /// The user that its servers log in as.
-    pub fn user(&self) -> UserId {
-        self.user
-    }
 }
 
 impl Database {

@@ -14,9 +14,11 @@ pub mod fault;
 pub mod janitor;
 mod limits;
 mod login;
+pub mod memory;
 pub mod pause;
 pub mod pool;
 mod query;
+pub mod reason;
 pub mod release;
 mod reload;
 pub mod replies;
@@ -28,6 +30,7 @@ pub mod stats;
 mod suspend;
 pub mod timeouts;
 pub mod vars;
+mod waits;
 mod welcome;
 mod wishes;
 
@@ -38,12 +41,12 @@ pub use face::{
 
 use crate::base::random::Random;
 use crate::base::{Arena, Journal, Level, Links, List, Micros};
-use crate::config::{DatabaseEntry, PoolMode, Settings};
+use crate::config::{DatabaseEntry, PeerEntry, PoolMode, Settings};
 use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
 use limits::Sharers;
 use login::Login;
-use pause::{Mode, PauseWaiter, Shutdown};
+use pause::{Mode, Shutdown};
 use pool::{Pool, PoolId};
 use server::{Server, ServerState};
 use stats::Period;
@@ -51,6 +54,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use suspend::Suspension;
 use vars::{Shared, Tracked, Vars};
+use waits::Waiter;
 
 /// What the core has to be told about the process it decides for.
 pub struct Surroundings {
@@ -78,6 +82,7 @@ pub struct Core {
     autodb: Option<String>,
     users: Arena<User>,
     user_names: BTreeMap<Rc<str>, UserId>,
+    peers: BTreeMap<u32, PeerEntry>,
     pools: Arena<Pool>,
     pool_names: BTreeMap<(Rc<str>, Rc<str>), PoolId>,
     clients: Arena<Client>,
@@ -95,7 +100,7 @@ pub struct Core {
     exhausted: Vec<Sharers>,
     mode: Mode,
     shutdown: Option<Shutdown>,
-    pause_waiters: Vec<PauseWaiter>,
+    waiters: Vec<Waiter>,
     suspension: Option<Suspension>,
     period: Period,
     stats_period: i32,
@@ -120,6 +125,7 @@ impl Core {
             autodb: None,
             users: Arena::default(),
             user_names: BTreeMap::new(),
+            peers: BTreeMap::new(),
             pools: Arena::default(),
             pool_names: BTreeMap::new(),
             clients: Arena::default(),
@@ -133,7 +139,7 @@ impl Core {
             exhausted: Vec::new(),
             mode: Mode::Active,
             shutdown: None,
-            pause_waiters: Vec::new(),
+            waiters: Vec::new(),
             suspension: None,
             period: Period {
                 newer: around.now,
@@ -217,7 +223,7 @@ impl Core {
         // What marks itself again while being served waits for the next turn.
         pending.append(&mut self.pending);
         self.pending = pending;
-        self.check_pauses();
+        self.check_waits();
     }
 
     /// True if the next turn has something to do without waiting for an event.
@@ -322,6 +328,10 @@ impl Core {
     pub fn users(&self) -> impl Iterator<Item = (UserId, &User)> {
         self.user_names.values().filter_map(|id| Some((*id, self.users.get(*id)?)))
     }
+    /// The configured peers in the order of their ids.
+    pub fn peers(&self) -> impl Iterator<Item = (u32, &PeerEntry)> {
+        self.peers.iter().map(|(id, entry)| (*id, entry))
+    }
     /// Clients that are logging in, oldest first.
     pub fn login_clients(&self) -> Vec<ClientId> {
         self.login_clients.ids(&self.clients)
@@ -425,6 +435,10 @@ impl Decisions for Core {
         if let Some(server) = self.servers.get_mut(id) {
             server.remote = remote;
         }
+    }
+
+    fn unreachable(&mut self, id: ServerId, why: &str) {
+        self.server_unreachable(id, why);
     }
 
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {

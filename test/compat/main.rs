@@ -8,4 +8,5 @@ mod rig;
 mod fds;
 mod limits;
 mod sessions;
+mod tables;
 mod transcript;

@@ -33,6 +33,9 @@ fn psql_reads_every_show() {
         ("clients", format!("C|trusty|{database}|")),
         ("servers", format!("S|trusty|{database}|")),
         ("users", "trusty|".to_owned()),
+        ("sockets", format!("C|trusty|{database}|none|cl_active|")),
+        ("active_sockets", "C|admin|pgbouncer|none|cl_active|".to_owned()),
+        ("mem", "user_cache|".to_owned()),
         ("lists", "databases|".to_owned()),
         ("stats", format!("{database}|")),
         ("stats_totals", format!("{database}|")),
@@ -93,7 +96,7 @@ fn help_is_a_notice() {
     assert!(
         detail.starts_with("\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION\n")
     );
-    assert!(detail.ends_with("\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS"), "{detail}");
+    assert!(detail.ends_with("\tWAIT_CLOSE [<db>]"), "{detail}");
 }
 
 #[test]

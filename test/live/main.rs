@@ -6,6 +6,8 @@ mod rig;
 mod auth;
 mod cancel;
 mod console;
+mod console_tables;
+mod console_waits;
 mod copy;
 mod defects;
 mod drivers;
