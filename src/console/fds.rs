@@ -30,17 +30,13 @@ struct FdRow<'a> {
     database: Option<&'a str>,
     remote: End,
     cancel_key: u64,
-    /// The other end of the link.
-    link: Option<Peer>,
+    /// The other end of the link, 0 if there is none.
+    link: i32,
     vars: Option<&'a Vars>,
     keys: Option<&'a PassKeys>,
 }
 
 impl FdRow<'_> {
-    fn link(&self) -> i64 {
-        self.link.and_then(|peer| self.view.around.descriptor(peer)).unwrap_or(0).into()
-    }
-
     /// A tracked parameter of the connection.
     fn parameter(&self, name: &str) -> Cell {
         let at = self.view.core.tracked().find(name.as_bytes());
@@ -58,7 +54,7 @@ fn columns<'a>() -> [Column<FdRow<'a>>; 15] {
         text("addr", |r| r.remote.text().into()),
         int("port", |r| r.remote.port.into()),
         long("cancel", |r| r.cancel_key),
-        int("link", FdRow::link),
+        int("link", |r| r.link.into()),
         text("client_encoding", |r| r.parameter("client_encoding")),
         text("std_strings", |r| r.parameter("standard_conforming_strings")),
         text("datestyle", |r| r.parameter("DateStyle")),
@@ -127,11 +123,17 @@ fn listeners(view: View<'_>) -> Vec<FdRow<'_>> {
         database: None,
         remote: End::new(socket.addr, port),
         cancel_key: 0,
-        link: None,
+        link: 0,
         vars: None,
         keys: None,
     };
     view.around.listening().into_iter().map(row).collect()
+}
+
+/// The descriptor of the other end of a link, 0 if there is no link. Nothing if that end can't be
+/// passed on: half a pair is of no use (takeover 5.3).
+fn partner(view: View<'_>, peer: Option<Peer>) -> Option<i32> {
+    peer.map_or(Some(0), |peer| view.around.descriptor(peer))
 }
 
 /// A client that is not, and will not become, a console.
@@ -150,7 +152,7 @@ fn client<'a>(view: View<'a>, id: ClientId, client: &'a Client) -> Option<FdRow<
         database: pool.map(|pool| pool.names().0),
         remote: End::new(client.remote(), core.settings().listen_port),
         cancel_key: client.cancel_key(),
-        link: client.server().map(Peer::Server),
+        link: partner(view, client.server().map(Peer::Server))?,
         vars: Some(client.vars()),
         keys: pool.and_then(|pool| core.pass_keys(pool)),
     })
@@ -173,7 +175,7 @@ fn server<'a>(
         database: Some(pool.names().0),
         remote: End::new(server.remote(), core.database(pool.database()).map_or(0, Database::port)),
         cancel_key: server.cancel_key(),
-        link: server.client().map(Peer::Client),
+        link: partner(view, server.client().map(Peer::Client))?,
         vars: Some(server.vars()),
         keys: core.pass_keys(pool),
     })
