@@ -6,6 +6,7 @@ mod rig;
 mod auth;
 mod cancel;
 mod console;
+mod console_drivers;
 mod console_tables;
 mod console_waits;
 mod copy;
