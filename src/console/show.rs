@@ -2,8 +2,9 @@
 
 use super::rows::{self, DatabaseRow, PeerRow, PoolRow, UserRow};
 use super::table::{count, int, text, Column, Table};
+use super::waiting::waiting;
 use super::{dns, memory, sockets, statistics};
-use super::{later_version, Answer, Around, Call, Outcome, Refusal, COMMANDS, SET_HELP};
+use super::{Answer, Around, Call, Outcome, Refusal, COMMANDS, SET_HELP};
 use crate::config::{When, PARAMS};
 use crate::core::client::Access;
 use crate::core::pause::Mode;
@@ -36,16 +37,12 @@ enum Show {
     Help,
     /// As this table.
     Rows(fn(View<'_>) -> Table),
-    /// It comes with a later version.
-    Later,
+    /// As [`super::fds`] does.
+    Fds,
 }
 
 const fn topic(line: u8, name: &'static str, show: fn(View<'_>) -> Table) -> Topic {
     Topic { name, line: Some(line), access: Access::Stats, show: Show::Rows(show) }
-}
-
-const fn later(line: u8, name: &'static str, access: Access) -> Topic {
-    Topic { name, line: Some(line), access, show: Show::Later }
 }
 
 /// All topics but the parameters; those with a line in the order of SHOW HELP.
@@ -60,7 +57,7 @@ static TOPICS: &[Topic] = &[
     topic(0, "VERSION", version),
     topic(1, "PEERS", peers),
     topic(1, "PEER_POOLS", peer_pools),
-    later(2, "FDS", Access::Admin),
+    Topic { name: "FDS", line: Some(2), access: Access::Admin, show: Show::Fds },
     topic(2, "SOCKETS", sockets::all),
     topic(2, "ACTIVE_SOCKETS", sockets::active),
     topic(2, "LISTS", |view| pairs("list", "items", rows::lists(view))),
@@ -72,6 +69,8 @@ static TOPICS: &[Topic] = &[
     topic(4, "STATS_TOTALS", statistics::totals_by_database),
     topic(4, "STATS_AVERAGES", statistics::averages_by_database),
     topic(4, "TOTALS", statistics::totals),
+    // Scripts know the reference's SHOW HELP; this is beyond it.
+    Topic { name: "WAITING", line: None, access: Access::Stats, show: Show::Rows(waiting) },
 ];
 
 /// Parameters that drivers ask for and set (admin 1.5).
@@ -89,21 +88,27 @@ pub(super) fn parameter(name: &str) -> Option<(&'static str, &'static str)> {
     PARAMETERS.into_iter().find(named)
 }
 
+fn topic_named(name: &str) -> Option<&'static Topic> {
+    TOPICS.iter().find(|topic| topic.name.eq_ignore_ascii_case(name))
+}
+
+/// True if there is something of this name to SHOW.
+pub(super) fn exists(name: &str) -> bool {
+    parameter(name).is_some() || topic_named(name).is_some()
+}
+
 /// SHOW and SELECT.
 pub(super) fn run(call: &mut Call<'_>, name: &str) -> Outcome {
     if let Some((name, value)) = parameter(name) {
         return Ok(Answer::Rows(Table::new(&[text(name, |v: &&str| (*v).into())], [value])));
     }
-    let topic = TOPICS
-        .iter()
-        .find(|topic| topic.name.eq_ignore_ascii_case(name))
-        .ok_or(Refusal::Invalid)?;
+    let topic = topic_named(name).ok_or(Refusal::Invalid)?;
     call.check(topic.access)?;
     let view = View { core: call.core, around: call.around, asker: call.id, asked: call.asked };
     match topic.show {
         Show::Help => Ok(help()),
         Show::Rows(show) => Ok(Answer::Rows(show(view))),
-        Show::Later => later_version(&format!("SHOW {}", topic.name)),
+        Show::Fds => Ok(super::fds::show(view, call.id)),
     }
 }
 

@@ -3,7 +3,8 @@
 use super::show::View;
 use super::table::{count, int, text, Column, Table};
 use crate::base::Micros;
-use crate::core::client::{self, Client, ClientState, Console};
+use crate::core::client::{self, Client, ClientState};
+use crate::core::console::Console;
 use crate::core::database::Database;
 use crate::core::pool::Pool;
 use crate::core::server::{Server, ServerState};
@@ -11,14 +12,14 @@ use crate::core::vars::{Vars, APPLICATION_NAME};
 use crate::core::{Addr, ClientId, Peer, ServerId};
 
 /// One end of a connection: who is there, and the port to show.
-struct End {
+pub(super) struct End {
     addr: Addr,
-    port: i32,
+    pub(super) port: i32,
 }
 
 impl End {
     /// `unix_port` stands for sockets that have none.
-    fn new(addr: Addr, unix_port: i32) -> End {
+    pub(super) fn new(addr: Addr, unix_port: i32) -> End {
         let port = match addr {
             Addr::Inet(at) => at.port().into(),
             Addr::Unix { .. } => unix_port,
@@ -27,7 +28,7 @@ impl End {
         End { addr, port }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self.addr {
             Addr::Inet(at) => at.ip().to_string(),
             Addr::Unix { .. } => "unix".into(),

@@ -3,11 +3,13 @@
 //! of [`Core::next_action`].
 
 mod admin;
+pub mod ask;
 pub mod assign;
 mod cancel;
 pub mod client;
 mod close;
 mod connect;
+pub mod console;
 pub mod database;
 pub mod face;
 pub mod fault;
@@ -18,6 +20,7 @@ pub mod memory;
 pub mod pause;
 pub mod pool;
 mod query;
+pub mod reason;
 pub mod release;
 mod reload;
 pub mod replies;
@@ -29,12 +32,13 @@ pub mod stats;
 mod suspend;
 pub mod timeouts;
 pub mod vars;
+mod waits;
 mod welcome;
 mod wishes;
 
 pub use face::{
-    Action, Addr, ClientId, Decisions, Loss, Origin, Packet, Peer, Run, ServerId, Sink, Target,
-    Verdict,
+    Action, Addr, ClientId, Decisions, Handed, Loss, Origin, Packet, Peer, Run, ServerId, Sink,
+    Target, Verdict,
 };
 
 use crate::base::random::Random;
@@ -44,7 +48,7 @@ use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
 use limits::Sharers;
 use login::Login;
-use pause::{Mode, PauseWaiter, Shutdown};
+use pause::{Mode, Shutdown};
 use pool::{Pool, PoolId};
 use server::{Server, ServerState};
 use stats::Period;
@@ -52,6 +56,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use suspend::Suspension;
 use vars::{Shared, Tracked, Vars};
+use waits::Waiter;
 
 /// What the core has to be told about the process it decides for.
 pub struct Surroundings {
@@ -97,7 +102,9 @@ pub struct Core {
     exhausted: Vec<Sharers>,
     mode: Mode,
     shutdown: Option<Shutdown>,
-    pause_waiters: Vec<PauseWaiter>,
+    waiters: Vec<Waiter>,
+    /// Consoles that are read again from the next turn on.
+    stalled: Vec<ClientId>,
     suspension: Option<Suspension>,
     period: Period,
     stats_period: i32,
@@ -136,7 +143,8 @@ impl Core {
             exhausted: Vec::new(),
             mode: Mode::Active,
             shutdown: None,
-            pause_waiters: Vec::new(),
+            waiters: Vec::new(),
+            stalled: Vec::new(),
             suspension: None,
             period: Period {
                 newer: around.now,
@@ -220,12 +228,13 @@ impl Core {
         // What marks itself again while being served waits for the next turn.
         pending.append(&mut self.pending);
         self.pending = pending;
-        self.check_pauses();
+        self.check_waits();
+        self.actions.extend(self.stalled.drain(..).map(Action::Resume));
     }
 
     /// True if the next turn has something to do without waiting for an event.
     pub fn is_pending(&self) -> bool {
-        !self.actions.is_empty() || !self.pending.is_empty()
+        !(self.actions.is_empty() && self.pending.is_empty() && self.stalled.is_empty())
     }
 
     fn next_number(&mut self) -> u64 {
@@ -432,6 +441,10 @@ impl Decisions for Core {
         if let Some(server) = self.servers.get_mut(id) {
             server.remote = remote;
         }
+    }
+
+    fn unreachable(&mut self, id: ServerId, why: &str) {
+        self.server_unreachable(id, why);
     }
 
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {

@@ -379,9 +379,7 @@ fn console_sessions() {
         ] {
             seen.query(&mut raw, command);
         }
-        for bytes in
-            [parse("", "show pools"), sync(), flush(), msg(b'y', b""), msg(b'Q', b"no zero")]
-        {
+        for bytes in [msg(b'F', b""), msg(b'y', b""), msg(b'Q', b"no zero")] {
             seen.throw(pooler.console(), &bytes);
         }
     });

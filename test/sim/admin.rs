@@ -4,7 +4,7 @@ use crate::plan::Plan;
 use crate::talk;
 use crate::world::World;
 use pgturnstile::base::{Micros, Objects};
-use pgturnstile::console::{self, Around};
+use pgturnstile::console::{self, Around, Listening};
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::Signal;
 use pgturnstile::core::{ClientId, Peer};
@@ -33,10 +33,16 @@ impl Around for Nowhere {
     fn buffers(&self) -> Objects {
         Objects::default()
     }
+    fn descriptor(&self, _: Peer) -> Option<i32> {
+        None
+    }
+    fn listening(&self) -> Vec<Listening> {
+        Vec::new()
+    }
 }
 
 /// What consoles say: so often, and whether it is left out of calm runs.
-const COMMANDS: [(usize, &str, bool); 25] = [
+const COMMANDS: [(usize, &str, bool); 27] = [
     (8, "PAUSE", false),
     (12, "RESUME", false),
     (8, "SUSPEND", false),
@@ -48,6 +54,8 @@ const COMMANDS: [(usize, &str, bool); 25] = [
     (4, "ENABLE db0", false),
     (2, "RECONNECT", true),
     (2, "RECONNECT db0", true),
+    (3, "WAIT_CLOSE", false),
+    (2, "WAIT_CLOSE db0", false),
     (1, "KILL", true),
     (2, "KILL db0", true),
     (2, "KILL db1", true),
@@ -115,6 +123,9 @@ impl World {
                 self.pausing.insert(id);
             }
             "SUSPEND" => self.suspender = Some(id),
+            "WAIT_CLOSE" => {
+                self.closing.insert(id, name.to_owned());
+            }
             "RESUME" => self.facts.resumed = true,
             "RECONNECT" => {
                 self.facts.replaced = true;
@@ -271,6 +282,7 @@ impl World {
         let Peer::Client(id) = peer else { return };
         if matches!(bytes.first(), Some(b'C' | b'E')) {
             self.pausing.remove(&id);
+            self.closing.remove(&id);
             self.suspender = self.suspender.filter(|console| *console != id);
         }
     }
