@@ -86,6 +86,7 @@ impl World {
     /// Asks all oracles that can be asked after any turn.
     pub fn check(&mut self, ticked: bool, at_rest: bool) {
         self.check_lists();
+        self.check_counts();
         self.check_links();
         self.check_held_back();
         self.check_free_servers();
