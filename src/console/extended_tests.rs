@@ -219,6 +219,28 @@ fn rows_come_in_portions() {
     assert_eq!(kinds(&all), "12Ds2DDsDCTDDCZ");
 }
 
+#[test]
+fn rows_that_are_kept_have_a_bound() {
+    let (mut at, boss, server) = with_busy_server();
+    at.client("two", "alice");
+    let other = at.serve();
+    let long = [&b"application_name\0"[..], &[b'x'; 60_000], b"\0"].concat();
+    for server in [server, other] {
+        at.say(server, b'S', &long);
+    }
+    at.throw(boss, &parse("s", "show servers"));
+    assert_eq!(at.kinds(boss), "1");
+    let one = |n: usize| [bind(&n.to_string(), "s"), execute_some(&n.to_string(), 1)].concat();
+    // Each keeps the second row.
+    let kept = (1..).take_while(|n| answer(&mut at, boss, &[one(*n)]).0 == "2Ds").count();
+    assert_eq!(kept, 16 * 1024 * 1024 / 60_000 - 1, "a row has some more bytes");
+    assert_eq!(answer(&mut at, boss, &[query("show version"), sync()]).0, "Z");
+    assert_eq!(answer(&mut at, boss, &[one(1), one(2)]).0, "2Ds2Ds", "Sync has ended them");
+    let full = answer(&mut at, boss, &[sync(), (1..=kept + 1).flat_map(one).collect()]);
+    let text = "SERROR C53400 Mtoo many rows of open portals".to_owned();
+    assert_eq!((full.0.len(), full.1), (1 + 3 * kept + 4, vec![text]));
+}
+
 /// A value in binary, read back as text.
 fn decoded(oid: u32, bytes: &[u8]) -> String {
     match oid {
