@@ -146,7 +146,7 @@ pub enum Action {
     SendRow(ClientId, Vec<u8>, Handed),
     /// Close the socket; unsent bytes are lost.
     Close(Peer),
-    /// A console client has commands waiting (`Core::next_command`).
+    /// A console client has requests waiting (`Core::next_ask`).
     Console(ClientId),
     /// Read the configuration again; the console client, if any, awaits the answer.
     Reload(Option<ClientId>),
