@@ -166,14 +166,15 @@ impl World {
     }
 
     /// A client that is not read waits in the queue, for its server to be aligned, or, as a console,
-    /// for an answer.
+    /// for an answer, be it the end of the process.
     fn check_held_back(&self) {
         for (id, client) in self.core.clients().iter() {
             if !self.net.holds_back(id) || client.state() == ClientState::Waiting {
                 continue;
             }
             let server = client.server().and_then(|id| self.core.servers().get(id));
-            let awaits_answer = self.pausing.contains(&id)
+            let awaits_answer = self.exit.is_some()
+                || self.pausing.contains(&id)
                 || self.closing.contains_key(&id)
                 || self.suspender == Some(id);
             if !awaits_answer && !server.is_some_and(|server| server.is_aligning()) {
