@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes sure that what is named on the command line is there; on Debian and its relatives missing
 # packages are installed. Names: build, checks, postgresql, pgbouncer,
-# bench. Silent if nothing is missing.
+# exporter, bench. Silent if nothing is missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -32,6 +32,7 @@ want() {
     checks) ;;
     postgresql) have_postgresql && have psql || packages+=(postgresql) ;;
     pgbouncer) have pgbouncer || [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer) ;;
+    exporter) have prometheus-pgbouncer-exporter || packages+=(prometheus-pgbouncer-exporter) ;;
     bench)
         have ip || packages+=(iproute2)
         have strace || packages+=(strace)

@@ -13,7 +13,7 @@ pub(crate) struct Transcript {
 }
 
 /// The older program: `PGBOUNCER_REFERENCE`, else where Debian puts it.
-fn reference() -> PathBuf {
+pub(crate) fn reference() -> PathBuf {
     let path = std::env::var_os("PGBOUNCER_REFERENCE").unwrap_or("/usr/sbin/pgbouncer".into());
     let path = PathBuf::from(path);
     assert!(path.exists(), "no {}; set PGBOUNCER_REFERENCE", path.display());
