@@ -177,7 +177,7 @@ fn leading_number(text: &str) -> Option<u64> {
 pub(super) fn reload(call: &mut Call<'_>, _: &str) -> Outcome {
     call.log_issued("RELOAD", "");
     call.core.request_reload(call.id);
-    Ok(Answer::Later)
+    Ok(Answer::First)
 }
 
 /// SHUTDOWN: at once there is no answer, as nobody is left to give it.

@@ -58,8 +58,10 @@ enum Answer {
     Done(Cow<'static, str>),
     /// A NoticeResponse in front of the tag.
     Noticed(Vec<u8>, &'static str),
-    /// The core or `app` will answer, or nobody will.
+    /// The core will answer, or nobody will.
     Later,
+    /// `app` will answer, ahead of the console's next command.
+    First,
 }
 
 impl Answer {
@@ -76,7 +78,7 @@ impl Answer {
                 out.extend(notice);
                 write::command_complete(out, tag);
             }
-            Answer::Later => return false,
+            Answer::Later | Answer::First => return false,
         }
         true
     }
@@ -181,6 +183,7 @@ pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
     while let Some(text) = core.next_command(id) {
         let mut call = Call { core, around, id };
         match call.statement(&text) {
+            Ok(Answer::First) => break,
             Ok(answer) => {
                 let mut reply = Vec::new();
                 if answer.write(&mut reply) {

@@ -18,9 +18,9 @@ impl Core {
         self.client_log(id, level, text);
     }
 
-    /// RELOAD: `app` reads the files and answers the console.
+    /// RELOAD: `app` reads the files and answers the console, ahead of all that is to be done.
     pub fn request_reload(&mut self, console: ClientId) {
-        self.actions.push_back(Action::Reload(Some(console)));
+        self.actions.push_front(Action::Reload(Some(console)));
     }
 
     /// Closes a console whose error message can't be sent (admin 2.4).

@@ -4,8 +4,10 @@
 mod rig;
 
 mod auth;
+mod averages;
 mod cancel;
 mod console;
+mod console_stats;
 mod copy;
 mod defects;
 mod drivers;
