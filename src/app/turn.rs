@@ -17,6 +17,9 @@ pub(super) const SIGNALS: u32 = 0;
 /// The janitor comes three times a second.
 const TICK: Micros = Micros(333_333);
 
+/// So often pools are looked after at the end of one turn; what is left waits for the next one.
+const ROUNDS: usize = 16;
+
 /// A running process.
 pub(super) struct Process {
     pub(super) core: Core,
@@ -87,8 +90,14 @@ impl Process {
                 return self.print();
             }
         }
-        self.core.turn_end();
-        self.perform();
+        // Whom a client that has gone makes room for comes before what happens next.
+        for _ in 0..ROUNDS {
+            self.core.turn_end();
+            self.perform();
+            if !self.core.is_pending() {
+                break;
+            }
+        }
         if self.core.is_suspended() {
             let net = &self.net;
             self.core.check_suspension(|peer| net.is_quiet(peer));

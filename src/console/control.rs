@@ -37,24 +37,30 @@ impl Call<'_> {
 
     /// The database of this name, made from `*` if need be; the admin database can't be `verb`ed.
     fn database(&mut self, name: &str, verb: &str) -> Result<DatabaseId, Refusal> {
+        self.database_but(name, format!("cannot {verb} admin db: {name}"))
+    }
+
+    /// The same; what is said if it is the admin database.
+    fn database_but(&mut self, name: &str, admin: String) -> Result<DatabaseId, Refusal> {
         let id = self.core.database_named(name, self.id);
-        self.not_admin(id, name, verb)
+        self.not_admin(id, name, admin)
     }
 
     /// The database of this name if it exists already.
     fn existing_database(&self, name: &str, verb: &str) -> Result<DatabaseId, Refusal> {
-        self.not_admin(self.core.existing_database(name), name, verb)
+        let admin = format!("cannot {verb} admin db: {name}");
+        self.not_admin(self.core.existing_database(name), name, admin)
     }
 
     fn not_admin(
         &self,
         id: Option<DatabaseId>,
         name: &str,
-        verb: &str,
+        admin: String,
     ) -> Result<DatabaseId, Refusal> {
         let id = id.ok_or_else(|| no_such_database(name))?;
         match self.core.database(id).map(|database| database.source()) {
-            Some(Source::Console) => Err(format!("cannot {verb} admin db: {name}").into()),
+            Some(Source::Console) => Err(admin.into()),
             _ => Ok(id),
         }
     }
@@ -72,7 +78,9 @@ pub(super) fn pause(call: &mut Call<'_>, name: &str) -> Outcome {
         call.core.pause_all(Some(call.id));
     } else {
         let database = call.database(name, "pause")?;
-        call.core.pause_database(database, call.id);
+        if call.core.pause_database(database, call.id) {
+            return complete("PAUSE");
+        }
     }
     Ok(Answer::Later)
 }
@@ -107,6 +115,19 @@ pub(super) fn suspend(call: &mut Call<'_>, _: &str) -> Outcome {
     call.log_issued("SUSPEND", "");
     call.core.suspend(call.id);
     Ok(Answer::Later)
+}
+
+/// WAIT_CLOSE: the core answers when no server is left that has to be replaced.
+pub(super) fn wait_close(call: &mut Call<'_>, name: &str) -> Outcome {
+    call.log_issued("WAIT_CLOSE", name);
+    let database = match name {
+        "" => None,
+        name => Some(call.database_but(name, format!("cannot wait in admin db: {name}"))?),
+    };
+    match call.core.wait_close(database, call.id) {
+        true => complete("WAIT_CLOSE"),
+        false => Ok(Answer::Later),
+    }
 }
 
 /// DISABLE db.

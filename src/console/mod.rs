@@ -13,6 +13,8 @@ mod show;
 mod show_tests;
 mod statistics;
 mod table;
+#[cfg(test)]
+mod wait_tests;
 
 use crate::base::{Level, Micros};
 use crate::core::client::Access;
@@ -166,7 +168,7 @@ static COMMANDS: &[Command] = &[
     command("SUSPEND", Access::Admin, Argument::None, &["SUSPEND"], control::suspend),
     command("SHUTDOWN", Access::Admin, Argument::OneOf(control::SHUTDOWN_WORDS),
         &["SHUTDOWN", "SHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS"], control::shutdown),
-    command("WAIT_CLOSE", Access::Admin, Argument::Any, &[], |_, _| later_version("WAIT_CLOSE")),
+    command("WAIT_CLOSE", Access::Admin, Argument::Any, &["WAIT_CLOSE [<db>]"], control::wait_close),
 ];
 
 /// The help line of SET, in front of those of [`COMMANDS`].
@@ -340,13 +342,11 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_database_and_missing_commands_are_told() {
+    fn a_missing_database_is_told() {
         let mut at = Fixture::new();
         let boss = at.console("boss");
         assert_eq!(at.refusal(boss, "disable"), "a database is required");
         assert_eq!(at.refusal(boss, "enable \"\""), "a database is required");
-        let want = "WAIT_CLOSE is not supported by this version of pgturnstile";
-        assert_eq!(at.refusal(boss, "WAIT_CLOSE"), want);
     }
 
     #[test]

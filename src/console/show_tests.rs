@@ -129,7 +129,8 @@ fn help_lists_what_there_is() {
 \tKILL_CLIENT <client_id>
 \tSUSPEND
 \tSHUTDOWN
-\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS";
+\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS
+\tWAIT_CLOSE [<db>]";
     assert_eq!(reply[0], ("N".into(), want.into()));
     assert_eq!(reply[1], ("C".into(), "SHOW".into()));
 }

@@ -63,7 +63,7 @@ impl Core {
         self.move_client(id, ClientState::WaitingCancel);
     }
 
-    /// A cancel request against a console ends its PAUSE.
+    /// A cancel request against a console ends PAUSE and SUSPEND, and whatever it waits for.
     fn cancel_console(&mut self, from: ClientId, target: ClientId) {
         if !self.console_waits(target) {
             self.client_log(from, Level::Warning, "admin cancel request for non-waiting client?");
@@ -71,6 +71,7 @@ impl Core {
         if self.shutdown.is_none() {
             self.resume_all();
         }
+        self.cancel_waits(target);
     }
 
     /// If a cancel request waits in the pool, the new connection carries it. Requests whose server

@@ -149,6 +149,10 @@ impl Client {
     pub fn number(&self) -> u64 {
         self.number
     }
+    /// Its cancel key; 0 before it is welcomed.
+    pub fn cancel_key(&self) -> u64 {
+        self.cancel_key
+    }
     /// The other end.
     pub fn remote(&self) -> Addr {
         self.remote

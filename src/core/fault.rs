@@ -72,6 +72,7 @@ faults! {
     silent CONSOLE_CLOSE_REQUEST "close req"
     told ADMIN_FORCED_DISCONNECT "admin forced disconnect"
     told DATABASE_REMOVED "database removed"
+    told WAIT_CANCELED "canceling wait due to cancel request"
     told SHUTTING_DOWN "pooler is shutting down"
     told SERVER_SHUTTING_DOWN "server shutting down"
 

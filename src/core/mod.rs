@@ -28,6 +28,7 @@ pub mod stats;
 mod suspend;
 pub mod timeouts;
 pub mod vars;
+mod waits;
 mod welcome;
 mod wishes;
 
@@ -43,7 +44,7 @@ use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
 use limits::Sharers;
 use login::Login;
-use pause::{Mode, PauseWaiter, Shutdown};
+use pause::{Mode, Shutdown};
 use pool::{Pool, PoolId};
 use server::{Server, ServerState};
 use stats::Period;
@@ -51,6 +52,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use suspend::Suspension;
 use vars::{Shared, Tracked, Vars};
+use waits::Waiter;
 
 /// What the core has to be told about the process it decides for.
 pub struct Surroundings {
@@ -95,7 +97,7 @@ pub struct Core {
     exhausted: Vec<Sharers>,
     mode: Mode,
     shutdown: Option<Shutdown>,
-    pause_waiters: Vec<PauseWaiter>,
+    waiters: Vec<Waiter>,
     suspension: Option<Suspension>,
     period: Period,
     stats_period: i32,
@@ -133,7 +135,7 @@ impl Core {
             exhausted: Vec::new(),
             mode: Mode::Active,
             shutdown: None,
-            pause_waiters: Vec::new(),
+            waiters: Vec::new(),
             suspension: None,
             period: Period {
                 newer: around.now,
@@ -217,7 +219,7 @@ impl Core {
         // What marks itself again while being served waits for the next turn.
         pending.append(&mut self.pending);
         self.pending = pending;
-        self.check_pauses();
+        self.check_waits();
     }
 
     /// True if the next turn has something to do without waiting for an event.

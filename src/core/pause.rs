@@ -4,10 +4,9 @@ use super::client::ClientState;
 use super::database::DatabaseId;
 use super::face::{Action, ClientId};
 use super::pool::PoolId;
-use super::server::ServerState;
+use super::waits::Wait;
 use super::Core;
 use crate::base::Level;
-use crate::wire::write;
 
 /// The process's global mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,14 +44,6 @@ pub enum Signal {
     Resume,
 }
 
-/// A console that waits for a PAUSE to be complete.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PauseWaiter {
-    console: ClientId,
-    /// One database, or everything.
-    database: Option<DatabaseId>,
-}
-
 impl Core {
     /// The global mode.
     pub fn mode(&self) -> Mode {
@@ -86,11 +77,13 @@ impl Core {
     pub fn pause_all(&mut self, console: Option<ClientId>) {
         self.mode = Mode::Paused;
         self.mark_all();
-        self.await_pause(console, None);
+        if let Some(console) = console {
+            self.await_(console, Wait::Pause);
+        }
     }
 
-    /// PAUSE db. Without servers there is nothing to wait for.
-    pub fn pause_database(&mut self, id: DatabaseId, console: ClientId) {
+    /// PAUSE db; true if there is nothing to wait for, as it has no servers.
+    pub fn pause_database(&mut self, id: DatabaseId, console: ClientId) -> bool {
         if let Some(database) = self.databases.get_mut(id) {
             database.paused = true;
         }
@@ -98,16 +91,9 @@ impl Core {
         let has_servers =
             self.pools.iter().any(|(_, pool)| pool.database == id && pool.server_count() > 0);
         if has_servers {
-            self.await_pause(Some(console), Some(id));
-        } else {
-            self.answer_pause(console);
+            self.await_(console, Wait::PauseDatabase(id));
         }
-    }
-
-    fn await_pause(&mut self, console: Option<ClientId>, database: Option<DatabaseId>) {
-        if let Some(console) = console {
-            self.pause_waiters.push(PauseWaiter { console, database });
-        }
+        !has_servers
     }
 
     /// RESUME. Consoles that still wait for the pause are answered: it has ended.
@@ -115,7 +101,7 @@ impl Core {
         self.mode = Mode::Active;
         self.end_suspension();
         self.mark_all();
-        self.answer_pauses(|waiter| waiter.database.is_none());
+        self.end_waits(|what| what == Wait::Pause);
     }
 
     /// RESUME db; false if it is not paused.
@@ -124,59 +110,9 @@ impl Core {
             self.databases.get_mut(id).is_some_and(|database| std::mem::take(&mut database.paused));
         if was {
             self.mark_all();
-            self.answer_pauses(|waiter| waiter.database == Some(id));
+            self.end_waits(|what| what == Wait::PauseDatabase(id));
         }
         was
-    }
-
-    fn answer_pauses(&mut self, is_over: impl Fn(&PauseWaiter) -> bool) {
-        let (over, still) = std::mem::take(&mut self.pause_waiters).into_iter().partition(is_over);
-        self.pause_waiters = still;
-        let over: Vec<PauseWaiter> = over;
-        for waiter in over {
-            self.answer_pause(waiter.console);
-        }
-    }
-
-    fn answer_pause(&mut self, console: ClientId) {
-        let mut reply = Vec::new();
-        write::command_complete(&mut reply, "PAUSE");
-        write::ready(&mut reply, b'I');
-        self.answer_console(console, reply);
-    }
-
-    /// True if this console waits for an answer.
-    pub(super) fn console_waits(&self, id: ClientId) -> bool {
-        self.pause_waiters.iter().any(|waiter| waiter.console == id) || self.waits_for_suspend(id)
-    }
-
-    /// Answers the consoles whose PAUSE is complete; at the end of each turn.
-    pub(super) fn check_pauses(&mut self) {
-        if self.pause_waiters.is_empty() {
-            return;
-        }
-        let mut all_quiet = true;
-        let mut paused_quiet = true;
-        for (_, pool) in self.pools.iter() {
-            if !pool.servers(ServerState::Active).is_empty()
-                || !pool.servers(ServerState::Tested).is_empty()
-            {
-                all_quiet = false;
-                let database = self.databases.get(pool.database);
-                paused_quiet &= !database.is_some_and(|database| database.paused);
-            }
-        }
-        // PAUSE db waits for all databases that are paused this way (admin 4).
-        self.answer_pauses(|waiter| match waiter.database {
-            Some(_) => paused_quiet,
-            None => all_quiet,
-        });
-    }
-
-    /// A console is gone: nobody waits for its answer.
-    pub(super) fn forget_console(&mut self, id: ClientId) {
-        self.pause_waiters.retain(|waiter| waiter.console != id);
-        self.forget_suspender(id);
     }
 
     pub(super) fn mark_all(&mut self) {
@@ -187,6 +123,7 @@ impl Core {
 
     /// SHUTDOWN: at once.
     pub fn exit_now(&mut self, code: u8) {
+        self.abandon_waits();
         self.actions.push_back(Action::Exit(code));
     }
 

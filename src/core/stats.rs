@@ -11,42 +11,82 @@ pub enum Average {
     PerUnit(Counter),
 }
 
+/// A row of the table of counters: where it is shown, under which names.
+#[derive(Clone, Copy, Debug)]
+pub struct CounterRow {
+    /// The counter.
+    pub counter: Counter,
+    /// SHOW STATS: its sum.
+    pub total: &'static str,
+    /// SHOW STATS: its average.
+    pub average: &'static str,
+    /// SHOW STATS_TOTALS.
+    pub in_totals: &'static str,
+    /// SHOW STATS_AVERAGES.
+    pub in_averages: &'static str,
+    /// SHOW TOTALS, behind `total_` and `avg_`.
+    pub suffix: &'static str,
+    /// How it is averaged.
+    pub how: Average,
+}
+
 macro_rules! counters {
-    ($($(#[$doc:meta])* $variant:ident $total:literal $average:literal $how:expr;)*) => {
+    ($($(#[$doc:meta])* $variant:ident
+        $total:literal $average:literal $in_totals:literal $in_averages:literal $suffix:literal
+        $how:expr;)*) => {
         /// A statistics counter; its number is its place in [`Counters`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Counter { $($(#[$doc])* $variant),* }
-        /// Every counter: its columns in SHOW STATS and how it is averaged.
-        pub const COUNTERS: &[(Counter, &str, &str, Average)] =
-            &[$((Counter::$variant, $total, $average, $how)),*];
+        /// Every counter, in the order of the columns of SHOW STATS (admin 3.13).
+        pub const COUNTERS: &[CounterRow] = &[$(CounterRow {
+            counter: Counter::$variant,
+            total: $total,
+            average: $average,
+            in_totals: $in_totals,
+            in_averages: $in_averages,
+            suffix: $suffix,
+            how: $how,
+        }),*];
     };
 }
 
 counters! {
     /// Servers linked to clients.
-    Assignments "total_server_assignment_count" "avg_server_assignment_count" Average::PerSecond;
+    Assignments "total_server_assignment_count" "avg_server_assignment_count"
+        "server_assignment_count" "server_assignment_count" "server_assignment_count" Average::PerSecond;
     /// Transactions begun.
-    Transactions "total_xact_count" "avg_xact_count" Average::PerSecond;
+    Transactions "total_xact_count" "avg_xact_count"
+        "xact_count" "xact_count" "xact_count" Average::PerSecond;
     /// Queries begun: busy periods of a client, not statements.
-    Queries "total_query_count" "avg_query_count" Average::PerSecond;
+    Queries "total_query_count" "avg_query_count"
+        "query_count" "query_count" "query_count" Average::PerSecond;
     /// Bytes of packets from clients.
-    Received "total_received" "avg_recv" Average::PerSecond;
+    Received "total_received" "avg_recv"
+        "bytes_received" "bytes_received" "client_bytes" Average::PerSecond;
     /// Bytes of packets from servers.
-    Sent "total_sent" "avg_sent" Average::PerSecond;
+    Sent "total_sent" "avg_sent"
+        "bytes_sent" "bytes_sent" "server_bytes" Average::PerSecond;
     /// Microseconds in transactions.
-    TransactionTime "total_xact_time" "avg_xact_time" Average::PerUnit(Counter::Transactions);
+    TransactionTime "total_xact_time" "avg_xact_time"
+        "xact_time" "xact_time" "xact_time" Average::PerUnit(Counter::Transactions);
     /// Microseconds in queries.
-    QueryTime "total_query_time" "avg_query_time" Average::PerUnit(Counter::Queries);
+    QueryTime "total_query_time" "avg_query_time"
+        "query_time" "query_time" "query_time" Average::PerUnit(Counter::Queries);
     /// Microseconds that clients waited for a server.
-    WaitTime "total_wait_time" "avg_wait_time" Average::PerUnit(Counter::Assignments);
+    WaitTime "total_wait_time" "avg_wait_time"
+        "wait_time" "wait_time" "wait_time" Average::PerUnit(Counter::Assignments);
     /// Named Parse packets from clients.
-    ClientParses "total_client_parse_count" "avg_client_parse_count" Average::PerSecond;
+    ClientParses "total_client_parse_count" "avg_client_parse_count"
+        "client_parse_count" "avg_client_parse_count" "ps_client_parse_count" Average::PerSecond;
     /// Parse packets for them sent to servers.
-    ServerParses "total_server_parse_count" "avg_server_parse_count" Average::PerSecond;
+    ServerParses "total_server_parse_count" "avg_server_parse_count"
+        "server_parse_count" "avg_server_parse_count" "ps_server_parse_count" Average::PerSecond;
     /// Bind packets to named statements.
-    Binds "total_bind_count" "avg_bind_count" Average::PerSecond;
+    Binds "total_bind_count" "avg_bind_count"
+        "bind_count" "avg_bind_count" "ps_bind_count" Average::PerSecond;
     /// Clients that finished authentication.
-    Logins "total_client_login_count" "avg_client_login_count" Average::PerSecond;
+    Logins "total_client_login_count" "avg_client_login_count"
+        "client_login_count" "avg_client_login_count" "client_login_count" Average::PerSecond;
 }
 
 /// One value of each counter.
@@ -77,7 +117,7 @@ impl Counters {
     /// The average over the time `elapsed`, in which the counters grew from `older` to `self`.
     pub fn average(&self, older: &Counters, elapsed: Micros, counter: Counter) -> u64 {
         let grown = |counter| self.get(counter).saturating_sub(older.get(counter));
-        let how = COUNTERS.get(counter as usize).map_or(Average::PerSecond, |row| row.3);
+        let how = COUNTERS.get(counter as usize).map_or(Average::PerSecond, |row| row.how);
         let (amount, divisor) = match how {
             Average::PerSecond => (u128::from(grown(counter)) * 1_000_000, elapsed.0),
             Average::PerUnit(unit) => (u128::from(grown(counter)), grown(unit)),
@@ -148,7 +188,7 @@ mod tests {
     #[test]
     fn every_counter_is_its_own_row() {
         for (at, row) in COUNTERS.iter().enumerate() {
-            assert_eq!(row.0 as usize, at);
+            assert_eq!(row.counter as usize, at);
         }
     }
 

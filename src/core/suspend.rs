@@ -7,16 +7,14 @@ use super::fault;
 use super::pause::Mode;
 use super::pool::Pool;
 use super::server::ServerState;
+use super::waits::Wait;
 use super::Core;
 use crate::base::{Level, Micros};
-use crate::wire::write;
 
 /// A SUSPEND that is in force.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Suspension {
     since: Micros,
-    /// The console that waits for it to be complete.
-    console: Option<ClientId>,
     is_complete: bool,
 }
 
@@ -31,8 +29,8 @@ impl Core {
     /// SUSPEND. The console is answered when everything is at rest.
     pub fn suspend(&mut self, console: ClientId) {
         self.mode = Mode::Suspended;
-        self.suspension =
-            Some(Suspension { since: self.now, console: Some(console), is_complete: false });
+        self.suspension = Some(Suspension { since: self.now, is_complete: false });
+        self.await_(console, Wait::Suspend);
         self.actions.push_back(Action::Suspend(true));
     }
 
@@ -43,28 +41,9 @@ impl Core {
 
     /// Ends a suspension, if one is in force. Who still waits for it is answered: it has ended.
     pub(super) fn end_suspension(&mut self) {
-        let Some(suspension) = self.suspension.take() else { return };
-        self.actions.push_back(Action::Suspend(false));
-        self.answer_suspend(suspension.console);
-    }
-
-    /// A console is gone: it waits no more.
-    pub(super) fn forget_suspender(&mut self, id: ClientId) {
-        if let Some(suspension) = self.suspension.as_mut() {
-            suspension.console = suspension.console.filter(|console| *console != id);
-        }
-    }
-
-    pub(super) fn waits_for_suspend(&self, id: ClientId) -> bool {
-        self.suspension.is_some_and(|suspension| suspension.console == Some(id))
-    }
-
-    fn answer_suspend(&mut self, console: Option<ClientId>) {
-        if let Some(console) = console {
-            let mut reply = Vec::new();
-            write::command_complete(&mut reply, "SUSPEND");
-            write::ready(&mut reply, b'I');
-            self.answer_console(console, reply);
+        if self.suspension.take().is_some() {
+            self.actions.push_back(Action::Suspend(false));
+            self.end_waits(|what| what == Wait::Suspend);
         }
     }
 
@@ -119,11 +98,10 @@ impl Core {
             }
         }
         if is_over || restless.clients.is_empty() && restless.servers.is_empty() {
-            let console = self.suspension.as_mut().and_then(|suspension| {
+            if let Some(suspension) = self.suspension.as_mut() {
                 suspension.is_complete = true;
-                suspension.console.take()
-            });
-            self.answer_suspend(console);
+            }
+            self.end_waits(|what| what == Wait::Suspend);
         }
     }
 

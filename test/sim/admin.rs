@@ -22,7 +22,7 @@ impl Around for Nowhere {
 }
 
 /// What consoles say: so often, and whether it is left out of calm runs.
-const COMMANDS: [(usize, &str, bool); 25] = [
+const COMMANDS: [(usize, &str, bool); 27] = [
     (8, "PAUSE", false),
     (12, "RESUME", false),
     (8, "SUSPEND", false),
@@ -34,6 +34,8 @@ const COMMANDS: [(usize, &str, bool); 25] = [
     (4, "ENABLE db0", false),
     (2, "RECONNECT", true),
     (2, "RECONNECT db0", true),
+    (3, "WAIT_CLOSE", false),
+    (2, "WAIT_CLOSE db0", false),
     (1, "KILL", true),
     (2, "KILL db0", true),
     (2, "KILL db1", true),
@@ -101,6 +103,9 @@ impl World {
                 self.pausing.insert(id);
             }
             "SUSPEND" => self.suspender = Some(id),
+            "WAIT_CLOSE" => {
+                self.closing.insert(id, name.to_owned());
+            }
             "RESUME" => self.facts.resumed = true,
             "RECONNECT" => {
                 self.facts.replaced = true;
@@ -257,6 +262,7 @@ impl World {
         let Peer::Client(id) = peer else { return };
         if matches!(bytes.first(), Some(b'C' | b'E')) {
             self.pausing.remove(&id);
+            self.closing.remove(&id);
             self.suspender = self.suspender.filter(|console| *console != id);
         }
     }

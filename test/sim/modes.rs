@@ -5,7 +5,7 @@ use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::{Mode, Shutdown};
 use pgturnstile::core::pool::Pool;
 use pgturnstile::core::server::ServerState;
-use pgturnstile::core::Peer;
+use pgturnstile::core::{ClientId, Peer};
 
 impl World {
     /// True if PAUSE of everything is in force.
@@ -77,6 +77,43 @@ impl World {
         }
         if let Some(id) = self.pausing.iter().find(|id| self.core.clients().get(**id).is_some()) {
             self.fail(&format!("PAUSE: {id:?} is not answered"));
+        }
+    }
+
+    /// True if a server of this database, or of any if the name is empty, has to be replaced.
+    fn has_to_close(&self, database: &str) -> bool {
+        self.core.servers().iter().any(|(_, server)| {
+            let pool = self.core.pool(server.pool());
+            let meant = pool.is_some_and(|pool| database.is_empty() || pool.names().0 == database);
+            server.close_needed() && meant
+        })
+    }
+
+    /// WAIT_CLOSE is answered only when nothing is left to be replaced.
+    pub fn check_close_answer(&self, peer: Peer, bytes: &[u8]) {
+        let Peer::Client(id) = peer else { return };
+        let Some(database) = self.closing.get(&id) else { return };
+        if bytes.starts_with(b"C\0\0\0\x0fWAIT_CLOSE\0") && self.has_to_close(database) {
+            self.fail(&format!("WAIT_CLOSE: {id:?} is answered too early"));
+        }
+        if matches!(bytes.first(), Some(b'C')) && !bytes[5..].starts_with(b"WAIT_CLOSE") {
+            self.fail(&format!("WAIT_CLOSE: {id:?} gets {}", bytes.escape_ascii()));
+        }
+    }
+
+    /// Who waits although nothing is left to be replaced, or although the process has ended.
+    pub fn check_close_waiters(&self) {
+        for (id, database) in &self.closing {
+            if self.core.clients().get(*id).is_none() {
+                continue;
+            }
+            if self.exit.is_some() || !self.has_to_close(database) {
+                self.fail(&format!("WAIT_CLOSE: {id:?} is not answered"));
+            }
+        }
+        let waits = |id: &ClientId| self.core.clients().get(*id).is_some();
+        if self.exit.is_some() && self.pausing.iter().any(waits) {
+            self.fail("PAUSE: not answered at the end of the process");
         }
     }
 

@@ -99,6 +99,7 @@ impl World {
             self.check_waiting(ticked);
             self.check_pause_waiters();
         }
+        self.check_close_waiters();
         self.check_suspended(at_rest);
         self.check_exit();
         self.remember(ticked);
@@ -328,6 +329,7 @@ impl World {
         }
         memory.noticed.retain(|id, _| waiting.contains(id));
         self.pausing.retain(|id| self.core.clients().get(*id).is_some());
+        self.closing.retain(|id, _| self.core.clients().get(*id).is_some());
     }
 
     fn remember_pools(&mut self, ticked: bool) {

@@ -140,13 +140,13 @@ impl World {
     }
 
     /// Clients that hold a server in session mode without using it leave if others wait, also
-    /// consoles for a PAUSE that a shutdown has made final.
+    /// consoles for a WAIT_CLOSE, or for a PAUSE that a shutdown has made final.
     fn make_way(&mut self) {
         let somebody = |state, pool: &Pool| !pool.clients(state).is_empty();
         let waits = self.core.pools().any(|(_, pool)| {
             somebody(ClientState::Waiting, pool) || somebody(ClientState::WaitingCancel, pool)
         });
-        if waits || self.resumes && !self.pausing.is_empty() {
+        if waits || !self.closing.is_empty() || self.resumes && !self.pausing.is_empty() {
             self.holder_leaves();
         }
     }

@@ -108,12 +108,13 @@ impl World {
         let consoles = self.core.clients().iter().any(|(_, client)| client.is_console());
         let net = &self.net;
         self.core.check_suspension(|peer| net.is_quiet(peer));
+        // What comes to rest while the core's wishes are performed is seen in the next turn.
+        let left = self.restless();
         self.perform();
         let lasts = self.suspended.is_some();
         if was_complete && lasts != consoles {
             self.fail(&format!("SUSPEND: consoles {consoles}, still in force {lasts}"));
         }
-        let left = self.restless();
         let all_rest = left.clients.is_empty() && left.servers.is_empty();
         let frozen = (!was_complete && (is_over || all_rest)).then(|| self.moved());
         if let (Some(frozen), Some(suspended)) = (frozen, self.suspended.as_mut()) {

@@ -58,6 +58,8 @@ pub struct World {
     pub watch: Shared,
     /// Consoles that await the answer to PAUSE.
     pub pausing: BTreeSet<ClientId>,
+    /// Consoles that wait until no server of a database, or of all, has to be replaced.
+    pub closing: BTreeMap<ClientId, String>,
     /// The SUSPEND that is in force, and the console that awaits its answer.
     pub suspended: Option<Suspension>,
     pub suspender: Option<ClientId>,
@@ -102,6 +104,7 @@ impl World {
             clocks: Clocks::default(),
             watch,
             pausing: BTreeSet::new(),
+            closing: BTreeMap::new(),
             suspended: None,
             suspender: None,
             tracing,
@@ -157,10 +160,10 @@ impl World {
         self.perform();
         self.suspend_further();
         // What was marked while pools were served has its turn, too; the loop does not sleep. Now
-        // and then other events come first.
+        // and then other events come first, but not before some rounds.
         let at_rest = ticked || self.settling || self.dice.chance(70);
         let mut turns = 0;
-        while at_rest && self.core.is_pending() {
+        while self.core.is_pending() && (at_rest || turns < 15) {
             self.core.turn_end();
             self.perform();
             self.suspend_further();
@@ -210,6 +213,7 @@ impl World {
             Action::Send(peer, bytes) => {
                 self.trace(|_| format!("  send {peer:?} {}", bytes.escape_ascii()));
                 self.check_pause_answer(peer, &bytes);
+                self.check_close_answer(peer, &bytes);
                 self.check_suspend_answer(peer, &bytes);
                 self.note_answer(peer, &bytes);
                 self.note_fatal(peer, &bytes);
