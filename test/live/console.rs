@@ -93,7 +93,7 @@ fn help_is_a_notice() {
     assert!(
         detail.starts_with("\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION\n")
     );
-    assert!(detail.ends_with("\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS"), "{detail}");
+    assert!(detail.ends_with("\tWAIT_CLOSE [<db>]"), "{detail}");
 }
 
 #[test]
