@@ -3,7 +3,6 @@
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
-use crate::rig::wait_until;
 use crate::rig::wire::{last_error, msg, query, rows, tags};
 
 fn start(more: &str) -> (Pooler, String) {

@@ -7,6 +7,8 @@ mod auth;
 mod averages;
 mod cancel;
 mod console;
+mod console_commands;
+mod console_settings;
 mod console_stats;
 mod copy;
 mod defects;
