@@ -4,10 +4,12 @@ use super::clock::Clock;
 use super::log::{Broken, LocalZone, Log};
 use super::signal::{Signal, Signals};
 use super::{files, options};
-use crate::base::{Level, Micros};
-use crate::console::{self, Around, DnsCounts};
+use crate::base::{Level, Micros, Objects};
+use crate::console::{self, Around};
 use crate::core::pause;
-use crate::core::{Action, ClientId, Core};
+use crate::core::{Action, ClientId, Core, Peer};
+use crate::net::conn::Pending;
+use crate::net::resolve::{Host, Zone};
 use crate::net::{Event, Net};
 use std::time::Duration;
 
@@ -35,15 +37,27 @@ pub(super) struct Process {
 /// What the console asks the process for.
 struct Surrounding<'a> {
     zone: &'a LocalZone,
-    dns: DnsCounts,
+    net: &'a Net,
 }
 
 impl Around for Surrounding<'_> {
     fn time_text(&self, at: Micros) -> String {
         self.zone.seconds(i64::try_from(at.secs()).unwrap_or(i64::MAX))
     }
-    fn dns(&self) -> DnsCounts {
-        self.dns
+    fn dns_hosts(&self) -> Vec<Host> {
+        self.net.resolver().hosts()
+    }
+    fn dns_zones(&self) -> Vec<Zone> {
+        self.net.resolver().zones()
+    }
+    fn pending(&self, peer: Peer) -> Pending {
+        self.net.relay().pending_on(peer)
+    }
+    fn connection_size(&self) -> usize {
+        self.net.connection_size()
+    }
+    fn buffers(&self) -> Objects {
+        self.net.relay().buffers()
     }
 }
 
@@ -155,16 +169,7 @@ impl Process {
     }
 
     fn console(&mut self, id: ClientId) {
-        let names = self.net.resolver().names();
-        let (mut count, mut queries) = (0, 0);
-        for (_, entry) in names {
-            count += 1;
-            queries += usize::from(entry.is_pending());
-        }
-        let around = Surrounding {
-            zone: self.log.zone(),
-            dns: DnsCounts { names: count, zones: 0, queries },
-        };
+        let around = Surrounding { zone: self.log.zone(), net: &self.net };
         if console::run(&mut self.core, &around, id) {
             self.settings_changed();
         }

@@ -65,6 +65,24 @@ pub struct Arena<T> {
     next_generation: u32,
 }
 
+/// How much memory objects of one kind take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Bytes of one of them, without what it refers to.
+    pub size: usize,
+    /// How many are in use.
+    pub used: usize,
+    /// For how many more there is memory already.
+    pub free: usize,
+}
+
+impl Objects {
+    /// How many bytes all of them take.
+    pub fn bytes(&self) -> usize {
+        self.size.saturating_mul(self.used.saturating_add(self.free))
+    }
+}
+
 impl<T> Default for Arena<T> {
     fn default() -> Self {
         Arena { slots: Slab::new(), next_generation: 1 }
@@ -131,6 +149,11 @@ impl<T> Arena<T> {
     /// For how many more objects there is room already.
     pub fn spare(&self) -> usize {
         self.slots.capacity().saturating_sub(self.slots.len())
+    }
+
+    /// What the objects take.
+    pub fn objects(&self) -> Objects {
+        Objects { size: size_of::<(u32, T)>(), used: self.len(), free: self.spare() }
     }
 
     /// True if no object exists.

@@ -8,7 +8,7 @@ pub mod spare;
 pub mod text;
 pub mod time;
 
-pub use arena::{Arena, Id, Side};
+pub use arena::{Arena, Id, Objects, Side};
 pub use journal::{Journal, Level};
 pub use list::{Links, List};
 pub use spare::{Buf, Spare};

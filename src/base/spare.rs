@@ -27,6 +27,11 @@ impl Spare {
         self.free.is_empty()
     }
 
+    /// How many bytes of memory these buffers own together.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// How many bytes were given back to the allocator since the last call.
     pub fn take_released(&mut self) -> usize {
         std::mem::take(&mut self.released)
@@ -80,7 +85,12 @@ impl Buf {
 
     /// True if a buffer is borrowed.
     pub fn owns_memory(&self) -> bool {
-        self.bytes.capacity() > 0
+        self.capacity() > 0
+    }
+
+    /// How many bytes of memory it owns.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
     }
 
     /// Adds bytes at the end.

@@ -1,10 +1,13 @@
 //! A core with clients and servers, fed with packets, for the tests of this floor.
 
-use super::{run, Around, DnsCounts};
-use crate::base::Micros;
+use super::{run, Around};
+use crate::base::{Micros, Objects};
 use crate::config::{self, Settings};
 use crate::core::{Action, Addr, ClientId, Core, Decisions, Origin, Packet, Peer, ServerId};
 use crate::core::{Sink, Surroundings, Verdict};
+use crate::net::conn::Pending;
+use crate::net::resolve::{Host, Zone};
+use crate::wire::startup::CANCEL_REQUEST;
 use crate::wire::{write, Reader};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -18,6 +21,9 @@ my-db =
 * = host=/tmp port=5433
 [users]
 alice = pool_size=4 max_user_connections=9 pool_mode=statement
+[peers]
+10 = host=a.test port=7000 pool_size=0
+2 = host=/tmp pool_size=-1
 [pgbouncer]
 auth_type = trust
 admin_users = boss
@@ -28,14 +34,33 @@ pool_mode = transaction
 /// The time at which a fixture starts.
 pub(super) const START: Micros = Micros::from_secs(1_000_000);
 
-struct Process;
+/// What the console asks for, as a test wants it.
+#[derive(Default)]
+pub(super) struct Process {
+    pub(super) hosts: Vec<Host>,
+    pub(super) zones: Vec<Zone>,
+    pub(super) pending: Vec<(Peer, Pending)>,
+}
 
 impl Around for Process {
     fn time_text(&self, at: Micros) -> String {
         format!("second {}", at.secs())
     }
-    fn dns(&self) -> DnsCounts {
-        DnsCounts { names: 5, zones: 6, queries: 7 }
+    fn dns_hosts(&self) -> Vec<Host> {
+        self.hosts.clone()
+    }
+    fn dns_zones(&self) -> Vec<Zone> {
+        self.zones.clone()
+    }
+    fn pending(&self, peer: Peer) -> Pending {
+        let found = self.pending.iter().find(|(of, _)| *of == peer);
+        found.map_or_else(Pending::default, |(_, pending)| *pending)
+    }
+    fn connection_size(&self) -> usize {
+        100
+    }
+    fn buffers(&self) -> Objects {
+        Objects { size: 4096, used: 2, free: 3 }
     }
 }
 
@@ -45,6 +70,8 @@ pub(super) type Reply = (String, String);
 /// A core, and what it said to whom.
 pub(super) struct Fixture {
     pub(super) core: Core,
+    /// What is around it.
+    pub(super) process: Process,
     /// Servers that wait for a connection.
     pub(super) connects: VecDeque<ServerId>,
     /// The last RELOAD.
@@ -72,6 +99,7 @@ impl Fixture {
         core.set_users(users.map(|name| (name.into(), b"pw".to_vec())).to_vec());
         Fixture {
             core,
+            process: Process::default(),
             connects: VecDeque::new(),
             reloads: None,
             closed_listeners: false,
@@ -108,6 +136,20 @@ impl Fixture {
         self.decide(id, packet);
         self.pump();
         id
+    }
+
+    /// A client that has not said anything yet.
+    pub(super) fn stranger(&mut self) -> ClientId {
+        let remote = Addr::Inet("127.0.0.1:4001".parse().unwrap());
+        self.core.accepted(Origin { remote, local: Addr::Unknown, uid: None })
+    }
+
+    /// A cancel request with this key.
+    pub(super) fn cancel(&mut self, key: &[u8]) {
+        let id = self.stranger();
+        let seen = [&CANCEL_REQUEST.to_be_bytes()[..], key].concat();
+        self.decide(id, Packet { tag: 0, len: 16, seen: &seen, behind: false });
+        self.pump();
     }
 
     /// A client of the admin database.
@@ -184,7 +226,7 @@ impl Fixture {
                 }
                 Action::Close(peer) => self.closed.push(peer),
                 Action::Console(id) => {
-                    run(&mut self.core, &Process, id);
+                    run(&mut self.core, &self.process, id);
                 }
                 Action::Reload(id) => self.reloads = id,
                 Action::CloseTcpListeners => self.closed_listeners = true,
@@ -210,7 +252,8 @@ impl Fixture {
             .collect()
     }
 
-    fn raw(&mut self, id: ClientId) -> Vec<(u8, Vec<u8>)> {
+    /// As `taken`, with type bytes and bodies as they are.
+    pub(super) fn raw(&mut self, id: ClientId) -> Vec<(u8, Vec<u8>)> {
         let bytes = self.said.remove(&id).unwrap_or_default();
         let mut reader = Reader::new(&bytes);
         let mut packets = Vec::new();

@@ -1,24 +1,36 @@
 //! The admin database: commands in, results out (admin 2 to 5). It reads the core through its
 //! accessors and has everything done by it.
 
+#[cfg(test)]
+mod column_tests;
 mod control;
 #[cfg(test)]
 mod control_tests;
+mod dns;
 #[cfg(test)]
 mod fixture;
 mod grammar;
+mod memory;
 mod rows;
 mod show;
 #[cfg(test)]
 mod show_tests;
+#[cfg(test)]
+mod socket_tests;
+mod sockets;
 mod statistics;
 mod table;
 #[cfg(test)]
 mod wait_tests;
+mod waiting;
+#[cfg(test)]
+mod waiting_tests;
 
-use crate::base::{Level, Micros};
-use crate::core::client::Access;
-use crate::core::{ClientId, Core};
+use crate::base::{Level, Micros, Objects};
+use crate::core::client::{command_size, Access};
+use crate::core::{ClientId, Core, Peer};
+use crate::net::conn::Pending;
+use crate::net::resolve::{Host, Zone};
 use crate::wire::read::lossy;
 use crate::wire::write;
 use grammar::{Malformed, Statement};
@@ -30,19 +42,16 @@ use table::Table;
 pub trait Around {
     /// A point in time as `YYYY-MM-DD HH:MM:SS ZONE` in the local time zone.
     fn time_text(&self, at: Micros) -> String;
-    /// What the resolver knows and does.
-    fn dns(&self) -> DnsCounts;
-}
-
-/// Counts of the resolver for SHOW LISTS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DnsCounts {
-    /// Host names that are remembered.
-    pub names: usize,
-    /// Zones that are watched.
-    pub zones: usize,
-    /// Look-ups that are under way.
-    pub queries: usize,
+    /// The host names that were asked for, in order.
+    fn dns_hosts(&self) -> Vec<Host>;
+    /// The zones of these names, in order.
+    fn dns_zones(&self) -> Vec<Zone>;
+    /// What is pending on a connection.
+    fn pending(&self, peer: Peer) -> Pending;
+    /// What a connection takes beside what the core has of it, in bytes.
+    fn connection_size(&self) -> usize;
+    /// What the buffers of connections take.
+    fn buffers(&self) -> Objects;
 }
 
 /// One command that is being run.
@@ -50,6 +59,8 @@ struct Call<'a> {
     core: &'a mut Core,
     around: &'a dyn Around,
     id: ClientId,
+    /// Bytes of the packet that it came in.
+    asked: usize,
 }
 
 /// What a command leads to.
@@ -183,7 +194,7 @@ fn later_version(what: &str) -> Outcome {
 pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
     let settings = core.settings().clone();
     while let Some(text) = core.next_command(id) {
-        let mut call = Call { core, around, id };
+        let mut call = Call { core, around, id, asked: command_size(&text) };
         match call.statement(&text) {
             Ok(Answer::First) => break,
             Ok(answer) => {

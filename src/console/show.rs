@@ -1,13 +1,14 @@
 //! SHOW: its topics and the columns of their tables (admin 3).
 
-use super::rows::{self, DatabaseRow, PoolRow, SocketRow, UserRow};
-use super::statistics;
+use super::rows::{self, DatabaseRow, PeerRow, PoolRow, UserRow};
 use super::table::{count, int, text, Column, Table};
+use super::waiting::waiting;
+use super::{dns, memory, sockets, statistics};
 use super::{later_version, Answer, Around, Call, Outcome, Refusal, COMMANDS, SET_HELP};
 use crate::config::{When, PARAMS};
 use crate::core::client::Access;
 use crate::core::pause::Mode;
-use crate::core::Core;
+use crate::core::{ClientId, Core};
 use crate::wire::write;
 
 /// What tables are made from.
@@ -15,13 +16,17 @@ use crate::wire::write;
 pub(super) struct View<'a> {
     pub(super) core: &'a Core,
     pub(super) around: &'a dyn Around,
+    /// Who asks.
+    pub(super) asker: ClientId,
+    /// The question's bytes, which are not done with before it is answered.
+    pub(super) asked: usize,
 }
 
 /// Something to SHOW.
 struct Topic {
     name: &'static str,
-    /// Its line of SHOW HELP.
-    line: u8,
+    /// Its line of SHOW HELP, if it has one.
+    line: Option<u8>,
     access: Access,
     show: Show,
 }
@@ -37,37 +42,39 @@ enum Show {
 }
 
 const fn topic(line: u8, name: &'static str, show: fn(View<'_>) -> Table) -> Topic {
-    Topic { name, line, access: Access::Stats, show: Show::Rows(show) }
+    Topic { name, line: Some(line), access: Access::Stats, show: Show::Rows(show) }
 }
 
 const fn later(line: u8, name: &'static str, access: Access) -> Topic {
-    Topic { name, line, access, show: Show::Later }
+    Topic { name, line: Some(line), access, show: Show::Later }
 }
 
-/// All topics but the parameters, in the order of SHOW HELP.
+/// All topics but the parameters; those with a line in the order of SHOW HELP.
 static TOPICS: &[Topic] = &[
-    Topic { name: "HELP", line: 0, access: Access::Stats, show: Show::Help },
+    Topic { name: "HELP", line: Some(0), access: Access::Stats, show: Show::Help },
     topic(0, "CONFIG", config),
     topic(0, "DATABASES", databases),
     topic(0, "POOLS", pools),
-    topic(0, "CLIENTS", |view| Table::new(&sockets(), rows::clients(view))),
-    topic(0, "SERVERS", |view| Table::new(&sockets(), rows::servers(view))),
+    topic(0, "CLIENTS", sockets::clients),
+    topic(0, "SERVERS", sockets::servers),
     topic(0, "USERS", users),
     topic(0, "VERSION", version),
-    later(1, "PEERS", Access::Stats),
-    later(1, "PEER_POOLS", Access::Stats),
+    topic(1, "PEERS", peers),
+    topic(1, "PEER_POOLS", peer_pools),
     later(2, "FDS", Access::Admin),
-    later(2, "SOCKETS", Access::Stats),
-    later(2, "ACTIVE_SOCKETS", Access::Stats),
+    topic(2, "SOCKETS", sockets::all),
+    topic(2, "ACTIVE_SOCKETS", sockets::active),
     topic(2, "LISTS", |view| pairs("list", "items", rows::lists(view))),
-    later(2, "MEM", Access::Stats),
+    topic(2, "MEM", memory::memory),
     topic(2, "STATE", state),
-    later(3, "DNS_HOSTS", Access::Stats),
-    later(3, "DNS_ZONES", Access::Stats),
+    topic(3, "DNS_HOSTS", dns::hosts),
+    topic(3, "DNS_ZONES", dns::zones),
     topic(4, "STATS", statistics::stats),
     topic(4, "STATS_TOTALS", statistics::totals_by_database),
     topic(4, "STATS_AVERAGES", statistics::averages_by_database),
     topic(4, "TOTALS", statistics::totals),
+    // Scripts know the reference's SHOW HELP; this is beyond it.
+    Topic { name: "WAITING", line: None, access: Access::Stats, show: Show::Rows(waiting) },
 ];
 
 /// Parameters that drivers ask for and set (admin 1.5).
@@ -95,25 +102,20 @@ pub(super) fn run(call: &mut Call<'_>, name: &str) -> Outcome {
         .find(|topic| topic.name.eq_ignore_ascii_case(name))
         .ok_or(Refusal::Invalid)?;
     call.check(topic.access)?;
-    let (core, around) = (&*call.core, call.around);
+    let view = View { core: call.core, around: call.around, asker: call.id, asked: call.asked };
     match topic.show {
         Show::Help => Ok(help()),
-        Show::Rows(show) => Ok(Answer::Rows(show(View { core, around }))),
+        Show::Rows(show) => Ok(Answer::Rows(show(view))),
         Show::Later => later_version(&format!("SHOW {}", topic.name)),
     }
 }
 
 fn help() -> Answer {
     let mut lines = Vec::new();
-    for line in 0..=TOPICS.iter().map(|topic| topic.line).max().unwrap_or(0) {
-        let names: Vec<_> = TOPICS
-            .iter()
-            .filter(|topic| topic.line == line && !matches!(topic.show, Show::Later))
-            .map(|topic| topic.name)
-            .collect();
-        if !names.is_empty() {
-            lines.push(format!("SHOW {}", names.join("|")));
-        }
+    for line in 0..=TOPICS.iter().filter_map(|topic| topic.line).max().unwrap_or(0) {
+        let on_it = TOPICS.iter().filter(|topic| topic.line == Some(line));
+        let names: Vec<_> = on_it.map(|topic| topic.name).collect();
+        lines.push(format!("SHOW {}", names.join("|")));
     }
     lines.push(SET_HELP.to_owned());
     let commands = COMMANDS.iter().flat_map(|command| command.help);
@@ -125,8 +127,7 @@ fn help() -> Answer {
 }
 
 fn version(_: View<'_>) -> Table {
-    const VERSION: &str = concat!("PgBouncer 1.25.2 (pgturnstile ", env!("CARGO_PKG_VERSION"), ")");
-    Table::new(&[text("version", |v: &&str| (*v).into())], [VERSION])
+    Table::new(&[text("version", |v: &&str| (*v).into())], ["PgBouncer 1.25.2"])
 }
 
 fn state(view: View<'_>) -> Table {
@@ -171,7 +172,7 @@ fn databases(view: View<'_>) -> Table {
         text("name", |r| (&**r.database.name()).into()),
         text("host", |r| r.entry().host.as_deref().into()),
         int("port", |r| r.database.port().into()),
-        text("database", |r| r.entry().dbname.as_deref().into()),
+        text("database", |r| r.database.server_name().into()),
         text("force_user", |r| r.database.forced_user().map(|u| &**u).into()),
         int("pool_size", |r| r.or_global(r.entry().pool_size, 0, |s| s.default_pool_size)),
         int("min_pool_size", |r| r.or_global(r.entry().min_pool_size, 0, |s| s.min_pool_size)),
@@ -184,12 +185,12 @@ fn databases(view: View<'_>) -> Table {
         int("max_connections", |r| {
             r.or_global(r.entry().max_db_connections, 1, |s| s.max_db_connections)
         }),
-        int("current_connections", |r| count(r.servers)),
+        int("current_connections", |r| count(r.database.server_count())),
         int("max_client_connections", |r| {
             let own = r.entry().max_db_client_connections;
             r.or_global(own, 1, |s| s.max_db_client_connections)
         }),
-        int("current_client_connections", |r| count(r.clients)),
+        int("current_client_connections", |r| count(r.database.client_count())),
         int("paused", |r| r.database.is_paused().into()),
         int("disabled", |r| r.database.is_disabled().into()),
     ];
@@ -221,34 +222,6 @@ fn pools(view: View<'_>) -> Table {
     Table::new(&columns, rows::pools(view))
 }
 
-fn sockets<'a>() -> [Column<SocketRow<'a>>; 21] {
-    [
-        text("type", |r| r.kind.into()),
-        text("user", |r| r.user.into()),
-        text("database", |r| r.database.into()),
-        // Replication connections come with a later version.
-        text("replication", |_| "none".into()),
-        text("state", |r| r.state.into()),
-        text("addr", |r| r.remote.text().into()),
-        int("port", |r| r.remote.port.into()),
-        text("local_addr", |r| r.local.text().into()),
-        int("local_port", |r| r.local.port.into()),
-        text("connect_time", |r| r.view.around.time_text(r.connect_time).into()),
-        text("request_time", |r| r.view.around.time_text(r.request_time).into()),
-        int("wait", |r| r.wait.secs() as i64),
-        int("wait_us", |r| r.wait.subsec_micros() as i64),
-        int("close_needed", |r| r.close_needed.into()),
-        text("ptr", |r| rows::pointer(r.number).into()),
-        text("link", |r| r.link.map_or_else(String::new, rows::pointer).into()),
-        int("remote_pid", |r| r.process_id),
-        // TLS and statement tracking come with later versions.
-        text("tls", |_| "".into()),
-        text("application_name", |r| r.application_name.into()),
-        int("prepared_statements", |_| 0),
-        int("id", |r| r.number as i64),
-    ]
-}
-
 fn users(view: View<'_>) -> Table {
     let columns: [Column<UserRow<'_>>; 8] = [
         text("name", |r| (&**r.user.name()).into()),
@@ -258,12 +231,36 @@ fn users(view: View<'_>) -> Table {
         int("max_user_connections", |r| {
             r.or_global(r.user.entry().max_user_connections, |s| s.max_user_connections)
         }),
-        int("current_connections", |r| count(r.servers)),
+        int("current_connections", |r| count(r.user.server_count())),
         int("max_user_client_connections", |r| {
             let own = r.user.entry().max_user_client_connections;
             r.or_global(own, |s| s.max_user_client_connections)
         }),
-        int("current_client_connections", |r| count(r.clients)),
+        int("current_client_connections", |r| count(r.user.client_count())),
     ];
     Table::new(&columns, rows::users(view))
+}
+
+fn peers(view: View<'_>) -> Table {
+    let columns: [Column<PeerRow<'_>>; 4] = [
+        int("peer_id", |r| r.id.into()),
+        text("host", |r| r.entry.host.as_deref().into()),
+        int("port", PeerRow::port),
+        int("pool_size", PeerRow::pool_size),
+    ];
+    Table::new(&columns, rows::peers(view))
+}
+
+/// A peer has a pool once a cancel request was forwarded to it, which comes with a later version.
+enum PeerPool {}
+
+fn peer_pools(_: View<'_>) -> Table {
+    let columns: [Column<PeerPool>; 5] = [
+        int("peer_id", |r| match *r {}),
+        int("cl_active_cancel_req", |r| match *r {}),
+        int("cl_waiting_cancel_req", |r| match *r {}),
+        int("sv_active_cancel", |r| match *r {}),
+        int("sv_login", |r| match *r {}),
+    ];
+    Table::new(&columns, [])
 }

@@ -11,6 +11,8 @@ pub(super) enum Kind {
     Text,
     /// A number of 32 bits with sign.
     Int4,
+    /// A number of 64 bits without sign, as `int8`.
+    Int8,
     /// A number of 64 bits without sign, as `numeric`.
     Num,
 }
@@ -20,6 +22,7 @@ impl Kind {
         let (oid, size) = match self {
             Kind::Text => (25, -1),
             Kind::Int4 => (23, 4),
+            Kind::Int8 => (20, 8),
             Kind::Num => (1700, -1),
         };
         ColumnType { oid, size }
@@ -87,6 +90,7 @@ pub(super) struct Column<R> {
 enum Getter<R> {
     Text(fn(&R) -> Cell),
     Int4(fn(&R) -> i64),
+    Int8(fn(&R) -> u64),
 }
 
 /// A column of type text.
@@ -101,6 +105,12 @@ pub(super) fn int<R>(name: &'static str, value: fn(&R) -> i64) -> Column<R> {
     Column { name, value }
 }
 
+/// A column of type int8, without sign.
+pub(super) fn long<R>(name: &'static str, value: fn(&R) -> u64) -> Column<R> {
+    let value = Getter::Int8(value);
+    Column { name, value }
+}
+
 /// A count as the value of an int4 column.
 pub(super) fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
@@ -111,6 +121,7 @@ impl<R> Column<R> {
         match self.value {
             Getter::Text(_) => Kind::Text,
             Getter::Int4(_) => Kind::Int4,
+            Getter::Int8(_) => Kind::Int8,
         }
     }
 
@@ -118,6 +129,7 @@ impl<R> Column<R> {
         match self.value {
             Getter::Text(value) => value(row),
             Getter::Int4(value) => Cell::Number((value(row) as i32).into()),
+            Getter::Int8(value) => value(row).into(),
         }
     }
 }

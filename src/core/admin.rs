@@ -1,9 +1,8 @@
 //! What only the admin database asks for: commands against many at once, and facts for its tables.
 
 use super::client::{Client, ClientState};
-use super::database::{Database, DatabaseId, UserId};
+use super::database::{Database, DatabaseId};
 use super::face::{Action, ClientId, Peer};
-use super::pool::Pool;
 use super::{fault, Core};
 use crate::base::Level;
 
@@ -68,7 +67,7 @@ impl Core {
 
     /// The database that a client counts against: from its start-up packet on; none for cancel
     /// requests.
-    pub fn database_of(&self, client: &Client) -> Option<DatabaseId> {
+    pub(super) fn database_of(&self, client: &Client) -> Option<DatabaseId> {
         if is_cancel(client) {
             return None;
         }
@@ -78,39 +77,20 @@ impl Core {
             .or_else(|| client.login.as_ref().and_then(|login| login.database))
     }
 
-    /// The user that a client counts as. Who needed no secret to be known is the pool's user, and
-    /// nobody on the console (admin 1.2).
-    pub fn user_of(&self, client: &Client) -> Option<UserId> {
-        let by_pool = || {
-            let pool = client.pool.and_then(|pool| self.pools.get(pool));
-            pool.filter(|pool| client.welcomed && !pool.is_console()).map(|pool| pool.user)
-        };
-        client.user.or_else(by_pool)
-    }
-
-    /// The user name that SHOW CLIENTS shows.
+    /// The user name that SHOW CLIENTS shows: the one that was given, whoever that is, or the
+    /// pool's if nobody asked for a proof of it.
     pub fn shown_user<'a>(&'a self, client: &'a Client) -> &'a str {
-        let by_pool = || {
-            let pool = client.pool.and_then(|pool| self.pools.get(pool));
-            pool.filter(|_| client.welcomed).map(|pool| &*pool.names.1)
-        };
-        let known = client.user.and(client.user_name.as_deref());
-        match is_cancel(client) {
-            true => "(nouser)",
-            false => known.or_else(by_pool).unwrap_or("(nouser)"),
+        if is_cancel(client) {
+            return "(nouser)";
         }
+        let pool = client.pool.and_then(|pool| self.pools.get(pool));
+        let by_pool = pool.filter(|_| client.user.is_none()).map(|pool| &*pool.names.1);
+        by_pool.or(client.user_name.as_deref()).unwrap_or("(nouser)")
     }
 }
 
 fn is_cancel(client: &Client) -> bool {
     matches!(client.state, ClientState::WaitingCancel | ClientState::ActiveCancel)
-}
-
-impl Pool {
-    /// The user that its servers log in as.
-    pub fn user(&self) -> UserId {
-        self.user
-    }
 }
 
 impl Database {

@@ -4,7 +4,7 @@ use super::client::ClientState;
 use super::connect;
 use super::face::{Action, ClientId, ServerId, Sink};
 use super::fault::{self, Fault};
-use super::pool::PoolId;
+use super::pool::{Pool, PoolId};
 use super::replies::{Asker, Request};
 use super::server::{ServerState, Status};
 use super::stats::Counter;
@@ -90,10 +90,6 @@ pub enum Why {
     ServerUnreachable,
     /// pool_size is reached.
     PoolFull,
-    /// PAUSE or a shutdown is in force.
-    Paused,
-    /// An idle, tested or used server is about to be assigned.
-    AboutToBeServed,
 }
 
 /// server_login_retry = 0 means each look of the janitor, not as fast as connections are refused.
@@ -272,10 +268,8 @@ impl Core {
     }
 
     /// Why the pool opens no connection now, or that it would.
-    pub fn may_launch(&self, id: PoolId) -> Launch {
-        let Some(pool) = self.pools.get(id) else {
-            return Launch::No(Why::Paused);
-        };
+    pub fn may_launch(&self, id: PoolId) -> Option<Launch> {
+        let pool = self.pools.get(id)?;
         let head = pool.clients(ClientState::Waiting).head();
         let head = head.and_then(|head| self.clients.get(head));
         let count = Counts {
@@ -298,13 +292,18 @@ impl Core {
             failed_launch: pool.connect_failed.then_some(pool.last_launch),
             login_retry: self.settings.server_login_retry,
         };
-        launch(count, limit, self.now)
+        Some(launch(count, limit, self.now))
+    }
+
+    /// When a pool whose last attempt to connect failed may try again.
+    pub(super) fn retry_time(&self, pool: &Pool) -> Micros {
+        pool.last_launch + self.settings.server_login_retry.max(LEAST_RETRY)
     }
 
     /// Opens a connection if that is allowed now; if `evict`, idle ones of other pools make room.
     pub(super) fn launch(&mut self, id: PoolId, evict: bool) {
-        loop {
-            match self.may_launch(id) {
+        while let Some(launch) = self.may_launch(id) {
+            match launch {
                 Launch::Yes => connect::open(self, id),
                 Launch::Reserve => {
                     self.log_reserve(id);

@@ -59,6 +59,18 @@ pub struct Console {
     pub commands: VecDeque<Vec<u8>>,
 }
 
+impl Console {
+    /// Bytes of the commands that have not been run: as packets, which is what they came in.
+    pub fn waiting(&self) -> usize {
+        self.commands.iter().map(|text| command_size(text)).fold(0, usize::saturating_add)
+    }
+}
+
+/// Bytes of the Query packet with this text.
+pub fn command_size(text: &[u8]) -> usize {
+    text.len().saturating_add(6)
+}
+
 /// Whose limits a client counts against, until it closes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Counted {
@@ -172,6 +184,10 @@ impl Client {
     /// True for clients of the admin database.
     pub fn is_console(&self) -> bool {
         self.console.is_some()
+    }
+    /// The console that it is.
+    pub fn console(&self) -> Option<&Console> {
+        self.console.as_deref()
     }
     /// What it may do on the console.
     pub fn access(&self) -> Option<Access> {

@@ -38,6 +38,8 @@ pub(super) struct ServerLogin {
     untracked: Vec<u8>,
     /// Why the login failed, if the pooler found it out: for the clients that wait.
     refusal: Option<Fault>,
+    /// The system's words about a connection that could not be opened.
+    error: Option<String>,
 }
 
 /// Begins to open a connection for a pool.
@@ -86,6 +88,7 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
             scram: None,
             untracked: Vec::new(),
             refusal: None,
+            error: None,
         })),
     });
     core.list_server(id);
@@ -139,6 +142,13 @@ impl Core {
             login.stage = Stage::Authenticating;
         }
         self.actions.push_back(Action::Send(Peer::Server(id), startup));
+    }
+
+    /// A connection can't be opened, for this reason; its loss follows.
+    pub(super) fn server_unreachable(&mut self, id: ServerId, why: &str) {
+        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+            login.error = Some(why.to_owned());
+        }
     }
 
     fn startup_packet(&self, pool: PoolId) -> Vec<u8> {
@@ -412,6 +422,7 @@ impl Core {
         };
         pool.connect_failed = false;
         pool.login_failed = None;
+        pool.last_error = None;
         if pool.welcome.is_none() {
             let tracked = vars.packets(&self.tracked);
             pool.welcome = Some(Rc::new(Welcome { untracked, vars, tracked }));
@@ -473,6 +484,10 @@ impl Core {
         }
         pool.connect_failed = true;
         pool.login_failed = Some(crate::base::text::cut(&reason.text, 99).to_owned());
+        pool.last_error = Some(match login.error {
+            Some(error) => format!("{}: {error}", reason.text),
+            None => reason.text.to_string(),
+        });
         let refused =
             login.refusal.filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
         if let Some(refusal) = refused {

@@ -81,6 +81,14 @@ impl Database {
     pub fn port(&self) -> i32 {
         self.entry.port.unwrap_or(SERVER_PORT)
     }
+    /// Servers in all its pools.
+    pub fn server_count(&self) -> usize {
+        self.servers
+    }
+    /// Clients that count against it: from their start-up packet on, no cancel requests.
+    pub fn client_count(&self) -> usize {
+        self.clients
+    }
     /// The elements of the list of hosts; one empty text if none is configured.
     pub fn hosts(&self) -> Vec<&str> {
         let hosts = self.entry.host.as_deref().unwrap_or("");
@@ -119,6 +127,14 @@ impl User {
     /// Its entry in `[users]`.
     pub fn entry(&self) -> &UserEntry {
         &self.entry
+    }
+    /// Servers that are logged in, or log in, as this user.
+    pub fn server_count(&self) -> usize {
+        self.servers
+    }
+    /// Clients that have logged in, or try to, as this user; not the process owner's consoles.
+    pub fn client_count(&self) -> usize {
+        self.clients
     }
     /// Replaces the secret and forgets everything that came from the old one.
     pub(super) fn set_secret(&mut self, secret: Secret) {

@@ -207,6 +207,8 @@ pub trait Decisions {
     fn max_packet(&self, from: Peer) -> u32;
     /// Connecting to this address begins; the host's name, if it has one, has been looked up.
     fn dialling(&mut self, id: ServerId, remote: Addr);
+    /// The system's words about a connection that can't be opened; `lost` follows.
+    fn unreachable(&mut self, _id: ServerId, _why: &str) {}
     /// A connection to this server is open.
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr);
     /// Where to connect to.

@@ -14,9 +14,11 @@ pub mod fault;
 pub mod janitor;
 mod limits;
 mod login;
+pub mod memory;
 pub mod pause;
 pub mod pool;
 mod query;
+pub mod reason;
 pub mod release;
 mod reload;
 pub mod replies;
@@ -39,7 +41,7 @@ pub use face::{
 
 use crate::base::random::Random;
 use crate::base::{Arena, Journal, Level, Links, List, Micros};
-use crate::config::{DatabaseEntry, PoolMode, Settings};
+use crate::config::{DatabaseEntry, PeerEntry, PoolMode, Settings};
 use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
 use limits::Sharers;
@@ -80,6 +82,7 @@ pub struct Core {
     autodb: Option<String>,
     users: Arena<User>,
     user_names: BTreeMap<Rc<str>, UserId>,
+    peers: BTreeMap<u32, PeerEntry>,
     pools: Arena<Pool>,
     pool_names: BTreeMap<(Rc<str>, Rc<str>), PoolId>,
     clients: Arena<Client>,
@@ -122,6 +125,7 @@ impl Core {
             autodb: None,
             users: Arena::default(),
             user_names: BTreeMap::new(),
+            peers: BTreeMap::new(),
             pools: Arena::default(),
             pool_names: BTreeMap::new(),
             clients: Arena::default(),
@@ -324,6 +328,10 @@ impl Core {
     pub fn users(&self) -> impl Iterator<Item = (UserId, &User)> {
         self.user_names.values().filter_map(|id| Some((*id, self.users.get(*id)?)))
     }
+    /// The configured peers in the order of their ids.
+    pub fn peers(&self) -> impl Iterator<Item = (u32, &PeerEntry)> {
+        self.peers.iter().map(|(id, entry)| (*id, entry))
+    }
     /// Clients that are logging in, oldest first.
     pub fn login_clients(&self) -> Vec<ClientId> {
         self.login_clients.ids(&self.clients)
@@ -427,6 +435,10 @@ impl Decisions for Core {
         if let Some(server) = self.servers.get_mut(id) {
             server.remote = remote;
         }
+    }
+
+    fn unreachable(&mut self, id: ServerId, why: &str) {
+        self.server_unreachable(id, why);
     }
 
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {

@@ -41,6 +41,8 @@ pub struct Pool {
     pub(super) connect_failed: bool,
     /// Why the last login failed, if it did.
     pub(super) login_failed: Option<String>,
+    /// The same with all that is known.
+    pub(super) last_error: Option<String>,
     pub(super) last_lifetime_close: Micros,
     /// Since when it has had neither clients nor servers, as the janitor saw it.
     pub(super) idle_since: Option<Micros>,
@@ -65,6 +67,7 @@ impl Pool {
             last_launch: Micros(0),
             connect_failed: false,
             login_failed: None,
+            last_error: None,
             last_lifetime_close: Micros(0),
             idle_since: None,
             next_host: 0,

@@ -7,7 +7,8 @@ use super::server::ServerState;
 use super::Core;
 use crate::auth::Secret;
 use crate::base::{Level, Micros};
-use crate::config::{self, Config, DatabaseEntry};
+use crate::config::{self, Config, DatabaseEntry, PeerEntry};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 impl Core {
@@ -40,6 +41,7 @@ impl Core {
         if complete {
             self.drop_missing(&names);
         }
+        self.put_peers(config.peers, complete);
         self.mark_all();
     }
 
@@ -111,6 +113,21 @@ impl Core {
             .collect();
         for id in missing {
             self.drop_database(id);
+        }
+    }
+
+    /// Takes over peers; those that are missing go if all were read.
+    fn put_peers(&mut self, peers: BTreeMap<u32, PeerEntry>, complete: bool) {
+        if complete {
+            let gone = self.peers.keys().filter(|id| !peers.contains_key(id)).count();
+            for _ in 0..gone {
+                // Two blanks: the reference's peers have no name.
+                let line = "dropping peer  as it does not exist anymore".into();
+                self.journal.line(Level::Warning, line);
+            }
+            self.peers = peers;
+        } else {
+            self.peers.extend(peers);
         }
     }
 
@@ -216,5 +233,33 @@ impl Core {
                 user.set_secret(Secret::Empty);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+    use crate::core::Surroundings;
+
+    #[test]
+    fn peers_that_are_not_listed_any_more_are_dropped() {
+        let around =
+            Surroundings { now: Micros(0), seed: [7; 32], own_uid: 0, host_name: String::new() };
+        let mut core = Core::new(Settings::default(), around);
+        let mut load = |peers: &[(u32, &str)], complete: bool| {
+            let entry = |host: &str| PeerEntry { host: Some(host.into()), ..Default::default() };
+            let peers = peers.iter().map(|(id, host)| (*id, entry(host))).collect();
+            core.configure(Config { peers, ..Config::default() }, complete);
+            let names: Vec<_> = core.peers().map(|(id, peer)| (id, peer.host.clone())).collect();
+            let text: Vec<_> =
+                names.into_iter().map(|(id, host)| format!("{id} {}", host.unwrap())).collect();
+            let lines: Vec<_> = std::iter::from_fn(|| core.journal.pop()).collect();
+            (text.join(", "), lines)
+        };
+        let gone = (Level::Warning, "dropping peer  as it does not exist anymore".to_owned());
+        assert_eq!(load(&[(3, "c"), (1, "a"), (2, "b")], true), ("1 a, 2 b, 3 c".into(), vec![]));
+        assert_eq!(load(&[(2, "x")], false), ("1 a, 2 x, 3 c".into(), vec![]));
+        assert_eq!(load(&[(2, "y")], true), ("2 y".into(), vec![gone.clone(), gone]));
     }
 }

@@ -1,6 +1,7 @@
 //! The queue of replies that a server still owes. A server is free for another client only when
 //! this queue is empty; a packet that fits nothing in it is a fault of the server.
 
+use crate::base::Objects;
 use crate::wire::{FromClient, FromServer};
 use std::collections::VecDeque;
 
@@ -95,6 +96,12 @@ impl Replies {
     /// How many replies are expected.
     pub fn len(&self) -> usize {
         self.queue.len()
+    }
+
+    /// What the queue takes.
+    pub fn objects(&self) -> Objects {
+        let free = self.queue.capacity().saturating_sub(self.queue.len());
+        Objects { size: size_of::<Expected>(), used: self.queue.len(), free }
     }
 
     /// The asker whose reply comes next.

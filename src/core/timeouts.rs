@@ -113,7 +113,8 @@ impl Core {
         let query_limit = self.settings.query_timeout;
         let login_limit = self.settings.client_login_timeout;
         let server_down = pool.welcome.is_none();
-        for id in pool.clients(ClientState::Waiting).ids(&self.clients) {
+        let queue = pool.clients(ClientState::Waiting).ids(&self.clients);
+        for (place, id) in queue.into_iter().enumerate() {
             let (Some(client), Some(pool)) = (self.clients.get(id), self.pools.get(pool_id)) else {
                 continue;
             };
@@ -128,26 +129,27 @@ impl Core {
             } else if server_down && !client.welcomed && over(login_limit, client.connect_time) {
                 self.close_client(id, &fault::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN);
             } else {
-                self.notify_waiting(id);
+                self.notify_waiting(id, place);
             }
         }
     }
 
     /// Tells a client that it waits, once per wait (query_wait_notify). What is paused is meant to
     /// wait.
-    fn notify_waiting(&mut self, id: ClientId) {
+    fn notify_waiting(&mut self, id: ClientId, place: usize) {
         let limit = u64::try_from(self.settings.query_wait_notify).unwrap_or(0);
         let Some(client) = self.clients.get(id) else { return };
         let waited = client.wait_start.map_or(Micros(0), |start| self.now.since(start));
         let is_due = limit > 0 && waited.secs() > limit && client.welcomed && !client.notified;
-        if !is_due || client.pool.is_none_or(|pool| self.is_paused(pool)) {
+        let Some(pool) = client.pool.filter(|pool| is_due && !self.is_paused(*pool)) else {
             return;
-        }
+        };
+        let reason = self.reason(pool, place).map_or_else(String::new, |why| why.for_client());
         if let Some(client) = self.clients.get_mut(id) {
             client.notified = true;
         }
         let mut packet = Vec::new();
-        write::notice(&mut packet, WAIT_NOTICE.as_bytes());
+        write::notice_detail(&mut packet, WAIT_NOTICE.as_bytes(), reason.as_bytes());
         self.actions.push_back(Action::Send(Peer::Client(id), packet));
     }
 }

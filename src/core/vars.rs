@@ -1,6 +1,7 @@
 //! Tracked parameters: what a client wants, what its server has, and the SET that makes them agree
 //! (pooling 6).
 
+use crate::base::Objects;
 use crate::wire::write;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -146,6 +147,16 @@ impl Shared {
                 self.sets.insert(values.clone());
             }
         }
+    }
+
+    /// What the sets take; those that nobody has any more are free.
+    pub fn objects(&self, tracked: &Tracked) -> Objects {
+        // In front of the values an `Rc` has its two counts.
+        let counts = 2 * size_of::<usize>();
+        let values = tracked.len().saturating_mul(size_of::<Option<Value>>());
+        let used = self.sets.iter().filter(|set| Rc::strong_count(set) > 1).count();
+        let free = self.sets.len().saturating_sub(used);
+        Objects { size: values.saturating_add(counts), used, free }
     }
 
     /// Forgets sets that nobody has any more, when there may be many of them.

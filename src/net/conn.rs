@@ -35,6 +35,22 @@ impl Flow {
     pub fn at_boundary(&self) -> bool {
         self.drop == 0 && self.pass == 0
     }
+
+    /// Bytes of the packet in progress that are still to come.
+    fn in_progress(&self) -> usize {
+        (self.drop as usize).saturating_add(self.pass as usize)
+    }
+}
+
+/// What of a connection's bytes is in our memory or still to come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Bytes from it that nothing has been decided about yet.
+    pub held: usize,
+    /// Bytes of its packet in progress that have not been received.
+    pub missing: usize,
+    /// Bytes for it that its stream has not taken.
+    pub unsent: usize,
 }
 
 /// What a receive brought.
@@ -127,12 +143,25 @@ impl<W: Wire> Conn<W> {
     /// How many bytes have to be received before the packet in progress, or as much of it as has to
     /// be seen, is complete.
     pub fn missing(&self) -> usize {
-        let in_progress = (self.flow.drop as usize).saturating_add(self.flow.pass as usize);
         let wanted = (self.flow.want as usize).max(HEADER);
-        match in_progress {
+        match self.flow.in_progress() {
             0 => wanted.saturating_sub(self.held.len()).max(1),
-            _ => in_progress,
+            in_progress => in_progress,
         }
+    }
+
+    /// What is pending on it.
+    pub fn pending(&self) -> Pending {
+        Pending {
+            held: self.held.len(),
+            missing: self.flow.in_progress(),
+            unsent: self.unsent.len(),
+        }
+    }
+
+    /// The memory of its buffers in bytes, 0 for one that it does not own.
+    pub fn buffers(&self) -> [usize; 2] {
+        [self.held.capacity(), self.unsent.capacity()]
     }
 
     /// True if it owns a buffer.

@@ -319,9 +319,14 @@ impl Net {
         &self.relay
     }
 
-    /// The resolver, for display and for addresses that have gone.
-    pub fn resolver(&mut self) -> &mut Resolver {
-        &mut self.resolver
+    /// The resolver, for display.
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    /// What each connection takes, in bytes, besides its buffers.
+    pub fn connection_size(&self) -> usize {
+        size_of::<conn::Conn<Socket>>()
     }
 
     /// How many connections are being opened.
@@ -350,6 +355,7 @@ impl Net {
                 let text = format!("sbuf_connect failed to connect to {place}: {why}");
                 self.journal.line(Level::Warning, text);
                 self.dials.remove(id);
+                core.unreachable(id, &why);
                 core.lost(Peer::Server(id), Loss::Connect);
             }
         }
@@ -374,7 +380,10 @@ impl Net {
                 self.relay.insert_server(id, socket);
                 core.connected(id, local, remote);
             }
-            Err(_) => core.lost(Peer::Server(id), Loss::Connect),
+            Err(error) => {
+                core.unreachable(id, &reason(&error));
+                core.lost(Peer::Server(id), Loss::Connect);
+            }
         }
     }
 

@@ -10,8 +10,8 @@
 //! after the event): `Stop` is the answer. What is passed while there is no link is dropped. The
 //! bytes in the sink go out in front of the packet whose verdict came with them.
 
-use super::conn::{Conn, Received, Wire};
-use crate::base::{Side, Spare};
+use super::conn::{Conn, Pending, Received, Wire};
+use crate::base::{Objects, Side, Spare};
 use crate::core::client::Client;
 use crate::core::server::Server;
 use crate::core::{ClientId, Decisions, Loss, Peer, Run, ServerId, Sink};
@@ -142,6 +142,26 @@ impl<W: Wire> Relay<W> {
     /// True if this connection owns a buffer.
     pub fn owns_memory(&self, peer: Peer) -> bool {
         self.conns.get(peer).is_some_and(Conn::owns_memory)
+    }
+
+    /// What is pending on this connection.
+    pub fn pending_on(&self, peer: Peer) -> Pending {
+        self.conns.get(peer).map_or_else(Pending::default, Conn::pending)
+    }
+
+    /// The buffers that exist: those that connections own, those that nobody uses and the one that
+    /// everything is received into. Their size is the average.
+    pub fn buffers(&self) -> Objects {
+        let clients = self.conns.clients.iter().flat_map(|(_, conn)| conn.buffers());
+        let servers = self.conns.servers.iter().flat_map(|(_, conn)| conn.buffers());
+        let (mut used, mut bytes) =
+            (0_usize, self.spare.bytes().saturating_add(self.scratch.len()));
+        for capacity in clients.chain(servers).filter(|capacity| *capacity > 0) {
+            used = used.saturating_add(1);
+            bytes = bytes.saturating_add(capacity);
+        }
+        let free = self.spare.len().saturating_add(1);
+        Objects { size: bytes.div_ceil(used.saturating_add(free)), used, free }
     }
 
     /// How many connections there are: of clients, of servers.

@@ -32,21 +32,16 @@ pub enum Answer {
 
 /// What is known about one name.
 #[derive(Debug, Default)]
-pub struct Entry {
-    /// Its addresses; none if the look-up failed or is the first one and still under way.
-    pub addrs: Vec<IpAddr>,
+struct Entry {
+    /// None if the look-up failed or is the first one and still under way.
+    addrs: Vec<IpAddr>,
     /// When it has to be looked up again.
-    pub until: Micros,
+    until: Micros,
     next: usize,
     pending: bool,
 }
 
 impl Entry {
-    /// True while it is being looked up.
-    pub fn is_pending(&self) -> bool {
-        self.pending
-    }
-
     fn turn(&mut self) -> Answer {
         let Some(count) = self.addrs.len().checked_sub(1) else {
             return Answer::Failed;
@@ -55,6 +50,30 @@ impl Entry {
         self.next = if at == count { 0 } else { at.saturating_add(1) };
         self.addrs.get(at).map_or(Answer::Failed, |ip| Answer::Address(*ip))
     }
+}
+
+/// A name as the console shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// The name.
+    pub name: String,
+    /// Its addresses; none if the look-up failed or has not ended yet.
+    pub addrs: Vec<IpAddr>,
+    /// When it has to be looked up again.
+    pub until: Micros,
+    /// It is being looked up.
+    pub pending: bool,
+}
+
+/// What host names have in common behind their first dot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zone {
+    /// As its first host has it; case makes no difference.
+    pub name: String,
+    /// The serial number that its nameserver told last; 0 is none.
+    pub serial: u64,
+    /// How many of the names that were asked for belong to it.
+    pub hosts: usize,
 }
 
 /// A look-up function: the system's, or that of a test.
@@ -153,8 +172,27 @@ impl Resolver {
     }
 
     /// All names that were asked for, in order.
-    pub fn names(&self) -> impl Iterator<Item = (&str, &Entry)> {
-        self.cache.iter().map(|(name, entry)| (&**name, entry))
+    pub fn hosts(&self) -> Vec<Host> {
+        let host = |(name, entry): (&String, &Entry)| Host {
+            name: name.clone(),
+            addrs: entry.addrs.clone(),
+            until: entry.until,
+            pending: entry.pending,
+        };
+        self.cache.iter().map(host).collect()
+    }
+
+    /// The zones of these names in order, whatever their letters' case. Nobody asks nameservers for
+    /// serial numbers yet.
+    pub fn zones(&self) -> Vec<Zone> {
+        let mut zones: BTreeMap<String, Zone> = BTreeMap::new();
+        let names = self.cache.keys().filter_map(|name| name.split_once('.'));
+        for (_, name) in names.filter(|(_, name)| !name.is_empty()) {
+            let none_yet = || Zone { name: name.to_owned(), serial: 0, hosts: 0 };
+            let zone = zones.entry(name.to_ascii_lowercase()).or_insert_with(none_yet);
+            zone.hosts = zone.hosts.saturating_add(1);
+        }
+        zones.into_values().collect()
     }
 
     fn start(&mut self, name: &str) -> io::Result<()> {
@@ -256,6 +294,24 @@ mod tests {
         assert_eq!(collect(&mut poll, &mut resolver, at(1)), [(Level::Warning, line)]);
         assert_eq!(resolver.ask("none", at(5)), Answer::Failed);
         assert_eq!(resolver.ask("none", at(6)), Answer::Pending);
+    }
+
+    #[test]
+    fn names_belong_to_the_zone_behind_their_first_dot() {
+        let poll = Poll::new().unwrap();
+        let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let times = DnsTimes { found: Micros::from_secs(15), failed: Micros::from_secs(5) };
+        let mut resolver = Resolver::new(waker, times, scripted);
+        for name in ["a.Test.org", "b.test.org", "plain", "c.org", "dot.", "d.ALPHA"] {
+            resolver.ask(name, Micros(0));
+        }
+        let zones = resolver.zones().into_iter().map(|zone| (zone.name, zone.serial, zone.hosts));
+        let want = [("ALPHA", 1), ("org", 1), ("Test.org", 2)];
+        assert_eq!(zones.collect::<Vec<_>>(), want.map(|(name, hosts)| (name.into(), 0, hosts)));
+        let hosts = resolver.hosts();
+        assert_eq!(hosts.len(), 6);
+        assert!(hosts.iter().all(|host| host.pending && host.addrs.is_empty()));
+        assert_eq!(hosts[0].name, "a.Test.org");
     }
 
     #[test]

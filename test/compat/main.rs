@@ -9,4 +9,5 @@ mod console;
 mod exporter;
 mod limits;
 mod sessions;
+mod tables;
 mod transcript;

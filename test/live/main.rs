@@ -10,6 +10,8 @@ mod console;
 mod console_commands;
 mod console_settings;
 mod console_stats;
+mod console_tables;
+mod console_waits;
 mod copy;
 mod defects;
 mod drivers;

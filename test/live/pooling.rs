@@ -6,13 +6,9 @@ use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
 use crate::rig::wait_until;
-use crate::rig::wire::{last_error, query, tags};
+use crate::rig::wire::{fatal, last_error, query, tags};
 
 const PID: &str = "select pg_backend_pid()";
-
-fn fatal(text: &str) -> (String, String, String) {
-    ("FATAL".into(), "08P01".into(), text.into())
-}
 
 fn in_mode(mode: &str, more: &str) -> (Pooler, String) {
     let pooler = Pooler::start(&Setup::trust(&format!("pool_mode = {mode}\n{more}")));

@@ -8,7 +8,7 @@ use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
 use crate::rig::scratch::{scratch, DeadPort};
 use crate::rig::wait_until;
-use crate::rig::wire::{last_error, query, startup, tags, Msg};
+use crate::rig::wire::{fatal, last_error, query, startup, tags, Msg};
 
 /// A database `shop` of the forced user `trusty` with these keys, and another login user `other`.
 fn shop(keys: &str, settings: &str) -> Pooler {
@@ -22,10 +22,6 @@ fn shop(keys: &str, settings: &str) -> Pooler {
 
 fn client_as(pooler: &Pooler, user: &str) -> Raw {
     pooler.login(user, "shop", "").unwrap_or_else(|e| panic!("no login: {e:?}")).0
-}
-
-fn fatal(text: &str) -> (String, String, String) {
-    ("FATAL".into(), "08P01".into(), text.into())
 }
 
 /// Client and server end for the same reason: the server's line comes first.
@@ -339,7 +335,8 @@ fn queued_client_is_told_once_per_wait() {
     let mut waiter = pooler.waiter(&database, "begin");
     let notice = waiter.recv().unwrap();
     assert!(began.elapsed() >= Duration::from_secs(2), "more than one whole second");
-    assert_eq!(notice.body, [b"SNOTICE\0C00000\0M", NOTICE.as_bytes(), b"\0\0"].concat());
+    let detail = b"\0Dpool full: pool_size=1 is reached\0\0";
+    assert_eq!(notice.body, [b"SNOTICE\0C00000\0M", NOTICE.as_bytes(), detail].concat());
     pause(2500);
     holder.query("commit");
     assert_eq!(tags(&waiter.until(b'Z')), "CZ", "no second notice");

@@ -68,6 +68,11 @@ pub(crate) fn tags(msgs: &[Msg]) -> String {
     msgs.iter().map(|m| char::from(m.tag)).collect()
 }
 
+/// What [`last_error`] makes of a fault that the pooler itself has found.
+pub(crate) fn fatal(text: &str) -> (String, String, String) {
+    ("FATAL".into(), "08P01".into(), text.into())
+}
+
 /// `S`, `C`, `M` of the one error that must be the last message.
 pub(crate) fn last_error(msgs: &[Msg]) -> (String, String, String) {
     let error = msgs.last().expect("no message at all, an error was expected");

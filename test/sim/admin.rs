@@ -3,11 +3,13 @@
 use crate::plan::Plan;
 use crate::talk;
 use crate::world::World;
-use pgturnstile::base::Micros;
-use pgturnstile::console::{self, Around, DnsCounts};
+use pgturnstile::base::{Micros, Objects};
+use pgturnstile::console::{self, Around};
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::Signal;
 use pgturnstile::core::{ClientId, Peer};
+use pgturnstile::net::conn::Pending;
+use pgturnstile::net::resolve::{Host, Zone};
 use std::collections::BTreeSet;
 
 struct Nowhere;
@@ -16,8 +18,20 @@ impl Around for Nowhere {
     fn time_text(&self, at: Micros) -> String {
         at.secs().to_string()
     }
-    fn dns(&self) -> DnsCounts {
-        DnsCounts::default()
+    fn dns_hosts(&self) -> Vec<Host> {
+        Vec::new()
+    }
+    fn dns_zones(&self) -> Vec<Zone> {
+        Vec::new()
+    }
+    fn pending(&self, _: Peer) -> Pending {
+        Pending::default()
+    }
+    fn connection_size(&self) -> usize {
+        0
+    }
+    fn buffers(&self) -> Objects {
+        Objects::default()
     }
 }
 

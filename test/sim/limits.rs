@@ -116,7 +116,7 @@ impl World {
         if full && self.knows(pool) || !pool.servers(ServerState::Login).is_empty() {
             return false;
         }
-        if self.core.may_launch(id) == Launch::No(Why::ServerUnreachable) {
+        if self.core.may_launch(id) == Some(Launch::No(Why::ServerUnreachable)) {
             // That is right for so long only; then the next tick sees to it.
             let tick = Micros(400_000);
             let since = self.memory.launches.get(&id).copied().unwrap_or(Micros(0));

@@ -271,12 +271,12 @@ impl World {
         if more && !soon && self.could_open(id, pool, ticked) {
             return Some(format!("a connection could be opened, the core says {launch:?}"));
         }
-        if more && ticked && matches!(launch, Launch::Yes | Launch::Reserve) {
+        if more && ticked && matches!(launch, Some(Launch::Yes | Launch::Reserve)) {
             return Some(format!("the core says {launch:?}"));
         }
         let states = ServerState::SHOWN;
         let total: usize = states.iter().map(|(state, _)| count(*state)).sum();
-        if total == 0 && launch == Launch::No(Why::PoolFull) {
+        if total == 0 && launch == Some(Launch::No(Why::PoolFull)) {
             return Some("the pool counts as full without a server".into());
         }
         None
@@ -349,7 +349,7 @@ impl World {
             }
             names.insert((pool.names().0.to_owned(), pool.names().1.to_owned()));
             let still = !ticked && self.memory.unreachable.contains(&id);
-            if still || self.core.may_launch(id) == Launch::No(Why::ServerUnreachable) {
+            if still || self.core.may_launch(id) == Some(Launch::No(Why::ServerUnreachable)) {
                 unreachable.insert(id);
             }
         }

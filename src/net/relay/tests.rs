@@ -1,6 +1,8 @@
 //! What the relay does, byte by byte.
 
+use crate::base::Objects;
 use crate::core::{Peer, ServerId, Sink, Verdict};
+use crate::net::conn::Pending;
 use crate::net::script::{packet, TestWire, World};
 
 fn pass_all(scratch: usize) -> World {
@@ -25,6 +27,35 @@ fn simple_query_costs_four_calls_and_no_memory() {
         assert_eq!((far.recvs, far.sends, far.polls), (3, 3, 0));
         assert!(world.relay.is_idle(peer) && !world.relay.owns_memory(peer));
     }
+}
+
+#[test]
+fn what_is_pending_is_told_and_its_memory_counted() {
+    let mut world = World::new(64, |_, packet, _| match packet.tag {
+        b'w' => Verdict::Wait,
+        _ => Verdict::Pass,
+    });
+    let pending = |held, missing, unsent| Pending { held, missing, unsent };
+    let both =
+        |world: &World| [world.client, world.server].map(|peer| world.relay.pending_on(peer));
+    let none = Objects { size: 64, used: 0, free: 1 };
+    assert_eq!((both(&world), world.relay.buffers()), ([pending(0, 0, 0); 2], none));
+    let bytes = packet(b'Q', b"0123456789");
+    world.send(world.client, &bytes[..3]);
+    assert_eq!(both(&world), [pending(3, 0, 0), pending(0, 0, 0)]);
+    assert_eq!((world.relay.buffers().used, world.relay.buffers().free), (1, 1));
+    world.send(world.client, &bytes[3..9]);
+    assert_eq!(both(&world), [pending(0, 6, 0), pending(0, 0, 0)]);
+    assert_eq!((world.relay.buffers().used, world.relay.buffers().free), (0, 2));
+    world.server_wire.0.borrow_mut().room = 2;
+    world.send(world.client, &bytes[9..]);
+    assert_eq!(both(&world), [pending(0, 0, 0), pending(0, 0, 4)]);
+    world.room(world.server, 100);
+    world.send(world.client, &packet(b'w', b"x"));
+    assert_eq!(both(&world), [pending(6, 0, 0), pending(0, 0, 0)]);
+    let buffers = world.relay.buffers();
+    assert!(buffers.bytes() >= 64 + 6 && buffers.used == 1, "{buffers:?}");
+    assert_eq!(world.relay.pending_on(Peer::Server(ServerId::from_parts(0, 1))), pending(0, 0, 0));
 }
 
 #[test]
