@@ -158,7 +158,8 @@ fn commands_ahead_of_a_terminate_are_run() {
     let (pooler, database) = start("");
     let mut console = pooler.console();
     let disable = query(&format!("DISABLE {database}"));
-    console.send(&[disable, query("SHOW VERSION"), msg(b'X', b"")].concat());
+    let copy = [msg(b'd', b"data"), msg(b'c', b""), msg(b'f', b"text\0")].concat();
+    console.send(&[disable, copy, query("SHOW VERSION"), msg(b'X', b"")].concat());
     assert_eq!(tags(&console.rest()), "CZTDCZ");
     let expected = format!("database \"{database}\" is disabled");
     assert_eq!(pooler.refusal("trusty", &database, ""), expected);

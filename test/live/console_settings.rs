@@ -85,7 +85,7 @@ fn a_failed_reload_has_changed_what_came_before_its_error() {
     write(&pooler.folder.join("ini"), "");
     failed_reload(&pooler, &mut console, "load_init_file: main section missing from config file");
     std::fs::remove_file(pooler.folder.join("ini")).unwrap();
-    failed_reload(&pooler, &mut console, "could not open config file");
+    failed_reload(&pooler, &mut console, "could not load file \"");
     assert_eq!(client.value("select 1"), "1");
     pooler.assert_serves(&database);
     assert_eq!(refused(&mut console, "RELOAD x"), "invalid command 'RELOAD x', use SHOW HELP;");

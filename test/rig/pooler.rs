@@ -60,7 +60,10 @@ pub(crate) fn binary() -> &'static PathBuf {
 
 fn copied(program: PathBuf) -> PathBuf {
     let copy = scratch().folder().join("pooler");
-    std::fs::copy(&program, &copy).unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+    // Written by a process of its own: one that other threads start meanwhile would inherit the open
+    // file, and nobody may run it then.
+    let done = Command::new("cp").arg(&program).arg(&copy).status().unwrap();
+    assert!(done.success(), "cannot copy {}", program.display());
     copy
 }
 
