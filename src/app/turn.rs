@@ -5,12 +5,13 @@ use super::log::{Broken, LocalZone, Log};
 use super::signal::{Signal, Signals};
 use super::{files, options};
 use crate::base::{Level, Micros, Objects};
-use crate::console::{self, Around};
+use crate::console::{self, Around, Listening};
 use crate::core::pause;
 use crate::core::{Action, ClientId, Core, Peer};
 use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
 use crate::net::{Event, Net};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 /// The number under which the loop watches for signals.
@@ -58,6 +59,13 @@ impl Around for Surrounding<'_> {
     }
     fn buffers(&self) -> Objects {
         self.net.relay().buffers()
+    }
+    fn descriptor(&self, peer: Peer) -> Option<i32> {
+        self.net.descriptor(peer).map(|descriptor| descriptor.as_raw_fd())
+    }
+    fn listening(&self) -> Vec<Listening> {
+        let sockets = self.net.listening();
+        sockets.map(|(number, addr, fd)| Listening { number, addr, fd: fd.as_raw_fd() }).collect()
     }
 }
 
@@ -156,6 +164,9 @@ impl Process {
                 Action::Connect(id) => self.net.connect(id, &mut self.core),
                 Action::Resume(id) => self.net.resume(id, &mut self.core),
                 Action::Send(peer, bytes) => self.net.send(peer, &bytes, &mut self.core),
+                Action::SendRow(id, row, socket) => {
+                    self.net.send_row(id, &row, socket, &mut self.core);
+                }
                 Action::Close(peer) => self.net.close(peer),
                 Action::Console(id) => self.console(id),
                 Action::Reload(console) => self.reload(console),

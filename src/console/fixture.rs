@@ -1,9 +1,11 @@
 //! A core with clients and servers, fed with packets, for the tests of this floor.
 
-use super::{run, Around};
+use super::{run, Around, Listening};
 use crate::base::{Micros, Objects};
 use crate::config::{self, Settings};
-use crate::core::{Action, Addr, ClientId, Core, Decisions, Origin, Packet, Peer, ServerId};
+use crate::core::{
+    Action, Addr, ClientId, Core, Decisions, Handed, Origin, Packet, Peer, ServerId,
+};
 use crate::core::{Sink, Surroundings, Verdict};
 use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
@@ -62,6 +64,17 @@ impl Around for Process {
     fn buffers(&self) -> Objects {
         Objects { size: 4096, used: 2, free: 3 }
     }
+    fn descriptor(&self, peer: Peer) -> Option<i32> {
+        Some(match peer {
+            Peer::Client(id) => 100 + id.index() as i32,
+            Peer::Server(id) => 200 + id.index() as i32,
+        })
+    }
+    fn listening(&self) -> Vec<Listening> {
+        let tcp = Addr::Inet("127.0.0.1:6432".parse().unwrap());
+        let sockets = [(0, 7, tcp), (1, 8, Addr::Unix { pid: 0 })];
+        sockets.map(|(number, fd, addr)| Listening { number, fd, addr }).to_vec()
+    }
 }
 
 /// A packet for a client: its type and its fields joined by blanks.
@@ -79,6 +92,8 @@ pub(super) struct Fixture {
     /// TCP listeners closed, exit code.
     pub(super) closed_listeners: bool,
     pub(super) exit: Option<u8>,
+    /// Whose descriptors went with packets.
+    pub(super) handed: Vec<Handed>,
     closed: Vec<Peer>,
     said: BTreeMap<ClientId, Vec<u8>>,
 }
@@ -104,6 +119,7 @@ impl Fixture {
             reloads: None,
             closed_listeners: false,
             exit: None,
+            handed: Vec::new(),
             closed: Vec::new(),
             said: BTreeMap::new(),
         }
@@ -223,6 +239,10 @@ impl Fixture {
                     if !self.is_closed(id) {
                         self.said.entry(id).or_default().extend(bytes);
                     }
+                }
+                Action::SendRow(id, packet, socket) => {
+                    self.handed.push(socket);
+                    self.said.entry(id).or_default().extend(packet);
                 }
                 Action::Close(peer) => self.closed.push(peer),
                 Action::Console(id) => {

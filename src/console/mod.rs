@@ -7,6 +7,7 @@ mod control;
 #[cfg(test)]
 mod control_tests;
 mod dns;
+mod fds;
 #[cfg(test)]
 mod fixture;
 mod grammar;
@@ -28,7 +29,7 @@ mod waiting_tests;
 
 use crate::base::{Level, Micros, Objects};
 use crate::core::client::{command_size, Access};
-use crate::core::{ClientId, Core, Peer};
+use crate::core::{Addr, ClientId, Core, Handed, Peer};
 use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
 use crate::wire::read::lossy;
@@ -52,6 +53,21 @@ pub trait Around {
     fn connection_size(&self) -> usize;
     /// What the buffers of connections take.
     fn buffers(&self) -> Objects;
+    /// The number of a client's or server's descriptor, if its connection is open.
+    fn descriptor(&self, peer: Peer) -> Option<i32>;
+    /// The open listening sockets, in the order in which they were opened.
+    fn listening(&self) -> Vec<Listening>;
+}
+
+/// A listening socket, for SHOW FDS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// Its number among the listening sockets.
+    pub number: u32,
+    /// The descriptor's number.
+    pub fd: i32,
+    /// Where it listens.
+    pub addr: Addr,
 }
 
 /// One command that is being run.
@@ -67,6 +83,8 @@ struct Call<'a> {
 enum Answer {
     /// A result; its tag is SHOW.
     Rows(Table),
+    /// As `Rows`, with a descriptor for each row.
+    Handed(Table, Vec<Handed>),
     /// The command's tag.
     Done(Cow<'static, str>),
     /// A NoticeResponse in front of the tag.
@@ -81,7 +99,7 @@ impl Answer {
     /// Appends all of it but ReadyForQuery; false if there is nothing to say yet.
     fn write(self, out: &mut Vec<u8>) -> bool {
         match self {
-            Answer::Rows(table) => {
+            Answer::Rows(table) | Answer::Handed(table, _) => {
                 table.describe(out);
                 table.write_rows(out);
                 write::command_complete(out, "SHOW");
@@ -185,10 +203,6 @@ static COMMANDS: &[Command] = &[
 /// The help line of SET, in front of those of [`COMMANDS`].
 const SET_HELP: &str = "SET key = arg";
 
-fn later_version(what: &str) -> Outcome {
-    Err(format!("{what} is not supported by this version of pgturnstile").into())
-}
-
 /// Runs the commands of a console that are waiting; for `Action::Console`. True if one of them has
 /// changed the settings.
 pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
@@ -197,6 +211,7 @@ pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
         let mut call = Call { core, around, id, asked: command_size(&text) };
         match call.statement(&text) {
             Ok(Answer::First) => break,
+            Ok(Answer::Handed(table, sockets)) => fds::hand_over(core, id, &table, sockets),
             Ok(answer) => {
                 let mut reply = Vec::new();
                 if answer.write(&mut reply) {

@@ -4,7 +4,7 @@ use super::rows::{self, DatabaseRow, PeerRow, PoolRow, UserRow};
 use super::table::{count, int, text, Column, Table};
 use super::waiting::waiting;
 use super::{dns, memory, sockets, statistics};
-use super::{later_version, Answer, Around, Call, Outcome, Refusal, COMMANDS, SET_HELP};
+use super::{Answer, Around, Call, Outcome, Refusal, COMMANDS, SET_HELP};
 use crate::config::{When, PARAMS};
 use crate::core::client::Access;
 use crate::core::pause::Mode;
@@ -37,16 +37,12 @@ enum Show {
     Help,
     /// As this table.
     Rows(fn(View<'_>) -> Table),
-    /// It comes with a later version.
-    Later,
+    /// As [`super::fds`] does.
+    Fds,
 }
 
 const fn topic(line: u8, name: &'static str, show: fn(View<'_>) -> Table) -> Topic {
     Topic { name, line: Some(line), access: Access::Stats, show: Show::Rows(show) }
-}
-
-const fn later(line: u8, name: &'static str, access: Access) -> Topic {
-    Topic { name, line: Some(line), access, show: Show::Later }
 }
 
 /// All topics but the parameters; those with a line in the order of SHOW HELP.
@@ -61,7 +57,7 @@ static TOPICS: &[Topic] = &[
     topic(0, "VERSION", version),
     topic(1, "PEERS", peers),
     topic(1, "PEER_POOLS", peer_pools),
-    later(2, "FDS", Access::Admin),
+    Topic { name: "FDS", line: Some(2), access: Access::Admin, show: Show::Fds },
     topic(2, "SOCKETS", sockets::all),
     topic(2, "ACTIVE_SOCKETS", sockets::active),
     topic(2, "LISTS", |view| pairs("list", "items", rows::lists(view))),
@@ -106,7 +102,7 @@ pub(super) fn run(call: &mut Call<'_>, name: &str) -> Outcome {
     match topic.show {
         Show::Help => Ok(help()),
         Show::Rows(show) => Ok(Answer::Rows(show(view))),
-        Show::Later => later_version(&format!("SHOW {}", topic.name)),
+        Show::Fds => Ok(super::fds::show(view, call.id)),
     }
 }
 

@@ -211,14 +211,6 @@ fn statistics_are_summed_and_averaged() {
     assert!(rows.contains(&"total_client_bytes=14".into()), "{rows:?}");
 }
 
-#[test]
-fn what_a_later_version_shows_is_refused() {
-    let mut at = Fixture::new();
-    let boss = at.console("boss");
-    let want = "SHOW FDS is not supported by this version of pgturnstile";
-    assert_eq!(at.refusal(boss, "show fds"), want);
-}
-
 /// A name that the resolver knows.
 fn host(name: &str, addrs: &[&str], until: u64, pending: bool) -> Host {
     let addrs = addrs.iter().map(|addr| addr.parse().unwrap()).collect();

@@ -11,14 +11,14 @@ use crate::core::vars::{Vars, APPLICATION_NAME};
 use crate::core::{Addr, ClientId, Peer, ServerId};
 
 /// One end of a connection: who is there, and the port to show.
-struct End {
+pub(super) struct End {
     addr: Addr,
-    port: i32,
+    pub(super) port: i32,
 }
 
 impl End {
     /// `unix_port` stands for sockets that have none.
-    fn new(addr: Addr, unix_port: i32) -> End {
+    pub(super) fn new(addr: Addr, unix_port: i32) -> End {
         let port = match addr {
             Addr::Inet(at) => at.port().into(),
             Addr::Unix { .. } => unix_port,
@@ -27,7 +27,7 @@ impl End {
         End { addr, port }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self.addr {
             Addr::Inet(at) => at.ip().to_string(),
             Addr::Unix { .. } => "unix".into(),

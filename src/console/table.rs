@@ -1,6 +1,7 @@
 //! Results as tables whose columns are declared once: name, type and value stand in one place, so
 //! a RowDescription can't disagree with its rows.
 
+use crate::base::text::hex;
 use crate::wire::write::{self, ColumnType};
 use std::borrow::Cow;
 
@@ -15,6 +16,8 @@ pub(super) enum Kind {
     Int8,
     /// A number of 64 bits without sign, as `numeric`.
     Num,
+    /// Bytes as `\x` and hex digits, or NULL.
+    Bytea,
 }
 
 impl Kind {
@@ -24,6 +27,7 @@ impl Kind {
             Kind::Int4 => (23, 4),
             Kind::Int8 => (20, 8),
             Kind::Num => (1700, -1),
+            Kind::Bytea => (17, -1),
         };
         ColumnType { oid, size }
     }
@@ -91,6 +95,7 @@ enum Getter<R> {
     Text(fn(&R) -> Cell),
     Int4(fn(&R) -> i64),
     Int8(fn(&R) -> u64),
+    Bytea(fn(&R) -> Option<&[u8]>),
 }
 
 /// A column of type text.
@@ -111,6 +116,12 @@ pub(super) fn long<R>(name: &'static str, value: fn(&R) -> u64) -> Column<R> {
     Column { name, value }
 }
 
+/// A column of type bytea.
+pub(super) fn bytea<R>(name: &'static str, value: fn(&R) -> Option<&[u8]>) -> Column<R> {
+    let value = Getter::Bytea(value);
+    Column { name, value }
+}
+
 /// A count as the value of an int4 column.
 pub(super) fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
@@ -122,6 +133,7 @@ impl<R> Column<R> {
             Getter::Text(_) => Kind::Text,
             Getter::Int4(_) => Kind::Int4,
             Getter::Int8(_) => Kind::Int8,
+            Getter::Bytea(_) => Kind::Bytea,
         }
     }
 
@@ -130,6 +142,7 @@ impl<R> Column<R> {
             Getter::Text(value) => value(row),
             Getter::Int4(value) => Cell::Number((value(row) as i32).into()),
             Getter::Int8(value) => value(row).into(),
+            Getter::Bytea(value) => value(row).map(|bytes| format!("\\x{}", hex(bytes))).into(),
         }
     }
 }
@@ -166,11 +179,22 @@ impl Table {
 
     /// The rows, all values as text.
     pub(super) fn write_rows(&self, out: &mut Vec<u8>) {
-        for row in &self.rows {
-            let cells: Vec<_> = row.iter().map(Cell::text).collect();
-            write::data_row(out, cells.iter().map(Option::as_deref));
-        }
+        self.rows.iter().for_each(|row| write_row(row, out));
     }
+
+    /// The rows as packets of their own.
+    pub(super) fn packets(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
+        self.rows.iter().map(|row| {
+            let mut packet = Vec::new();
+            write_row(row, &mut packet);
+            packet
+        })
+    }
+}
+
+fn write_row(row: &[Cell], out: &mut Vec<u8>) {
+    let cells: Vec<_> = row.iter().map(Cell::text).collect();
+    write::data_row(out, cells.iter().map(Option::as_deref));
 }
 
 #[cfg(test)]
@@ -192,5 +216,23 @@ mod tests {
         want.extend(b"D\0\0\0\x10\0\x02\xff\xff\xff\xff\0\0\0\x02-1");
         want.extend(b"D\0\0\0\x10\0\x02\0\0\0\x01x\0\0\0\x015");
         assert_eq!(reply, want);
+    }
+
+    #[test]
+    fn long_numbers_have_no_sign_and_bytes_are_hex() {
+        let columns = [
+            long("l", |row: &Option<[u8; 2]>| if row.is_some() { u64::MAX } else { 0 }),
+            bytea("b", |row| row.as_ref().map(|bytes| &bytes[..])),
+        ];
+        let table = Table::new(&columns, [Some([0x0f, 0xa0]), None]);
+        let mut reply = Vec::new();
+        table.describe(&mut reply);
+        let mut want = b"T\0\0\0\x2e\0\x02".to_vec();
+        want.extend(b"l\0\0\0\0\0\0\0\0\0\0\x14\0\x08\xff\xff\xff\xff\0\0");
+        want.extend(b"b\0\0\0\0\0\0\0\0\0\0\x11\xff\xff\xff\xff\xff\xff\0\0");
+        assert_eq!(reply, want);
+        let rows: Vec<Vec<u8>> = table.packets().collect();
+        let first = b"D\0\0\0\x28\0\x02\0\0\0\x1418446744073709551615\0\0\0\x06\\x0fa0";
+        assert_eq!(rows, [&first[..], b"D\0\0\0\x0f\0\x02\0\0\0\x010\xff\xff\xff\xff"]);
     }
 }

@@ -2,14 +2,28 @@
 
 use super::client::{Client, ClientState};
 use super::database::{Database, DatabaseId};
-use super::face::{Action, ClientId, Peer};
+use super::face::{Action, ClientId, Handed, Peer};
+use super::pool::Pool;
 use super::{fault, Core};
+use crate::auth::PassKeys;
 use crate::base::Level;
 
 impl Core {
     /// Sends bytes to a console behind everything that is on its way to it.
     pub fn answer_console(&mut self, console: ClientId, bytes: Vec<u8>) {
         self.actions.push_back(Action::Send(Peer::Client(console), bytes));
+    }
+
+    /// As [`Core::answer_console`], one packet with a descriptor.
+    pub fn answer_with_descriptor(&mut self, console: ClientId, packet: Vec<u8>, of: Handed) {
+        self.actions.push_back(Action::SendRow(console, packet, of));
+    }
+
+    /// True if this console was let in for being this process's own user (admin 1.2, rule 1).
+    pub fn is_own_user(&self, console: ClientId) -> bool {
+        let client = self.clients.get(console).filter(|client| client.console.is_some());
+        let name = client.and_then(Client::user_name);
+        name.is_some_and(|name| self.is_own_process_owner(console, name))
     }
 
     /// Logs a line about a client.
@@ -77,15 +91,26 @@ impl Core {
             .or_else(|| client.login.as_ref().and_then(|login| login.database))
     }
 
-    /// The user name that SHOW CLIENTS shows: the one that was given, whoever that is, or the
-    /// pool's if nobody asked for a proof of it.
-    pub fn shown_user<'a>(&'a self, client: &'a Client) -> &'a str {
-        if is_cancel(client) {
-            return "(nouser)";
-        }
+    /// The name of the user that a client has logged in as, or is logging in as: the one that was
+    /// given, whoever that is, or the pool's if nobody asked for a proof of it; none if that is not
+    /// known, and for cancel requests.
+    pub fn login_user<'a>(&'a self, client: &'a Client) -> Option<&'a str> {
         let pool = client.pool.and_then(|pool| self.pools.get(pool));
         let by_pool = pool.filter(|_| client.user.is_none()).map(|pool| &*pool.names.1);
-        by_pool.or(client.user_name.as_deref()).unwrap_or("(nouser)")
+        by_pool.or(client.user_name.as_deref()).filter(|_| !is_cancel(client))
+    }
+
+    /// The user name that SHOW CLIENTS shows.
+    pub fn shown_user<'a>(&'a self, client: &'a Client) -> &'a str {
+        self.login_user(client).unwrap_or("(nouser)")
+    }
+
+    /// What a client's SCRAM login left for logging in to the servers of this pool. A forced user
+    /// has its own credentials, which nobody else's login changes (takeover 5.2).
+    pub fn pass_keys(&self, pool: &Pool) -> Option<&PassKeys> {
+        let database = self.databases.get(pool.database)?;
+        let user = self.users.get(pool.user).filter(|_| database.forced_user.is_none())?;
+        user.keys.as_ref()
     }
 }
 

@@ -141,6 +141,10 @@ impl Client {
     pub fn pool(&self) -> Option<PoolId> {
         self.pool
     }
+    /// The cancel key that it was given; 0 if none.
+    pub fn cancel_key(&self) -> u64 {
+        self.cancel_key
+    }
     /// When it was accepted.
     pub fn connect_time(&self) -> Micros {
         self.connect_time
@@ -160,10 +164,6 @@ impl Client {
     /// Its number, unique among clients and servers.
     pub fn number(&self) -> u64 {
         self.number
-    }
-    /// Its cancel key; 0 before it is welcomed.
-    pub fn cancel_key(&self) -> u64 {
-        self.cancel_key
     }
     /// The other end.
     pub fn remote(&self) -> Addr {

@@ -107,6 +107,15 @@ pub struct Origin {
     pub uid: Option<u32>,
 }
 
+/// A socket whose descriptor is passed to another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handed {
+    /// The listening socket with this number.
+    Listener(u32),
+    /// A client's or a server's.
+    Peer(Peer),
+}
+
 /// Why a connection ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
@@ -132,6 +141,9 @@ pub enum Action {
     Resume(ClientId),
     /// Send these bytes behind whatever is still unsent.
     Send(Peer, Vec<u8>),
+    /// Send this one packet to a console behind whatever is still unsent, and the descriptor with
+    /// it (takeover 5.1). If that has been closed in the meantime, the packet goes alone.
+    SendRow(ClientId, Vec<u8>, Handed),
     /// Close the socket; unsent bytes are lost.
     Close(Peer),
     /// A console client has commands waiting (`Core::next_command`).

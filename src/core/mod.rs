@@ -35,8 +35,8 @@ mod welcome;
 mod wishes;
 
 pub use face::{
-    Action, Addr, ClientId, Decisions, Loss, Origin, Packet, Peer, Run, ServerId, Sink, Target,
-    Verdict,
+    Action, Addr, ClientId, Decisions, Handed, Loss, Origin, Packet, Peer, Run, ServerId, Sink,
+    Target, Verdict,
 };
 
 use crate::base::random::Random;

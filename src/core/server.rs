@@ -129,6 +129,10 @@ impl Server {
     pub fn pool(&self) -> PoolId {
         self.pool
     }
+    /// The cancel key that PostgreSQL gave us; 0 if none.
+    pub fn cancel_key(&self) -> u64 {
+        self.key.unwrap_or(0)
+    }
     /// When connecting began.
     pub fn connect_time(&self) -> Micros {
         self.connect_time

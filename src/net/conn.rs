@@ -4,6 +4,7 @@
 use crate::base::{Buf, Spare};
 use crate::core::Peer;
 use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
 
 /// A non-blocking stream of bytes, reported ready by edges.
 pub trait Wire {
@@ -15,6 +16,14 @@ pub trait Wire {
     /// Asks for (or no longer for) an event when there is room for sending. Asking raises one at
     /// once if there is room already.
     fn want_write(&mut self, wanted: bool) -> io::Result<()>;
+    /// Its descriptor, if another process could go on with that.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// Like `send`, and passes a descriptor (SCM_RIGHTS) with the first byte.
+    fn send_with(&self, _bytes: &[u8], _descriptor: BorrowedFd<'_>) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
 }
 
 /// What happens to the bytes of the packet in progress, and how much of the next one is needed.
@@ -261,8 +270,13 @@ fn recv<W: Wire>(wire: &mut W, room: &mut [u8]) -> io::Result<usize> {
 
 /// Like [`Wire::send`], with 0 for a stream that is full.
 fn send<W: Wire>(wire: &mut W, bytes: &[u8]) -> io::Result<usize> {
+    until_done(|| wire.send(bytes))
+}
+
+/// Sends again when interrupted; 0 for a stream that is full.
+pub(super) fn until_done(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
-        match wire.send(bytes) {
+        match send() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
             other => return other,

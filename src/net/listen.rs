@@ -16,7 +16,7 @@ use nix::unistd::{chown, Gid, Group};
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -264,6 +264,25 @@ impl Listeners {
             _ => None,
         });
         tcp.collect()
+    }
+
+    /// The open sockets: number, where they listen, descriptor.
+    pub(super) fn open_sockets(&self) -> impl Iterator<Item = (u32, Addr, BorrowedFd<'_>)> {
+        (0..).zip(&self.all).filter_map(|(number, listener)| {
+            let addr = match listener.as_ref()? {
+                Listener::Tcp(tcp, _) => tcp.local_addr().map_or(Addr::Unknown, Addr::Inet),
+                Listener::Unix(_) => Addr::Unix { pid: 0 },
+            };
+            Some((number, addr, self.descriptor(number)?))
+        })
+    }
+
+    /// The descriptor of the socket with this number, if it is open.
+    pub(super) fn descriptor(&self, number: u32) -> Option<BorrowedFd<'_>> {
+        Some(match self.all.get(number as usize)?.as_ref()? {
+            Listener::Tcp(tcp, _) => tcp.as_fd(),
+            Listener::Unix(unix) => unix.as_fd(),
+        })
     }
 
     /// Switches `tcp_defer_accept` of the open sockets.

@@ -3,7 +3,7 @@
 //! [`Net`] owns them all. The loop calls [`Net::wait`], then takes one event after the other:
 //! `Accept` is answered with [`Net::accept`] until that is `None`, `Internal` is the caller's own,
 //! everything else goes to [`Net::handle`]. After each event the core's actions are performed with
-//! [`Net::connect`], [`Net::resume`], [`Net::send`], [`Net::close`].
+//! [`Net::connect`], [`Net::resume`], [`Net::send`], [`Net::send_row`], [`Net::close`].
 
 pub mod address;
 pub mod conn;
@@ -17,7 +17,7 @@ pub mod sys;
 
 use crate::base::{Journal, Level, Micros, Side};
 use crate::core::server::Server;
-use crate::core::{Addr, ClientId, Decisions, Loss, Origin, Peer, ServerId};
+use crate::core::{Addr, ClientId, Decisions, Handed, Loss, Origin, Peer, ServerId};
 use address::{Host, Place};
 use conn::Wire;
 use dial::Dial;
@@ -30,6 +30,7 @@ use resolve::{Answer, DnsTimes, Resolver};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -194,7 +195,10 @@ impl Net {
     pub fn handle<D: Decisions>(&mut self, event: Event, core: &mut D) {
         match event {
             Event::Readable(peer) => self.relay.pump(peer, core),
-            Event::Writable(peer) => self.relay.flush(peer, core),
+            Event::Writable(peer) => {
+                let listeners = &self.listeners;
+                self.relay.flush_with(peer, core, &|number| listeners.descriptor(number));
+            }
             Event::Dialled(id) => self.dialled(id, core),
             Event::Woken => self.looked_up(core),
             Event::Accept(_) | Event::Internal(_) => {}
@@ -304,6 +308,29 @@ impl Net {
     /// Sends behind whatever is still unsent (`Action::Send`).
     pub fn send<D: Decisions>(&mut self, peer: Peer, bytes: &[u8], core: &mut D) {
         self.relay.send(peer, bytes, core);
+    }
+
+    /// As [`Net::send`], with the descriptor of a socket (`Action::SendRow`).
+    pub fn send_row<D: Decisions>(
+        &mut self,
+        id: ClientId,
+        row: &[u8],
+        socket: Handed,
+        core: &mut D,
+    ) {
+        let listeners = &self.listeners;
+        self.relay.send_row(id, row, socket, core, &|number| listeners.descriptor(number));
+    }
+
+    /// The descriptor of an open connection.
+    pub fn descriptor(&self, peer: Peer) -> Option<BorrowedFd<'_>> {
+        self.relay.wire(peer)?.descriptor()
+    }
+
+    /// The open listening sockets in the order in which they were opened: number, where they
+    /// listen, descriptor.
+    pub fn listening(&self) -> impl Iterator<Item = (u32, Addr, BorrowedFd<'_>)> {
+        self.listeners.open_sockets()
     }
 
     /// Closes a connection, open or not yet (`Action::Close`).

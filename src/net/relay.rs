@@ -15,9 +15,11 @@ use crate::base::{Objects, Side, Spare};
 use crate::core::client::Client;
 use crate::core::server::Server;
 use crate::core::{ClientId, Decisions, Loss, Peer, Run, ServerId, Sink};
-use std::collections::VecDeque;
+use rows::{Find, Rows};
+use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 
+mod rows;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -67,6 +69,8 @@ pub struct Relay<W> {
     spare: Spare,
     suspended: bool,
     ready: VecDeque<Peer>,
+    /// Which of the unsent bytes of a console go out with a descriptor.
+    rows: BTreeMap<ClientId, Rows>,
 }
 
 #[inline]
@@ -94,6 +98,7 @@ impl<W: Wire> Relay<W> {
             spare: Spare::default(),
             suspended: false,
             ready: VecDeque::new(),
+            rows: BTreeMap::new(),
         }
     }
 
@@ -229,18 +234,27 @@ impl<W: Wire> Relay<W> {
 
     /// There is room for sending: sends what was kept, then goes on with whoever waited for that.
     pub fn flush<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
+        self.flush_with(peer, core, &|_| None);
+    }
+
+    /// As `flush`; the last argument finds the descriptors of listening sockets.
+    pub fn flush_with<D: Decisions>(&mut self, peer: Peer, core: &mut D, listeners: Find<'_>) {
         let Some(conn) = self.conns.get_mut(peer) else {
             return;
         };
         if conn.lost || conn.unsent.is_empty() {
             return;
         }
-        if conn.flush(&mut self.spare).is_err() {
+        let flushed = match peer {
+            Peer::Client(id) if self.rows.contains_key(&id) => self.flush_rows(id, listeners),
+            _ => conn.flush(&mut self.spare),
+        };
+        if flushed.is_err() {
             return self.lose(peer, Loss::Send, core);
         }
-        if !conn.unsent.is_empty() {
+        let Some(conn) = self.conns.get_mut(peer).filter(|conn| conn.unsent.is_empty()) else {
             return;
-        }
+        };
         let blocked = conn.blocks.take();
         if conn.has_work(usize::MAX) {
             self.enqueue(peer);
@@ -290,6 +304,7 @@ impl<W: Wire> Relay<W> {
         }
         conn.held.clear(&mut self.spare);
         conn.unsent.clear(&mut self.spare);
+        self.forget_rows(peer);
         Some(conn.wire)
     }
 
@@ -440,6 +455,7 @@ impl<W: Wire> Relay<W> {
         if let Some(blocked) = conn.blocks.take() {
             self.enqueue(blocked);
         }
+        self.forget_rows(peer);
         core.lost(peer, why);
     }
 

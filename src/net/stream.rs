@@ -5,9 +5,9 @@ use crate::core::Addr;
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
-use nix::sys::socket::{getsockopt, sockopt};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use nix::sys::socket::{getsockopt, sendmsg, sockopt, ControlMessage, MsgFlags};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 
 /// A connected (or connecting) stream socket, non-blocking.
@@ -110,6 +110,20 @@ impl Socket {
 }
 
 impl Wire for Socket {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.stream.as_fd())
+    }
+
+    fn send_with(&self, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
+        let Stream::Unix(stream) = &self.stream else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let (data, passed) = ([IoSlice::new(bytes)], [descriptor.as_raw_fd()]);
+        let rights = [ControlMessage::ScmRights(&passed)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        Ok(sendmsg::<()>(stream.as_raw_fd(), &data, &rights, flags, None)?)
+    }
+
     #[inline]
     fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match &mut self.stream {

@@ -7,6 +7,7 @@ mod rig;
 
 mod console;
 mod exporter;
+mod fds;
 mod limits;
 mod sessions;
 mod tables;

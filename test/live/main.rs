@@ -15,6 +15,7 @@ mod console_waits;
 mod copy;
 mod defects;
 mod drivers;
+mod fds;
 mod garbage;
 mod limits;
 mod listen;

@@ -45,6 +45,11 @@ impl Raw {
         Self { stream: Box::new(stream), key: Vec::new() }
     }
 
+    /// Wraps any other stream.
+    pub(crate) fn through(stream: impl Stream + 'static) -> Self {
+        Self { stream: Box::new(stream), key: Vec::new() }
+    }
+
     pub(crate) fn tcp(port: u16) -> Self {
         Self::over(TcpStream::connect(("127.0.0.1", port)).unwrap())
     }

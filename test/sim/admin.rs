@@ -4,7 +4,7 @@ use crate::plan::Plan;
 use crate::talk;
 use crate::world::World;
 use pgturnstile::base::{Micros, Objects};
-use pgturnstile::console::{self, Around};
+use pgturnstile::console::{self, Around, Listening};
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::Signal;
 use pgturnstile::core::{ClientId, Peer};
@@ -32,6 +32,12 @@ impl Around for Nowhere {
     }
     fn buffers(&self) -> Objects {
         Objects::default()
+    }
+    fn descriptor(&self, _: Peer) -> Option<i32> {
+        None
+    }
+    fn listening(&self) -> Vec<Listening> {
+        Vec::new()
     }
 }
 

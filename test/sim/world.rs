@@ -220,6 +220,8 @@ impl World {
                 self.check_notice(peer, &bytes);
                 self.net.send(peer, &bytes, &mut self.core);
             }
+            // There are no descriptors.
+            Action::SendRow(id, row, _) => self.net.send(Peer::Client(id), &row, &mut self.core),
             Action::Connect(id) => {
                 let target = self.core.target(id);
                 self.trace(|_| format!("  connect {id:?} to {target:?}"));
