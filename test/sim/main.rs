@@ -8,6 +8,7 @@ mod admin;
 mod bytes;
 mod causes;
 mod client;
+mod counts;
 mod dice;
 mod event;
 mod limits;

@@ -91,6 +91,7 @@ impl World {
         self.check_free_servers();
         self.check_cancels();
         self.check_clocks();
+        self.check_counts();
         self.check_admissions();
         self.check_order();
         self.check_logins();
