@@ -54,8 +54,8 @@ install: ## copy to $(DESTDIR)$(prefix) what `make` has built; changes no runnin
 	$(foreach page,$(MANUALS),install -D -m 644 $(page) \
 		$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page));)
 
-deps: ## install what build and tests need: compiler, PostgreSQL, PgBouncer to compare with
-	@test/bin/deps.sh build checks postgresql pgbouncer exporter
+deps: ## install what build and tests need: compiler, PostgreSQL, PgBouncer to compare with, drivers
+	@test/bin/deps.sh build checks postgresql pgbouncer exporter drivers
 
 build-deps:
 	@test/bin/deps.sh build

@@ -198,7 +198,7 @@ fn leading_number(text: &str) -> Option<u64> {
 pub(super) fn reload(call: &mut Call<'_>, _: &str) -> Outcome {
     call.log_issued("RELOAD", "");
     call.core.request_reload(call.id);
-    Ok(Answer::First)
+    Ok(Answer::Later)
 }
 
 /// SHUTDOWN: at once there is no answer, as nobody is left to give it.

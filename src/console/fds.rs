@@ -30,17 +30,13 @@ struct FdRow<'a> {
     database: Option<&'a str>,
     remote: End,
     cancel_key: u64,
-    /// The other end of the link.
-    link: Option<Peer>,
+    /// The other end of the link, 0 if there is none.
+    link: i32,
     vars: Option<&'a Vars>,
     keys: Option<&'a PassKeys>,
 }
 
 impl FdRow<'_> {
-    fn link(&self) -> i64 {
-        self.link.and_then(|peer| self.view.around.descriptor(peer)).unwrap_or(0).into()
-    }
-
     /// A tracked parameter of the connection.
     fn parameter(&self, name: &str) -> Cell {
         let at = self.view.core.tracked().find(name.as_bytes());
@@ -58,7 +54,7 @@ fn columns<'a>() -> [Column<FdRow<'a>>; 15] {
         text("addr", |r| r.remote.text().into()),
         int("port", |r| r.remote.port.into()),
         long("cancel", |r| r.cancel_key),
-        int("link", FdRow::link),
+        int("link", |r| r.link.into()),
         text("client_encoding", |r| r.parameter("client_encoding")),
         text("std_strings", |r| r.parameter("standard_conforming_strings")),
         text("datestyle", |r| r.parameter("DateStyle")),
@@ -84,9 +80,9 @@ pub(super) fn show(view: View<'_>, console: ClientId) -> Answer {
 /// Answers a console: each row is a packet that is sent by itself, its descriptor beside it.
 pub(super) fn hand_over(core: &mut Core, id: ClientId, table: &Table, sockets: Vec<Handed>) {
     let mut head = Vec::new();
-    table.describe(&mut head);
+    table.describe(&mut head, &[]);
     core.answer_console(id, head);
-    for (row, socket) in table.packets().zip(sockets) {
+    for (row, socket) in table.rows(&[]).zip(sockets) {
         core.answer_with_descriptor(id, row, socket);
     }
     let mut end = Vec::new();
@@ -127,11 +123,17 @@ fn listeners(view: View<'_>) -> Vec<FdRow<'_>> {
         database: None,
         remote: End::new(socket.addr, port),
         cancel_key: 0,
-        link: None,
+        link: 0,
         vars: None,
         keys: None,
     };
     view.around.listening().into_iter().map(row).collect()
+}
+
+/// The descriptor of the other end of a link, 0 if there is no link. Nothing if that end can't be
+/// passed on: half a pair is of no use (takeover 5.3).
+fn partner(view: View<'_>, peer: Option<Peer>) -> Option<i32> {
+    peer.map_or(Some(0), |peer| view.around.descriptor(peer))
 }
 
 /// A client that is not, and will not become, a console.
@@ -150,7 +152,7 @@ fn client<'a>(view: View<'a>, id: ClientId, client: &'a Client) -> Option<FdRow<
         database: pool.map(|pool| pool.names().0),
         remote: End::new(client.remote(), core.settings().listen_port),
         cancel_key: client.cancel_key(),
-        link: client.server().map(Peer::Server),
+        link: partner(view, client.server().map(Peer::Server))?,
         vars: Some(client.vars()),
         keys: pool.and_then(|pool| core.pass_keys(pool)),
     })
@@ -173,7 +175,7 @@ fn server<'a>(
         database: Some(pool.names().0),
         remote: End::new(server.remote(), core.database(pool.database()).map_or(0, Database::port)),
         cancel_key: server.cancel_key(),
-        link: server.client().map(Peer::Client),
+        link: partner(view, server.client().map(Peer::Client))?,
         vars: Some(server.vars()),
         keys: core.pass_keys(pool),
     })
@@ -186,6 +188,8 @@ mod tests {
     use crate::core::{Addr, Origin};
 
     const LOCAL: Addr = Addr::Unix { pid: 77 };
+    /// What the fixture's servers say in BackendKeyData.
+    const SERVER_KEY: u64 = 0x1001_0102_0304;
 
     /// The console of the process's own user.
     fn own(at: &mut Fixture) -> ClientId {
@@ -223,54 +227,23 @@ mod tests {
         let other = at.serve();
         let early = at.core.accepted(Origin { remote: LOCAL, local: LOCAL, uid: None });
         let shown = at.show(boss, "show fds");
-        let number = |id: ClientId| (100 + id.index()).to_string();
-        let server_number = |id: ServerId| (200 + id.index()).to_string();
-        let key = |at: &Fixture, id| at.core.clients().get(id).unwrap().cancel_key().to_string();
-        let keys = [first, second, unix].map(|id| key(&at, id));
-        // The server's key is 0x0000_1001_0102_0304.
-        let server_key = 0x1001_0102_0304_u64.to_string();
-        let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
-        let null = "NULL";
+        let fd = |id: ClientId| 100 + id.index();
+        let server_fd = |id: ServerId| 200 + id.index();
+        let key = |id| at.core.clients().get(id).unwrap().cancel_key();
+        let (one, two) = (server_fd(server), server_fd(other));
         let want = [
-            row(&["7", "pooler", null, null, "127.0.0.1", "6432", "0", "0"]),
-            row(&["8", "pooler", null, null, "unix", "6432", "0", "0"]),
-            row(&[&number(early), "client", null, null, "unix", "6432", "0", "0"]),
-            row(&[&number(unix), "client", "bob", "one", "unix", "6432", &keys[2], "0"]),
-            row(&[
-                &server_number(other),
-                "server",
-                "bob",
-                "one",
-                "127.0.0.1",
-                "5432",
-                &server_key,
-                "0",
-            ]),
-            row(&[
-                &number(first),
-                "client",
-                "alice",
-                "two",
-                "127.0.0.1",
-                "4000",
-                &keys[0],
-                &server_number(server),
-            ]),
-            row(&[&number(second), "client", "bob", "two", "127.0.0.1", "4000", &keys[1], "0"]),
-            row(&[
-                &server_number(server),
-                "server",
-                "forced",
-                "two",
-                "127.0.0.1",
-                "5432",
-                &server_key,
-                &number(first),
-            ]),
+            "7 pooler NULL NULL 127.0.0.1 6432 0 0".to_owned(),
+            "8 pooler NULL NULL unix 6432 0 0".to_owned(),
+            format!("{} client NULL NULL unix 6432 0 0", fd(early)),
+            format!("{} client bob one unix 6432 {} 0", fd(unix), key(unix)),
+            format!("{two} server bob one 127.0.0.1 5432 {SERVER_KEY} 0"),
+            format!("{} client alice two 127.0.0.1 4000 {} {one}", fd(first), key(first)),
+            format!("{} client bob two 127.0.0.1 4000 {} 0", fd(second), key(second)),
+            format!("{one} server forced two 127.0.0.1 5432 {SERVER_KEY} {}", fd(first)),
         ];
-        let got: Vec<Vec<String>> = shown.rows.iter().map(|row| row[..8].to_vec()).collect();
+        let got: Vec<String> = shown.rows.iter().map(|row| row[..8].join(" ")).collect();
         assert_eq!(got, want);
-        assert!(shown.rows.iter().all(|row| row[12..] == [null; 3]));
+        assert!(shown.rows.iter().all(|row| row[12..] == ["NULL"; 3]));
     }
 
     #[test]

@@ -4,14 +4,14 @@ use super::{run, Around, Listening};
 use crate::base::{Micros, Objects};
 use crate::config::{self, Settings};
 use crate::core::{
-    Action, Addr, ClientId, Core, Decisions, Handed, Origin, Packet, Peer, ServerId,
+    Action, Addr, ClientId, Core, Decisions, Handed, Loss, Origin, Packet, Peer, ServerId,
 };
 use crate::core::{Sink, Surroundings, Verdict};
 use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
 use crate::wire::startup::CANCEL_REQUEST;
 use crate::wire::{write, Reader};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
 /// Files of the test's process.
@@ -96,6 +96,9 @@ pub(super) struct Fixture {
     pub(super) handed: Vec<Handed>,
     closed: Vec<Peer>,
     said: BTreeMap<ClientId, Vec<u8>>,
+    /// What clients sent that nobody has looked at, and who is not read until `Resume`.
+    unread: BTreeMap<ClientId, Vec<u8>>,
+    waiting: BTreeSet<ClientId>,
 }
 
 impl Fixture {
@@ -122,6 +125,8 @@ impl Fixture {
             handed: Vec::new(),
             closed: Vec::new(),
             said: BTreeMap::new(),
+            unread: BTreeMap::new(),
+            waiting: BTreeSet::new(),
         }
     }
 
@@ -183,6 +188,44 @@ impl Fixture {
         verdict
     }
 
+    /// Packets of a client, and the end of the turn.
+    pub(super) fn throw(&mut self, id: ClientId, bytes: &[u8]) {
+        self.unread.entry(id).or_default().extend(bytes);
+        self.read(id);
+        self.pump();
+    }
+
+    /// The end of a client's connection.
+    pub(super) fn lose(&mut self, id: ClientId) {
+        self.core.lost(Peer::Client(id), Loss::Receive);
+        self.pump();
+    }
+
+    /// True if not all that a client sent has been looked at.
+    pub(super) fn is_unread(&self, id: ClientId) -> bool {
+        !self.unread.get(&id).is_none_or(Vec::is_empty)
+    }
+
+    fn read(&mut self, id: ClientId) {
+        let bytes = self.unread.remove(&id).unwrap_or_default();
+        let mut rest = Reader::new(&bytes);
+        while !self.is_closed(id) && !self.waiting.contains(&id) {
+            let mut next = rest;
+            let Some(tag) = next.u8() else { return };
+            let len = next.u32().unwrap();
+            let seen = next.bytes(len as usize - 4).unwrap();
+            match self.decide(id, Packet { tag, len: len + 1, seen, behind: false }) {
+                Verdict::Wait => drop(self.waiting.insert(id)),
+                Verdict::Stop => return,
+                verdict => {
+                    assert_eq!(verdict, Verdict::Drop);
+                    rest = next;
+                }
+            }
+        }
+        self.unread.insert(id, rest.rest().to_vec());
+    }
+
     /// A Query packet; what follows from it is done by `pump`.
     pub(super) fn feed(&mut self, id: ClientId, sql: &str) -> Verdict {
         let body = [sql.as_bytes(), b"\0"].concat();
@@ -225,10 +268,15 @@ impl Fixture {
     /// Does what the core asks for, to the end of the turn.
     pub(super) fn pump(&mut self) {
         self.perform();
-        self.core.turn_end();
-        self.perform();
-        self.core.check_suspension(|_| true);
-        self.perform();
+        loop {
+            self.core.turn_end();
+            self.perform();
+            self.core.check_suspension(|_| true);
+            self.perform();
+            if !self.core.is_pending() {
+                break;
+            }
+        }
     }
 
     fn perform(&mut self) {
@@ -251,7 +299,11 @@ impl Fixture {
                 Action::Reload(id) => self.reloads = id,
                 Action::CloseTcpListeners => self.closed_listeners = true,
                 Action::Exit(code) => self.exit = Some(code),
-                Action::Resume(_) | Action::Send(Peer::Server(_), _) | Action::Suspend(_) => {}
+                Action::Resume(id) => {
+                    self.waiting.remove(&id);
+                    self.read(id);
+                }
+                Action::Send(Peer::Server(_), _) | Action::Suspend(_) => {}
             }
         }
     }
@@ -272,9 +324,19 @@ impl Fixture {
             .collect()
     }
 
-    /// As `taken`, with type bytes and bodies as they are.
+    /// What was sent to a client since the last look.
+    pub(super) fn bytes(&mut self, id: ClientId) -> Vec<u8> {
+        self.said.remove(&id).unwrap_or_default()
+    }
+
+    /// The types of the packets sent to a client since the last look.
+    pub(super) fn kinds(&mut self, id: ClientId) -> String {
+        self.raw(id).into_iter().map(|(kind, _)| char::from(kind)).collect()
+    }
+
+    /// As `taken`, with the bodies as they are.
     pub(super) fn raw(&mut self, id: ClientId) -> Vec<(u8, Vec<u8>)> {
-        let bytes = self.said.remove(&id).unwrap_or_default();
+        let bytes = self.bytes(id);
         let mut reader = Reader::new(&bytes);
         let mut packets = Vec::new();
         while let Some(kind) = reader.u8() {

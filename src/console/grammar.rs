@@ -6,14 +6,7 @@
 //! set-word: ws0 set ws1 word ws0 (=|to) ws0 word  end
 //! ```
 
-/// A statement that the grammar knows; what its words mean is not looked at here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Statement {
-    /// A word and perhaps an argument, which is empty if there is none.
-    Command { name: String, argument: String },
-    /// SET key = value.
-    Set { key: String, value: String },
-}
+use crate::core::console::Statement;
 
 /// Why a text is no statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +40,11 @@ pub(super) fn parse(text: &[u8]) -> Result<Statement, Malformed> {
         return Err(Malformed::BadArguments);
     }
     Ok(Statement::Set { key, value: set_to })
+}
+
+/// True for a text that the extended protocol knows as an empty query: there is nothing in it.
+pub(super) fn is_empty(text: &[u8]) -> bool {
+    is_end(text)
 }
 
 fn command(text: &[u8]) -> Option<(Raw<'_>, Raw<'_>)> {
@@ -282,6 +280,16 @@ mod tests {
             if !fits {
                 assert_eq!(result, Err(Malformed::BadArguments), "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn blanks_and_one_semicolon_are_nothing() {
+        for text in ["", " ", ";", "\t;\r\n"] {
+            assert!(is_empty(text.as_bytes()), "{text:?}");
+        }
+        for text in [";;", "x", "; x", "--"] {
+            assert!(!is_empty(text.as_bytes()), "{text:?}");
         }
     }
 

@@ -1,17 +1,25 @@
 //! The admin database: commands in, results out (admin 2 to 5). It reads the core through its
 //! accessors and has everything done by it.
 
+mod binary;
 #[cfg(test)]
 mod column_tests;
 mod control;
 #[cfg(test)]
 mod control_tests;
 mod dns;
+mod extended;
+#[cfg(test)]
+mod extended_tests;
 mod fds;
 #[cfg(test)]
 mod fixture;
 mod grammar;
+#[cfg(test)]
+mod hold_tests;
 mod memory;
+#[cfg(test)]
+mod messages;
 mod rows;
 mod show;
 #[cfg(test)]
@@ -28,13 +36,15 @@ mod waiting;
 mod waiting_tests;
 
 use crate::base::{Level, Micros, Objects};
-use crate::core::client::{command_size, Access};
+use crate::core::ask::Ask;
+use crate::core::client::Access;
+use crate::core::console::Statement;
 use crate::core::{Addr, ClientId, Core, Handed, Peer};
 use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
 use crate::wire::read::lossy;
 use crate::wire::write;
-use grammar::{Malformed, Statement};
+use grammar::Malformed;
 use std::borrow::Cow;
 use std::rc::Rc;
 use table::Table;
@@ -89,10 +99,8 @@ enum Answer {
     Done(Cow<'static, str>),
     /// A NoticeResponse in front of the tag.
     Noticed(Vec<u8>, &'static str),
-    /// The core will answer, or nobody will.
+    /// The core or `app` will answer, or nobody will.
     Later,
-    /// `app` will answer, ahead of the console's next command.
-    First,
 }
 
 impl Answer {
@@ -100,8 +108,8 @@ impl Answer {
     fn write(self, out: &mut Vec<u8>) -> bool {
         match self {
             Answer::Rows(table) | Answer::Handed(table, _) => {
-                table.describe(out);
-                table.write_rows(out);
+                table.describe(out, &[]);
+                table.write_rows(out, &[]);
                 write::command_complete(out, "SHOW");
             }
             Answer::Done(tag) => write::command_complete(out, &tag),
@@ -109,7 +117,7 @@ impl Answer {
                 out.extend(notice);
                 write::command_complete(out, tag);
             }
-            Answer::Later | Answer::First => return false,
+            Answer::Later => return false,
         }
         true
     }
@@ -122,6 +130,16 @@ enum Refusal {
     Invalid,
     /// Anything else, in words.
     Because(Cow<'static, str>),
+}
+
+impl Refusal {
+    /// What is told about this command.
+    fn text(&self, command: &[u8]) -> Vec<u8> {
+        match self {
+            Refusal::Invalid => [b"invalid command '", command, b"', use SHOW HELP;"].concat(),
+            Refusal::Because(text) => text.as_bytes().to_vec(),
+        }
+    }
 }
 
 impl From<&'static str> for Refusal {
@@ -154,6 +172,8 @@ enum Argument {
     None,
     /// Nothing or one of these words in any case; with another one the command does not exist.
     OneOf(&'static [&'static str]),
+    /// Something to SHOW; without it, or with something else, the command does not exist.
+    Topic,
     /// Whatever; the command looks at it.
     Any,
     /// The name of a database.
@@ -184,8 +204,8 @@ const fn command(
 /// All commands but SET, in the order of SHOW HELP.
 #[rustfmt::skip]
 static COMMANDS: &[Command] = &[
-    command("SHOW", Access::Stats, Argument::Any, &[], show::run),
-    command("SELECT", Access::Stats, Argument::Any, &[], show::run),
+    command("SHOW", Access::Stats, Argument::Topic, &[], show::run),
+    command("SELECT", Access::Stats, Argument::Topic, &[], show::run),
     command("RELOAD", Access::Admin, Argument::None, &["RELOAD"], control::reload),
     command("PAUSE", Access::Admin, Argument::Any, &["PAUSE [<db>]"], control::pause),
     command("RESUME", Access::Admin, Argument::Any, &["RESUME [<db>]"], control::resume),
@@ -200,26 +220,32 @@ static COMMANDS: &[Command] = &[
     command("WAIT_CLOSE", Access::Admin, Argument::Any, &["WAIT_CLOSE [<db>]"], control::wait_close),
 ];
 
+/// The command of this name, if there is one with this argument.
+fn find(name: &str, argument: &str) -> Option<&'static Command> {
+    let command = COMMANDS.iter().find(|command| command.name.eq_ignore_ascii_case(name))?;
+    let exists = match command.argument {
+        Argument::None => argument.is_empty(),
+        Argument::OneOf(words) => {
+            let is_argument = |word: &&str| word.eq_ignore_ascii_case(argument);
+            argument.is_empty() || words.iter().any(is_argument)
+        }
+        Argument::Topic => show::exists(argument),
+        Argument::Any | Argument::Database => true,
+    };
+    exists.then_some(command)
+}
+
 /// The help line of SET, in front of those of [`COMMANDS`].
 const SET_HELP: &str = "SET key = arg";
 
-/// Runs the commands of a console that are waiting; for `Action::Console`. True if one of them has
-/// changed the settings.
+/// Runs what a console has asked for; for `Action::Console`. True if that has changed the settings.
 pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
     let settings = core.settings().clone();
-    while let Some(text) = core.next_command(id) {
-        let mut call = Call { core, around, id, asked: command_size(&text) };
-        match call.statement(&text) {
-            Ok(Answer::First) => break,
-            Ok(Answer::Handed(table, sockets)) => fds::hand_over(core, id, &table, sockets),
-            Ok(answer) => {
-                let mut reply = Vec::new();
-                if answer.write(&mut reply) {
-                    write::ready(&mut reply, b'I');
-                    core.answer_console(id, reply);
-                }
-            }
-            Err(refusal) => refuse(core, id, &text, &refusal),
+    while let Some(ask) = core.next_ask(id) {
+        let mut call = Call { core, around, id, asked: ask.size() };
+        match ask {
+            Ask::Query(text) => call.query(&text),
+            ask => extended::run(&mut call, ask),
         }
     }
     !Rc::ptr_eq(&settings, core.settings())
@@ -228,73 +254,78 @@ pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
 /// Answers the console that asked for a RELOAD.
 pub fn reload_done(core: &mut Core, id: ClientId, succeeded: bool) {
     if succeeded {
-        let mut reply = Vec::new();
-        write::command_complete(&mut reply, "RELOAD");
-        write::ready(&mut reply, b'I');
-        core.answer_console(id, reply);
+        core.answer_waiter(id, "RELOAD");
         return;
     }
     let line = "RELOAD Failed, see logs for more details".to_owned();
     core.journal.line(Level::Error, line);
     let text = b"RELOAD failed, see logs for additional details";
-    send_error(core, id, b"F0000", text);
+    let reply = error(core, id, b"F0000", text);
+    core.fail_waiter(id, reply);
 }
 
 /// Texts of errors may be so long, in bytes (admin 2.4).
 const ERROR_MAX: usize = 484;
 
-fn refuse(core: &mut Core, id: ClientId, command: &[u8], refusal: &Refusal) {
-    let text = match refusal {
-        Refusal::Invalid => {
-            let parts = [b"invalid command '", command, b"', use SHOW HELP;"];
-            parts.concat()
-        }
-        Refusal::Because(text) => text.as_bytes().to_vec(),
-    };
-    core.journal.line(Level::Error, lossy(&text));
-    if text.len() > ERROR_MAX {
-        core.fail_console(id);
-    } else {
-        send_error(core, id, b"08P01", &text);
-    }
-}
-
-fn send_error(core: &mut Core, id: ClientId, sqlstate: &[u8], text: &[u8]) {
+/// The packet of an error that a console is told; it is logged as a client's.
+fn error(core: &mut Core, id: ClientId, sqlstate: &[u8], text: &[u8]) -> Vec<u8> {
     if core.settings().log_pooler_errors.on() {
         let line = format!("pooler error: {}", lossy(text));
         core.log_about(id, Level::Warning, &line);
     }
     let mut reply = Vec::new();
     write::error(&mut reply, "ERROR", sqlstate, text);
-    write::ready(&mut reply, b'I');
-    core.answer_console(id, reply);
+    reply
 }
 
 impl Call<'_> {
-    fn statement(&mut self, text: &[u8]) -> Outcome {
-        match grammar::parse(text)? {
-            Statement::Set { key, value } => control::set(self, &key, &value),
-            Statement::Command { name, argument } => self.command(&name, &argument),
+    /// A simple query, with everything that comes of it.
+    fn query(&mut self, text: &[u8]) {
+        extended::end_unnamed(self.core, self.id);
+        let outcome = grammar::parse(text).map_err(Refusal::from);
+        let outcome = outcome.and_then(|statement| self.perform(&statement));
+        let mut reply = Vec::new();
+        match outcome {
+            Ok(Answer::Handed(table, sockets)) => {
+                self.core.answered(self.id);
+                return fds::hand_over(self.core, self.id, &table, sockets);
+            }
+            Ok(answer) => {
+                if !answer.write(&mut reply) {
+                    return;
+                }
+            }
+            Err(refusal) => match self.refuse(b"08P01", &refusal.text(text)) {
+                Some(error) => reply = error,
+                None => return,
+            },
+        }
+        write::ready(&mut reply, b'I');
+        self.core.answered(self.id);
+        self.core.answer_console(self.id, reply);
+    }
+
+    /// Logs an error; its packet, or `None` if it is too long: then it ends the connection.
+    fn refuse(&mut self, sqlstate: &[u8], text: &[u8]) -> Option<Vec<u8>> {
+        self.core.journal.line(Level::Error, lossy(text));
+        if text.len() > ERROR_MAX {
+            self.core.fail_console(self.id);
+            return None;
+        }
+        Some(error(self.core, self.id, sqlstate, text))
+    }
+
+    fn perform(&mut self, statement: &Statement) -> Outcome {
+        match statement {
+            Statement::Empty => Err(Refusal::Invalid),
+            Statement::Set { key, value } => control::set(self, key, value),
+            Statement::Command { name, argument } => self.command(name, argument),
         }
     }
 
     /// Looks a command up and checks in the order of admin 2.3: form, rights, argument.
     fn command(&mut self, name: &str, argument: &str) -> Outcome {
-        let command = COMMANDS
-            .iter()
-            .find(|command| command.name.eq_ignore_ascii_case(name))
-            .ok_or(Refusal::Invalid)?;
-        let exists = match command.argument {
-            Argument::None => argument.is_empty(),
-            Argument::OneOf(words) => {
-                let is_argument = |word: &&str| word.eq_ignore_ascii_case(argument);
-                argument.is_empty() || words.iter().any(is_argument)
-            }
-            Argument::Any | Argument::Database => true,
-        };
-        if !exists {
-            return Err(Refusal::Invalid);
-        }
+        let command = find(name, argument).ok_or(Refusal::Invalid)?;
         self.check(command.access)?;
         if matches!(command.argument, Argument::Database) && argument.is_empty() {
             return Err("a database is required".into());

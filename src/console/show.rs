@@ -88,15 +88,21 @@ pub(super) fn parameter(name: &str) -> Option<(&'static str, &'static str)> {
     PARAMETERS.into_iter().find(named)
 }
 
+fn topic_named(name: &str) -> Option<&'static Topic> {
+    TOPICS.iter().find(|topic| topic.name.eq_ignore_ascii_case(name))
+}
+
+/// True if there is something of this name to SHOW.
+pub(super) fn exists(name: &str) -> bool {
+    parameter(name).is_some() || topic_named(name).is_some()
+}
+
 /// SHOW and SELECT.
 pub(super) fn run(call: &mut Call<'_>, name: &str) -> Outcome {
     if let Some((name, value)) = parameter(name) {
         return Ok(Answer::Rows(Table::new(&[text(name, |v: &&str| (*v).into())], [value])));
     }
-    let topic = TOPICS
-        .iter()
-        .find(|topic| topic.name.eq_ignore_ascii_case(name))
-        .ok_or(Refusal::Invalid)?;
+    let topic = topic_named(name).ok_or(Refusal::Invalid)?;
     call.check(topic.access)?;
     let view = View { core: call.core, around: call.around, asker: call.id, asked: call.asked };
     match topic.show {

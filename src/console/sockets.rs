@@ -3,7 +3,8 @@
 use super::show::View;
 use super::table::{count, int, text, Column, Table};
 use crate::base::Micros;
-use crate::core::client::{self, Client, ClientState, Console};
+use crate::core::client::{self, Client, ClientState};
+use crate::core::console::Console;
 use crate::core::database::Database;
 use crate::core::pool::Pool;
 use crate::core::server::{Server, ServerState};

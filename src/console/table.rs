@@ -1,6 +1,7 @@
 //! Results as tables whose columns are declared once: name, type and value stand in one place, so
 //! a RowDescription can't disagree with its rows.
 
+use super::binary;
 use crate::base::text::hex;
 use crate::wire::write::{self, ColumnType};
 use std::borrow::Cow;
@@ -42,6 +43,8 @@ pub(super) enum Cell {
     Text(Vec<u8>),
     /// A number of any type.
     Number(i128),
+    /// Bytes, whose text form is hexadecimal.
+    Bytes(Vec<u8>),
 }
 
 impl Cell {
@@ -51,6 +54,19 @@ impl Cell {
             Cell::Null => return None,
             Cell::Text(text) => text.into(),
             Cell::Number(number) => number.to_string().into_bytes().into(),
+            Cell::Bytes(bytes) => format!("\\x{}", hex(bytes)).into_bytes().into(),
+        })
+    }
+
+    /// The binary form in a column of this type; `None` is NULL.
+    fn binary(&self, kind: Kind) -> Option<Cow<'_, [u8]>> {
+        Some(match (self, kind) {
+            (Cell::Null, _) => return None,
+            (Cell::Text(bytes) | Cell::Bytes(bytes), _) => bytes.into(),
+            (Cell::Number(number), Kind::Int4) => (*number as i32).to_be_bytes().to_vec().into(),
+            (Cell::Number(number), Kind::Int8) => (*number as i64).to_be_bytes().to_vec().into(),
+            (Cell::Number(number), Kind::Num) => binary::numeric(*number).into(),
+            (Cell::Number(_), Kind::Text | Kind::Bytea) => return self.text(),
         })
     }
 }
@@ -142,8 +158,19 @@ impl<R> Column<R> {
             Getter::Text(value) => value(row),
             Getter::Int4(value) => Cell::Number((value(row) as i32).into()),
             Getter::Int8(value) => value(row).into(),
-            Getter::Bytea(value) => value(row).map(|bytes| format!("\\x{}", hex(bytes))).into(),
+            Getter::Bytea(value) => {
+                value(row).map_or(Cell::Null, |bytes| Cell::Bytes(bytes.to_vec()))
+            }
         }
+    }
+}
+
+/// Is the column of this number binary? Asked for is nothing (no), one answer for all columns, or one
+/// for each.
+fn is_binary(binary: &[bool], column: usize) -> bool {
+    match binary {
+        [all] => *all,
+        each => each.get(column).copied().unwrap_or(false),
     }
 }
 
@@ -171,30 +198,44 @@ impl Table {
         Table { heads, rows: rows.collect() }
     }
 
-    /// RowDescription.
-    pub(super) fn describe(&self, out: &mut Vec<u8>) {
-        let columns = self.heads.iter().map(|(name, kind)| (&**name, kind.on_wire()));
+    /// How many columns it has.
+    pub(super) fn width(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// RowDescription; `binary` as in [`is_binary`].
+    pub(super) fn describe(&self, out: &mut Vec<u8>, binary: &[bool]) {
+        let columns = self.heads.iter().enumerate();
+        let columns =
+            columns.map(|(at, (name, kind))| (&**name, kind.on_wire(), is_binary(binary, at)));
         write::row_description(out, columns);
     }
 
-    /// The rows, all values as text.
-    pub(super) fn write_rows(&self, out: &mut Vec<u8>) {
-        self.rows.iter().for_each(|row| write_row(row, out));
-    }
-
-    /// The rows as packets of their own.
-    pub(super) fn packets(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
-        self.rows.iter().map(|row| {
-            let mut packet = Vec::new();
-            write_row(row, &mut packet);
-            packet
+    /// The rows as DataRow packets.
+    pub(super) fn rows<'a>(&'a self, binary: &'a [bool]) -> impl Iterator<Item = Vec<u8>> + 'a {
+        self.rows.iter().map(move |row| {
+            let mut out = Vec::new();
+            self.write_row(&mut out, row, binary);
+            out
         })
     }
-}
 
-fn write_row(row: &[Cell], out: &mut Vec<u8>) {
-    let cells: Vec<_> = row.iter().map(Cell::text).collect();
-    write::data_row(out, cells.iter().map(Option::as_deref));
+    /// All rows.
+    pub(super) fn write_rows(&self, out: &mut Vec<u8>, binary: &[bool]) {
+        for row in &self.rows {
+            self.write_row(out, row, binary);
+        }
+    }
+
+    fn write_row(&self, out: &mut Vec<u8>, row: &[Cell], binary: &[bool]) {
+        let cells = row.iter().zip(&self.heads).enumerate();
+        let values = cells.map(|(at, (cell, (_, kind)))| match is_binary(binary, at) {
+            true => cell.binary(*kind),
+            false => cell.text(),
+        });
+        let values: Vec<_> = values.collect();
+        write::data_row(out, values.iter().map(Option::as_deref));
+    }
 }
 
 #[cfg(test)]
@@ -207,8 +248,8 @@ mod tests {
             [text("t", |row: &i64| (*row > 0).then_some("x").into()), int("i", |row| *row)];
         let table = Table::new(&columns, [1, -1, (1 << 32) + 5]);
         let mut reply = Vec::new();
-        table.describe(&mut reply);
-        table.write_rows(&mut reply);
+        table.describe(&mut reply, &[]);
+        table.write_rows(&mut reply, &[]);
         let mut want = b"T\0\0\0\x2e\0\x02".to_vec();
         want.extend(b"t\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
         want.extend(b"i\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0");
@@ -226,13 +267,45 @@ mod tests {
         ];
         let table = Table::new(&columns, [Some([0x0f, 0xa0]), None]);
         let mut reply = Vec::new();
-        table.describe(&mut reply);
+        table.describe(&mut reply, &[]);
         let mut want = b"T\0\0\0\x2e\0\x02".to_vec();
         want.extend(b"l\0\0\0\0\0\0\0\0\0\0\x14\0\x08\xff\xff\xff\xff\0\0");
         want.extend(b"b\0\0\0\0\0\0\0\0\0\0\x11\xff\xff\xff\xff\xff\xff\0\0");
         assert_eq!(reply, want);
-        let rows: Vec<Vec<u8>> = table.packets().collect();
+        let rows: Vec<Vec<u8>> = table.rows(&[]).collect();
         let first = b"D\0\0\0\x28\0\x02\0\0\0\x1418446744073709551615\0\0\0\x06\\x0fa0";
         assert_eq!(rows, [&first[..], b"D\0\0\0\x0f\0\x02\0\0\0\x010\xff\xff\xff\xff"]);
+    }
+
+    #[test]
+    fn each_column_has_the_form_that_was_asked_for() {
+        let heads = || vec![("t".into(), Kind::Text), ("n".into(), Kind::Num)];
+        let row = || std::iter::once(vec![Cell::from("x"), Cell::Number(5)]);
+        let table = Table::from_cells(heads(), row());
+        let text_form = (b"\0\0\0\x01x", b"\0\0\0\x015");
+        let number = b"\0\0\0\x0a\0\x01\0\0\0\0\0\0\0\x05";
+        for (binary, formats, cells) in [
+            (&[][..], [0, 0], [&text_form.0[..], &text_form.1[..]]),
+            (&[false], [0, 0], [text_form.0, text_form.1]),
+            (&[true], [1, 1], [text_form.0, number]),
+            (&[true, false], [1, 0], [text_form.0, text_form.1]),
+            (&[false, true], [0, 1], [text_form.0, number]),
+        ] {
+            let mut reply = Vec::new();
+            table.describe(&mut reply, binary);
+            assert_eq!(reply.len(), 7 + 2 * 20);
+            assert_eq!((reply[26], reply[46]), (formats[0], formats[1]), "{binary:?}");
+            let rows: Vec<_> = table.rows(binary).collect();
+            assert_eq!(rows.len(), 1);
+            assert_eq!(rows[0][7..], cells.concat(), "{binary:?}");
+            reply.clear();
+            table.write_rows(&mut reply, binary);
+            assert_eq!(rows[0], reply);
+        }
+        assert_eq!(Cell::Null.binary(Kind::Int4), None);
+        assert_eq!(Cell::Bytes(vec![0, 92]).binary(Kind::Bytea).as_deref(), Some(&[0, 92][..]));
+        let largest = Cell::Number(u64::MAX.into());
+        assert_eq!(largest.binary(Kind::Int8).as_deref(), Some(&[0xff; 8][..]));
+        assert_eq!(Cell::Number(-2).binary(Kind::Int4).as_deref(), Some(&b"\xff\xff\xff\xfe"[..]));
     }
 }

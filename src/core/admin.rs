@@ -11,7 +11,11 @@ use crate::base::Level;
 impl Core {
     /// Sends bytes to a console behind everything that is on its way to it.
     pub fn answer_console(&mut self, console: ClientId, bytes: Vec<u8>) {
-        self.actions.push_back(Action::Send(Peer::Client(console), bytes));
+        match self.actions.back_mut() {
+            // Small answers to one driver go out together.
+            Some(Action::Send(Peer::Client(id), before)) if *id == console => before.extend(bytes),
+            _ => self.actions.push_back(Action::Send(Peer::Client(console), bytes)),
+        }
     }
 
     /// As [`Core::answer_console`], one packet with a descriptor.
@@ -29,11 +33,6 @@ impl Core {
     /// Logs a line about a client.
     pub fn log_about(&mut self, id: ClientId, level: Level, text: &str) {
         self.client_log(id, level, text);
-    }
-
-    /// RELOAD: `app` reads the files and answers the console, ahead of all that is to be done.
-    pub fn request_reload(&mut self, console: ClientId) {
-        self.actions.push_front(Action::Reload(Some(console)));
     }
 
     /// Closes a console whose error message can't be sent (admin 2.4).

@@ -1,5 +1,6 @@
 //! Clients and their states.
 
+use super::console::Console;
 use super::database::UserId;
 use super::face::{Addr, ServerId};
 use super::login::Login;
@@ -7,7 +8,6 @@ use super::pool::PoolId;
 use super::vars::Vars;
 use crate::base::list::{Linked, Links};
 use crate::base::Micros;
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// A client's state is the list that it is in: `Login` is the core's, the others are its pool's.
@@ -49,26 +49,6 @@ pub enum Access {
     Stats,
     /// Everything.
     Admin,
-}
-
-/// What makes a client a console.
-pub struct Console {
-    /// What it may do.
-    pub access: Access,
-    /// Commands that have arrived and not been run.
-    pub commands: VecDeque<Vec<u8>>,
-}
-
-impl Console {
-    /// Bytes of the commands that have not been run: as packets, which is what they came in.
-    pub fn waiting(&self) -> usize {
-        self.commands.iter().map(|text| command_size(text)).fold(0, usize::saturating_add)
-    }
-}
-
-/// Bytes of the Query packet with this text.
-pub fn command_size(text: &[u8]) -> usize {
-    text.len().saturating_add(6)
 }
 
 /// Whose limits a client counts against, until it closes.

@@ -1,6 +1,7 @@
 //! A client logs in: start-up packet, authentication, welcome (auth 1 to 3).
 
-use super::client::{Access, ClientState, Console};
+use super::client::{Access, ClientState};
+use super::console::Console;
 use super::database::{DatabaseId, Source, UserId, CONSOLE};
 use super::face::{Addr, ClientId, Packet, Sink, Verdict};
 use super::fault::{self, Fault};
@@ -13,7 +14,6 @@ use crate::base::{Level, Micros};
 use crate::config::AuthType;
 use crate::wire::startup::Opening;
 use crate::wire::{write, FromClient, Reader};
-use std::collections::VecDeque;
 
 /// Packets of clients that are logging in may be so long, in bytes.
 const LOGIN_PACKET_MAX: u32 = 70_000;
@@ -419,7 +419,7 @@ impl Core {
             .and_then(|login| login.admin)
             .ok_or(fault::NOT_ALLOWED)?;
         if let Some(client) = self.clients.get_mut(id) {
-            client.console = Some(Box::new(Console { access, commands: VecDeque::new() }));
+            client.console = Some(Box::new(Console::new(access)));
         }
         self.move_client(id, ClientState::Active);
         self.welcome(id, &mut sink.to_client);

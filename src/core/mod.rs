@@ -3,11 +3,13 @@
 //! of [`Core::next_action`].
 
 mod admin;
+pub mod ask;
 pub mod assign;
 mod cancel;
 pub mod client;
 mod close;
 mod connect;
+pub mod console;
 pub mod database;
 pub mod face;
 pub mod fault;
@@ -101,6 +103,8 @@ pub struct Core {
     mode: Mode,
     shutdown: Option<Shutdown>,
     waiters: Vec<Waiter>,
+    /// Consoles that are read again from the next turn on.
+    stalled: Vec<ClientId>,
     suspension: Option<Suspension>,
     period: Period,
     stats_period: i32,
@@ -140,6 +144,7 @@ impl Core {
             mode: Mode::Active,
             shutdown: None,
             waiters: Vec::new(),
+            stalled: Vec::new(),
             suspension: None,
             period: Period {
                 newer: around.now,
@@ -224,11 +229,12 @@ impl Core {
         pending.append(&mut self.pending);
         self.pending = pending;
         self.check_waits();
+        self.actions.extend(self.stalled.drain(..).map(Action::Resume));
     }
 
     /// True if the next turn has something to do without waiting for an event.
     pub fn is_pending(&self) -> bool {
-        !self.actions.is_empty() || !self.pending.is_empty()
+        !(self.actions.is_empty() && self.pending.is_empty() && self.stalled.is_empty())
     }
 
     fn next_number(&mut self) -> u64 {

@@ -13,7 +13,7 @@ use crate::base::{Level, Micros};
 use crate::config::PoolMode;
 use crate::wire::read::{self, ErrorFields};
 use crate::wire::startup::Opening;
-use crate::wire::{FromClient, FromServer, Reader};
+use crate::wire::{FromClient, FromServer};
 
 impl Core {
     /// A packet of a client that is logged in.
@@ -120,7 +120,7 @@ impl Core {
         Verdict::Stop
     }
 
-    fn unknown_packet(&mut self, id: ClientId, tag: u8) -> Verdict {
+    pub(super) fn unknown_packet(&mut self, id: ClientId, tag: u8) -> Verdict {
         let text = format!("unknown pkt from client: {tag}/0x{tag:02x}");
         self.client_log(id, Level::Error, &text);
         self.close_client(id, &fault::UNKNOWN_PACKET);
@@ -340,91 +340,11 @@ impl Core {
         self.pool_mode(pool) == PoolMode::Session
     }
 
-    /// A packet from a console client: queries are kept for the console floor.
-    fn console_packet(
-        &mut self,
-        id: ClientId,
-        packet: Packet<'_>,
-        kind: FromClient,
-        sink: &mut Sink,
-    ) -> Verdict {
-        let console = self.clients.get(id).and_then(|client| client.console.as_ref());
-        if kind != FromClient::Query && console.is_some_and(|c| !c.commands.is_empty()) {
-            // What was asked before comes first, and may still need the connection.
-            self.actions.push_back(Action::Resume(id));
-            return Verdict::Wait;
-        }
-        match kind {
-            FromClient::Terminate => {
-                self.close_client(id, &fault::CONSOLE_CLOSE_REQUEST);
-                Verdict::Stop
-            }
-            FromClient::CopyData | FromClient::CopyDone | FromClient::CopyFail => Verdict::Drop,
-            FromClient::Unknown | FromClient::Password => self.unknown_packet(id, packet.tag),
-            FromClient::Query if self.settings.disable_pqexec.on() => {
-                self.client_log(id, Level::Error, "client used \"Query\" packet type");
-                self.close_client(id, &fault::PQEXEC_DISALLOWED);
-                Verdict::Stop
-            }
-            FromClient::Query if u64::from(packet.len) > CONSOLE_QUERY_MAX => {
-                self.close_client(id, &fault::FAILURE);
-                Verdict::Stop
-            }
-            FromClient::Query if !packet.is_whole() => Verdict::Whole,
-            FromClient::Query => self.console_query(id, packet.seen),
-            _ => self.console_refuses(id, packet.tag, sink),
-        }
-    }
-
-    fn console_query(&mut self, id: ClientId, body: &[u8]) -> Verdict {
-        let Some(text) = Reader::new(body).text() else {
-            self.close_client(id, &fault::INCOMPLETE_QUERY);
-            return Verdict::Stop;
-        };
-        let Some(client) = self.clients.get_mut(id) else {
-            return Verdict::Stop;
-        };
-        let first = client.query_start.is_none();
-        client.query_start.get_or_insert(self.now);
-        if let Some(console) = client.console.as_mut() {
-            console.commands.push_back(text.to_vec());
-        }
-        if let (true, Some(pool)) = (first, client.pool) {
-            self.count(pool, Counter::Queries, 1);
-            self.count(pool, Counter::Transactions, 1);
-        }
-        self.actions.push_back(Action::Console(id));
-        Verdict::Drop
-    }
-
-    fn console_refuses(&mut self, id: ClientId, tag: u8, sink: &mut Sink) -> Verdict {
-        let text: String = match tag {
-            b'P' | b'B' | b'E' => "extended query protocol not supported by admin console".into(),
-            _ => format!("unsupported packet type for admin console: {tag}"),
-        };
-        crate::wire::write::error(&mut sink.to_client, "ERROR", b"08P01", text.as_bytes());
-        crate::wire::write::ready(&mut sink.to_client, b'I');
-        self.journal.line(Level::Error, text.clone());
-        if self.settings.log_pooler_errors.on() {
-            self.client_log(id, Level::Warning, &format!("pooler error: {text}"));
-        }
-        self.close_client(id, &fault::CONSOLE_BAD_PACKET);
-        Verdict::Stop
-    }
-
-    /// The next command of a console client that has not been run.
-    pub fn next_command(&mut self, id: ClientId) -> Option<Vec<u8>> {
-        self.clients.get_mut(id)?.console.as_mut()?.commands.pop_front()
-    }
-
     /// True if packets of this client are to be kept until `Resume`.
     pub(super) fn must_wait(&self, id: ClientId) -> bool {
         self.clients.get(id).is_some_and(|client| client.state == ClientState::Waiting)
     }
 }
-
-/// Console commands may be so long, in bytes with their header.
-const CONSOLE_QUERY_MAX: u64 = 65_536;
 
 /// The status in a ReadyForQuery; `None` if it can't be one.
 pub(super) fn read_status(body: &[u8]) -> Option<Status> {

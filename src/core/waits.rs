@@ -62,31 +62,23 @@ impl Core {
     /// Answers consoles: what they wait for has come about.
     pub(super) fn end_waits(&mut self, is_over: impl Fn(Wait) -> bool) {
         for waiter in self.take_waiters(|waiter| is_over(waiter.what)) {
-            let mut reply = Vec::new();
-            write::command_complete(&mut reply, waiter.what.tag());
-            self.answer_waiter(waiter.console, reply);
+            self.answer_waiter(waiter.console, waiter.what.tag());
         }
     }
 
     /// A cancel request ends what its console waits for.
     pub(super) fn cancel_waits(&mut self, console: ClientId) {
-        self.break_waits(|waiter| waiter.console == console, "ERROR", &fault::WAIT_CANCELED);
+        for waiter in self.take_waiters(|waiter| waiter.console == console) {
+            let reply = packet("ERROR", &fault::WAIT_CANCELED);
+            self.fail_waiter(waiter.console, reply);
+        }
     }
 
     /// The process ends: so does all waiting.
     pub(super) fn abandon_waits(&mut self) {
         self.check_waits();
-        self.break_waits(|_| true, "FATAL", &fault::SHUTTING_DOWN);
-    }
-
-    fn break_waits(&mut self, is_meant: impl Fn(&Waiter) -> bool, severity: &str, fault: &Fault) {
-        for waiter in self.take_waiters(is_meant) {
-            let mut reply = Vec::new();
-            write::error(&mut reply, severity, &fault.sqlstate, fault.text.as_bytes());
-            match severity {
-                "FATAL" => self.answer_console(waiter.console, reply),
-                _ => self.answer_waiter(waiter.console, reply),
-            }
+        for waiter in self.take_waiters(|_| true) {
+            self.answer_console(waiter.console, packet("FATAL", &fault::SHUTTING_DOWN));
         }
     }
 
@@ -94,11 +86,6 @@ impl Core {
         let (meant, others) = std::mem::take(&mut self.waiters).into_iter().partition(is_meant);
         self.waiters = others;
         meant
-    }
-
-    fn answer_waiter(&mut self, console: ClientId, mut reply: Vec<u8>) {
-        write::ready(&mut reply, b'I');
-        self.answer_console(console, reply);
     }
 
     /// Answers the consoles that have nothing left to wait for; at the end of each turn.
@@ -132,6 +119,12 @@ impl Core {
     pub(super) fn forget_console(&mut self, id: ClientId) {
         self.waiters.retain(|waiter| waiter.console != id);
     }
+}
+
+fn packet(severity: &str, fault: &Fault) -> Vec<u8> {
+    let mut packet = Vec::new();
+    write::error(&mut packet, severity, &fault.sqlstate, fault.text.as_bytes());
+    packet
 }
 
 fn is_at_work(pool: &Pool) -> bool {

@@ -243,14 +243,20 @@ impl<W: Wire> Conn<W> {
         }
     }
 
+    /// Sends at most so many of the bytes that were kept, and returns how many the stream took.
+    pub fn send_kept(&mut self, most: usize, spare: &mut Spare) -> io::Result<usize> {
+        let kept = self.unsent.as_slice();
+        let count = send(&mut self.wire, kept.get(..most).unwrap_or(kept))?;
+        self.unsent.take(count, spare);
+        Ok(count)
+    }
+
     /// Sends what was kept, until it is gone or the stream is full.
     pub fn flush(&mut self, spare: &mut Spare) -> io::Result<()> {
         while !self.unsent.is_empty() {
-            let count = send(&mut self.wire, self.unsent.as_slice())?;
-            if count == 0 {
+            if self.send_kept(usize::MAX, spare)? == 0 {
                 return Ok(());
             }
-            self.unsent.take(count, spare);
             if self.unsent.is_empty() {
                 self.wire.want_write(false)?;
             }

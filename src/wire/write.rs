@@ -87,6 +87,17 @@ pub fn ready(out: &mut Vec<u8>, status: u8) {
     packet(out, b'Z', |out| out.push(status));
 }
 
+/// Any of the replies that have no body: ParseComplete (`1`), BindComplete (`2`), CloseComplete
+/// (`3`), NoData (`n`), PortalSuspended (`s`), EmptyQueryResponse (`I`).
+pub fn bare(out: &mut Vec<u8>, tag: u8) {
+    packet(out, tag, |_| {});
+}
+
+/// ParameterDescription of a statement without parameters.
+pub fn no_parameters(out: &mut Vec<u8>) {
+    packet(out, b't', |out| out.extend_from_slice(&[0; 2]));
+}
+
 /// CommandComplete.
 pub fn command_complete(out: &mut Vec<u8>, tag: &str) {
     packet(out, b'C', |out| text(out, tag.as_bytes()));
@@ -114,21 +125,21 @@ pub struct ColumnType {
     pub size: i16,
 }
 
-/// RowDescription; all columns in text format, of no table.
+/// RowDescription; the columns are of no table. Each has a name, a type, and is binary or text.
 pub fn row_description<'a>(
     out: &mut Vec<u8>,
-    columns: impl ExactSizeIterator<Item = (&'a str, ColumnType)>,
+    columns: impl ExactSizeIterator<Item = (&'a str, ColumnType, bool)>,
 ) {
     packet(out, b'T', |out| {
         let count = u16::try_from(columns.len()).unwrap_or(u16::MAX);
         out.extend_from_slice(&count.to_be_bytes());
-        for (name, kind) in columns {
+        for (name, kind, is_binary) in columns {
             text(out, name.as_bytes());
             out.extend_from_slice(&[0; 6]);
             out.extend_from_slice(&kind.oid.to_be_bytes());
             out.extend_from_slice(&kind.size.to_be_bytes());
             out.extend_from_slice(&(-1_i32).to_be_bytes());
-            out.extend_from_slice(&[0; 2]);
+            out.extend_from_slice(&u16::from(is_binary).to_be_bytes());
         }
     });
 }
@@ -207,6 +218,10 @@ mod tests {
         out.clear();
         data_row(&mut out, [Some(&b"ab"[..]), None].into_iter());
         assert_eq!(out, b"D\0\0\0\x10\0\x02\0\0\0\x02ab\xff\xff\xff\xff");
+        out.clear();
+        bare(&mut out, b'1');
+        no_parameters(&mut out);
+        assert_eq!(out, b"1\0\0\0\x04t\0\0\0\x06\0\0");
         out.clear();
         error(&mut out, "FATAL", b"08P01", b"bad");
         assert_eq!(out, b"E\0\0\0\x18SFATAL\0C08P01\0Mbad\0\0");

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes sure that what is named on the command line is there; on Debian and its relatives missing
 # packages are installed. Names: build, checks, postgresql, pgbouncer,
-# exporter, bench. Silent if nothing is missing.
+# exporter, drivers, bench. Silent if nothing is missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -23,6 +23,13 @@ have_postgresql() {
     fi
 }
 
+# Debian's modules belong to Debian's Python, whatever else is called python3.
+have_python_module() { /usr/bin/python3 -c "import $1" 2>/dev/null; }
+
+# Where npm puts node-postgres. Debian's package is an alternative to npm, which is not always
+# Debian's: the nodejs of other sources conflicts with that package.
+node_folder=target/drivers
+
 want() {
     case $1 in
     build)
@@ -33,6 +40,13 @@ want() {
     postgresql) have_postgresql && have psql || packages+=(postgresql) ;;
     pgbouncer) have pgbouncer || [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer) ;;
     exporter) have prometheus-pgbouncer-exporter || packages+=(prometheus-pgbouncer-exporter) ;;
+    drivers)
+        have_python_module psycopg || packages+=(python3-psycopg)
+        have_python_module asyncpg || packages+=(python3-asyncpg)
+        [ -e /usr/share/java/postgresql.jar ] || packages+=(libpostgresql-jdbc-java)
+        have javac || packages+=(default-jdk-headless)
+        have npm || [ -e /usr/share/nodejs/pg ] || packages+=(nodejs node-pg)
+        ;;
     bench)
         have ip || packages+=(iproute2)
         have strace || packages+=(strace)
@@ -74,6 +88,11 @@ check_components() {
     rustup component add rustfmt clippy
 }
 
+check_node() {
+    ! have npm || [ -d "$node_folder/node_modules/pg" ] ||
+        npm install --silent --no-audit --no-fund --prefix "$node_folder" pg@8
+}
+
 for name in "$@"; do
     want "$name"
 done
@@ -82,5 +101,6 @@ for name in "$@"; do
     case $name in
     build) check_rust ;;
     checks) check_components ;;
+    drivers) check_node ;;
     esac
 done

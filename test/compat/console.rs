@@ -230,6 +230,8 @@ fn messages_of_all_kinds() {
         b"Q\0\0\0\x03".to_vec(),
         b"\0\0\0\x08\x04\xd2\x16\x2f".to_vec(),
         [show(), msg(b'y', b""), show()].concat(),
+        [show(), msg(b'F', b"\0\0\0\0"), show()].concat(),
+        [show(), msg(b'Q', b"no zero"), show()].concat(),
         terminate(),
         [terminate(), show()].concat(),
         [show(), terminate()].concat(),

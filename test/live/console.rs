@@ -123,13 +123,13 @@ fn bad_commands_are_refused_with_their_text() {
 }
 
 #[test]
-fn extended_protocol_is_not_for_the_console() {
+fn function_calls_and_nonsense_are_not_for_the_console() {
     let (mut pooler, database) = start("");
     let mut console = pooler.console();
-    console.send(&crate::rig::wire::parse("", "show pools"));
+    console.send(&msg(b'F', b""));
     let answer = console.rest();
     assert_eq!(tags(&answer), "EZE");
-    let text = "extended query protocol not supported by admin console";
+    let text = "unsupported packet type for admin console: 70";
     assert_eq!(answer[0].field(b'M'), text);
     assert_eq!(last_error(&answer).2, "bad packet");
     let mut console = pooler.console();

@@ -8,6 +8,7 @@ mod averages;
 mod cancel;
 mod console;
 mod console_commands;
+mod console_drivers;
 mod console_settings;
 mod console_stats;
 mod console_tables;

@@ -123,25 +123,23 @@ impl<W: Wire> Relay<W> {
             if unsent.is_empty() {
                 break false;
             }
-            let (count, socket) = rows.next();
-            let bytes = unsent.get(..count).unwrap_or(unsent);
+            let (most, socket) = rows.next();
+            let bytes = unsent.get(..most).unwrap_or(unsent);
             let passed = socket.and_then(|socket| descriptor(&self.conns, listeners, socket));
-            let sent = match passed {
-                Some(passed) => conn::until_done(|| conn.wire.send_with(bytes, passed))?,
-                None => {
-                    let Some(conn) = self.conns.clients.get_mut(id) else { return Ok(()) };
-                    let bytes = conn.unsent.as_slice().get(..count);
-                    let bytes = bytes.unwrap_or(conn.unsent.as_slice());
-                    conn::until_done(|| conn.wire.send(bytes))?
+            let sent = passed.map(|fd| conn::until_done(|| conn.wire.send_with(bytes, fd)));
+            let sent = sent.transpose()?;
+            let Some(conn) = self.conns.clients.get_mut(id) else { return Ok(()) };
+            let sent = match sent {
+                Some(count) => {
+                    conn.unsent.take(count, &mut self.spare);
+                    count
                 }
+                None => conn.send_kept(most, &mut self.spare)?,
             };
             if sent == 0 {
                 break true;
             }
             rows.sent(sent);
-            if let Some(conn) = self.conns.clients.get_mut(id) {
-                conn.unsent.take(sent, &mut self.spare);
-            }
         };
         if rows.marks.is_empty() {
             self.rows.remove(&id);

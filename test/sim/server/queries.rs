@@ -108,7 +108,7 @@ impl Server {
     fn columns(&mut self, mark: Mark) {
         let kind = write::ColumnType { oid: 25, size: -1 };
         let name = mark.to_string();
-        self.say(|out| write::row_description(out, [(name.as_str(), kind)].into_iter()));
+        self.say(|out| write::row_description(out, [(name.as_str(), kind, false)].into_iter()));
     }
 
     /// Runs a statement of a client. ReadyForQuery is the caller's business.
