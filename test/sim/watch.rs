@@ -1,8 +1,8 @@
 //! The border of the core: both rings ask it through here. What goes over sets the oracles' own
 //! clocks, and each login is compared with the limits on clients.
 
-use crate::counts::{Flow, Speaker};
 use crate::speech;
+use crate::statistics::{Flow, Speaker};
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pool::PoolId;
