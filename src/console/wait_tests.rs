@@ -221,3 +221,19 @@ fn killing_ones_own_console_closes_it() {
     assert_eq!(at.taken(boss), [("E".into(), text.into())]);
     assert_eq!(at.tag(other, "resume"), "RESUME");
 }
+
+#[test]
+fn a_suspension_leaves_no_server_that_has_to_be_replaced() {
+    let mut at = Fixture::new();
+    let boss = at.console("boss");
+    for (database, replaced) in [("one", true), ("my-db", false)] {
+        at.client(database, "bob");
+        at.serve();
+        if replaced {
+            at.tag(boss, "reconnect one");
+        }
+    }
+    assert_eq!(at.core.servers().len(), 2);
+    assert_eq!(at.tag(boss, "suspend"), "SUSPEND");
+    assert_eq!(at.show(boss, "show servers").column("database"), ["my-db"]);
+}

@@ -8,12 +8,10 @@ use super::fault::{self, Fault};
 use super::pool::PoolId;
 use super::stats::Counter;
 use super::Core;
-use crate::auth::{self, Accepted, ScramError, ScramSecret, Secret, ServerExchange, Verifier};
-use crate::base::text::in_word_list;
+use crate::auth::ServerExchange;
 use crate::base::{Level, Micros};
-use crate::config::AuthType;
 use crate::wire::startup::Opening;
-use crate::wire::{write, FromClient, Reader};
+use crate::wire::{write, FromClient};
 
 /// Packets of clients that are logging in may be so long, in bytes.
 const LOGIN_PACKET_MAX: u32 = 70_000;
@@ -27,7 +25,7 @@ pub(super) struct Login {
     pub(super) stage: Stage,
     pub(super) database: Option<DatabaseId>,
     /// The user whose secret counts; `None` for unknown users, whose login always fails.
-    known: Option<UserId>,
+    pub(super) known: Option<UserId>,
     admin: Option<Access>,
 }
 
@@ -150,210 +148,12 @@ impl Core {
         self.begin_authentication(id, &user, database_id, sink)
     }
 
-    /// Finds out who the client is and asks for its proof.
-    fn begin_authentication(
-        &mut self,
-        id: ClientId,
-        user: &str,
-        database: Option<DatabaseId>,
-        sink: &mut Sink,
-    ) -> Result<(), Fault> {
-        let is_console = database
-            .and_then(|id| self.databases.get(id))
-            .is_some_and(|database| database.source == Source::Console);
-        if is_console && self.is_own_process_owner(id, user) {
-            if self.settings.log_connections.on() {
-                self.client_log(id, Level::Log, "pgbouncer access from unix socket");
-            }
-            self.set_admin(id, Access::Admin);
-            self.attach(id);
-            self.log_attempt(id);
-            return self.authenticated_client(id, sink);
-        }
-        let known = match self.settings.auth_type {
-            AuthType::Any => {
-                if is_console {
-                    self.set_admin(id, self.console_access(user).unwrap_or(Access::Stats));
-                } else {
-                    let forced = database
-                        .and_then(|database| self.databases.get(database))
-                        .and_then(|database| database.forced_user.clone());
-                    if forced.is_none() {
-                        self.client_log(id, Level::Error, "auth_type=any requires forced user");
-                        return Err(fault::BOUNCER_CONFIG_ERROR);
-                    }
-                }
-                None
-            }
-            _ => self.listed_user(user),
-        };
-        if is_console && known.is_some() {
-            match self.console_access(user) {
-                Some(access) => self.set_admin(id, access),
-                None => return Err(fault::NOT_ALLOWED),
-            }
-        }
-        let log_name = known.is_some() || self.settings.auth_type == AuthType::Any;
-        if !log_name {
-            self.client_log(id, Level::Log, &format!("no such user: {user}"));
-        }
-        if let Some(client) = self.clients.get_mut(id) {
-            client.user = known;
-            if let Some(login) = client.login.as_mut() {
-                login.known = known;
-            }
-        }
-        if log_name {
-            self.attach(id);
-            self.admit_user(id, user)?;
-        }
-        self.log_attempt(id);
-        self.ask(id, known, sink)
-    }
-
-    /// Sends the authentication request of the method (auth 2.3, 2.4).
-    fn ask(&mut self, id: ClientId, known: Option<UserId>, sink: &mut Sink) -> Result<(), Fault> {
-        let secret = known.and_then(|user| self.users.get(user)).map(|user| &user.secret);
-        let is_scram = matches!(secret, Some(Secret::Scram(_)));
-        let stage = match self.settings.auth_type {
-            AuthType::Any => return self.authenticated_client(id, sink),
-            AuthType::Trust if known.is_some() => return self.authenticated_client(id, sink),
-            AuthType::Trust => return Err(fault::TRUST_FAILED),
-            AuthType::Plain => {
-                write::authentication(&mut sink.to_client, 3, b"");
-                Stage::Plain
-            }
-            AuthType::Md5 if !is_scram => {
-                let salt = self.random.bytes();
-                write::authentication(&mut sink.to_client, 5, &salt);
-                Stage::Md5(salt)
-            }
-            AuthType::Md5 | AuthType::ScramSha256 => {
-                let (verifier, stored) = self.verifier(id, known);
-                write::authentication(&mut sink.to_client, 10, b"SCRAM-SHA-256\0\0");
-                Stage::Sasl(Box::new(ServerExchange::new(verifier)), stored)
-            }
-            // These come with a later version; until then they let nobody in.
-            AuthType::Cert => return Err(fault::CERT_FAILED),
-            AuthType::Hba => return Err(fault::NO_METHOD),
-            AuthType::Ldap => return Err(fault::LDAP_MISSING),
-            AuthType::Pam => return Err(fault::PAM_FAILED),
-        };
-        self.set_stage(id, stage);
-        Ok(())
-    }
-
-    /// What a SCRAM proof is held against, and whether that is a stored SCRAM secret.
-    fn verifier(&mut self, id: ClientId, known: Option<UserId>) -> (Verifier, bool) {
-        let iterations = u32::try_from(self.settings.scram_iterations).unwrap_or(0).max(1);
-        let salt: [u8; 16] = self.random.bytes();
-        if let Some(user) = known.and_then(|user| self.users.get_mut(user)) {
-            match &user.secret {
-                Secret::Scram(secret) => return (Verifier::Secret(secret.clone()), true),
-                Secret::Md5(_) => return (Verifier::Md5Secret, false),
-                Secret::Plain(password) => {
-                    let derive = || ScramSecret::derive(password, &salt, iterations);
-                    let secret = user.adhoc.get_or_insert_with(derive).clone();
-                    return (Verifier::Secret(secret), false);
-                }
-                Secret::Empty => {}
-            }
-        }
-        let name = self.clients.get(id).and_then(|client| client.user_name.clone());
-        let name = name.as_deref().unwrap_or("");
-        let salt = auth::mock_salt(name.as_bytes(), &self.mock_key);
-        (Verifier::Mock { salt, iterations }, false)
-    }
-
-    /// PasswordMessage, SASLInitialResponse and SASLResponse.
-    fn password(&mut self, id: ClientId, body: &[u8], sink: &mut Sink) -> Result<(), Fault> {
-        let client = self.clients.get_mut(id).ok_or(fault::BAD_PACKET)?;
-        let login = client.login.as_mut().ok_or(fault::BAD_PACKET)?;
-        let known = login.known;
-        match std::mem::replace(&mut login.stage, Stage::Done) {
-            Stage::Opening => Err(fault::PASSWORD_BEFORE_STARTUP),
-            Stage::Done => Err(fault::BAD_PACKET),
-            Stage::Sasl(exchange, stored) => self.sasl(id, *exchange, stored, body, sink),
-            stage => {
-                let Some(given) = Reader::new(body).text() else {
-                    self.set_stage(id, stage);
-                    return Ok(());
-                };
-                if given.is_empty() {
-                    return Err(fault::EMPTY_PASSWORD);
-                }
-                let user = known.and_then(|user| self.users.get(user));
-                let fits = user.is_some_and(|user| match stage {
-                    Stage::Md5(salt) => {
-                        auth::check_md5(&user.secret, user.name.as_bytes(), salt, given)
-                    }
-                    _ => auth::check_plain(&user.secret, user.name.as_bytes(), given),
-                });
-                if !fits {
-                    return Err(fault::PASSWORD_FAILED);
-                }
-                self.authenticated_client(id, sink)
-            }
-        }
-    }
-
-    fn sasl(
-        &mut self,
-        id: ClientId,
-        mut exchange: ServerExchange,
-        stored: bool,
-        body: &[u8],
-        sink: &mut Sink,
-    ) -> Result<(), Fault> {
-        if exchange.is_challenged() {
-            let result = exchange.last(body);
-            let accepted = self.sasl_result(id, &mut exchange, result)?;
-            return self.sasl_accepted(id, accepted, stored, sink);
-        }
-        let (mechanism, first) = sasl_initial(body).ok_or(fault::SASL_FAILED)?;
-        let random = self.random.bytes();
-        let result = exchange.first(mechanism, first, random);
-        let challenge = self.sasl_result(id, &mut exchange, result)?;
-        write::authentication(&mut sink.to_client, 11, &challenge);
-        self.set_stage(id, Stage::Sasl(Box::new(exchange), stored));
-        Ok(())
-    }
-
-    fn sasl_result<T>(
-        &mut self,
-        id: ClientId,
-        exchange: &mut ServerExchange,
-        result: Result<T, ScramError>,
-    ) -> Result<T, Fault> {
-        if let Some(complaint) = exchange.take_complaint() {
-            self.client_log(id, Level::Error, &complaint.to_string());
-        }
-        result.map_err(|error| {
-            if matches!(error, ScramError::Mechanism) {
-                return fault::BAD_MECHANISM;
-            }
-            self.client_log(id, Level::Error, &error.to_string());
-            fault::SASL_FAILED
-        })
-    }
-
-    fn sasl_accepted(
-        &mut self,
-        id: ClientId,
-        accepted: Accepted,
-        stored: bool,
-        sink: &mut Sink,
-    ) -> Result<(), Fault> {
-        write::authentication(&mut sink.to_client, 12, &accepted.server_final);
-        let user = self.clients.get(id).and_then(|client| client.user);
-        if let Some(user) = user.and_then(|user| self.users.get_mut(user)).filter(|_| stored) {
-            user.keys = Some(accepted.keys);
-        }
-        self.authenticated_client(id, sink)
-    }
-
     /// The client is who it says it is: is its database there for it? (auth 1.8)
-    fn authenticated_client(&mut self, id: ClientId, sink: &mut Sink) -> Result<(), Fault> {
+    pub(super) fn authenticated_client(
+        &mut self,
+        id: ClientId,
+        sink: &mut Sink,
+    ) -> Result<(), Fault> {
         self.set_stage(id, Stage::Done);
         let client = self.clients.get(id).ok_or(fault::BAD_PACKET)?;
         let name = client.database_name.clone().unwrap_or_else(|| "".into());
@@ -397,7 +197,7 @@ impl Core {
     }
 
     /// Gives the client its pool, as far as database and user are known.
-    fn attach(&mut self, id: ClientId) {
+    pub(super) fn attach(&mut self, id: ClientId) {
         let Some(client) = self.clients.get(id) else {
             return;
         };
@@ -426,33 +226,16 @@ impl Core {
         Ok(())
     }
 
-    fn set_stage(&mut self, id: ClientId, stage: Stage) {
+    pub(super) fn set_stage(&mut self, id: ClientId, stage: Stage) {
         if let Some(login) = self.clients.get_mut(id).and_then(|client| client.login.as_mut()) {
             login.stage = stage;
         }
     }
 
-    fn set_admin(&mut self, id: ClientId, access: Access) {
+    pub(super) fn set_admin(&mut self, id: ClientId, access: Access) {
         if let Some(login) = self.clients.get_mut(id).and_then(|client| client.login.as_mut()) {
             login.admin = Some(access);
         }
-    }
-
-    pub(super) fn console_access(&self, user: &str) -> Option<Access> {
-        if in_word_list(&self.settings.admin_users, user) {
-            Some(Access::Admin)
-        } else if in_word_list(&self.settings.stats_users, user) {
-            Some(Access::Stats)
-        } else {
-            None
-        }
-    }
-
-    /// The special console user, by a Unix socket from this process's own user.
-    pub(super) fn is_own_process_owner(&self, id: ClientId, user: &str) -> bool {
-        self.clients.get(id).filter(|_| user == CONSOLE).is_some_and(|client| {
-            matches!(client.remote, Addr::Unix { .. }) && client.uid == Some(self.own_uid)
-        })
     }
 
     fn log_failed_login(&mut self, id: ClientId) {
@@ -466,7 +249,7 @@ impl Core {
         self.client_log(id, Level::Log, &line);
     }
 
-    fn log_attempt(&mut self, id: ClientId) {
+    pub(super) fn log_attempt(&mut self, id: ClientId) {
         let Some(client) = self.clients.get(id).filter(|_| self.settings.log_connections.on())
         else {
             return;
@@ -502,13 +285,4 @@ pub(super) fn bad_opening(packet: &Packet<'_>) -> Fault {
 /// The fault for bytes that can't be a packet.
 pub(super) fn bad_header(raw: &[u8]) -> Fault {
     Fault::formatted(format!("bad packet header: '{}'", crate::base::text::hex(raw)))
-}
-
-/// Mechanism and message of a SASLInitialResponse.
-fn sasl_initial(body: &[u8]) -> Option<(&[u8], &[u8])> {
-    let mut reader = Reader::new(body);
-    let mechanism = reader.text()?;
-    let len = reader.u32()?;
-    let first = reader.bytes(usize::try_from(len).ok()?)?;
-    reader.rest().is_empty().then_some((mechanism, first))
 }

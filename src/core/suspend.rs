@@ -85,7 +85,7 @@ impl Core {
             }
             return;
         }
-        self.close_untested();
+        self.close_unusable();
         let restless = self.restless(is_quiet);
         let limit = self.settings.suspend_timeout;
         let is_over = limit.is_set() && self.now.since(suspension.since) > limit;
@@ -119,16 +119,19 @@ impl Core {
     }
 
     /// Servers that would first have to be tested are of no use to a successor, once nobody waits
-    /// for them.
-    fn close_untested(&mut self) {
+    /// for them; nor are those that are not to be used again.
+    fn close_unusable(&mut self) {
         for id in self.pools.ids() {
             let Some(pool) = self.pools.get(id) else { continue };
             if !pool.clients(ClientState::Waiting).is_empty() {
                 continue;
             }
-            let used = pool.servers(ServerState::Used).ids(&self.servers);
-            let tested = pool.servers(ServerState::Tested).ids(&self.servers);
-            for server in used.into_iter().chain(tested) {
+            let list = |state| pool.servers(state).ids(&self.servers).into_iter();
+            let idle = list(ServerState::Idle).filter(|id| {
+                self.servers.get(*id).is_none_or(|server| server.close_needed || !server.is_clean())
+            });
+            let untested = list(ServerState::Used).chain(list(ServerState::Tested));
+            for server in untested.chain(idle).collect::<Vec<_>>() {
                 self.close_server(server, &fault::UNSAFE_ON_SUSPEND, true);
             }
         }

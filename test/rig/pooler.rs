@@ -58,9 +58,12 @@ pub(crate) fn binary() -> &'static PathBuf {
     })
 }
 
+/// Another process copies: a child that some other test forks meanwhile would keep a descriptor of
+/// ours open for writing, and the program could not be started ("Text file busy").
 fn copied(program: PathBuf) -> PathBuf {
     let copy = scratch().folder().join("pooler");
-    std::fs::copy(&program, &copy).unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+    let done = Command::new("cp").arg(&program).arg(&copy).status();
+    assert!(done.is_ok_and(|status| status.success()), "{} can't be copied", program.display());
     copy
 }
 

@@ -88,11 +88,13 @@ impl World {
     /// Asks all oracles that can be asked after any turn.
     pub fn check(&mut self, ticked: bool, at_rest: bool) {
         self.check_lists();
+        self.check_counts();
         self.check_links();
         self.check_held_back();
         self.check_free_servers();
         self.check_cancels();
         self.check_clocks();
+        self.check_statistics();
         self.check_admissions();
         self.check_order();
         self.check_logins();

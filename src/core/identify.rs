@@ -1,0 +1,90 @@
+//! Who is a client that has sent its start-up packet, and what may it do? (auth 2.2, 2.8)
+
+use super::client::Access;
+use super::database::{DatabaseId, Source, CONSOLE};
+use super::face::{Addr, ClientId, Sink};
+use super::fault::{self, Fault};
+use super::Core;
+use crate::base::text::in_word_list;
+use crate::base::Level;
+use crate::config::AuthType;
+
+impl Core {
+    /// Finds out who the client is and asks for its proof.
+    pub(super) fn begin_authentication(
+        &mut self,
+        id: ClientId,
+        user: &str,
+        database: Option<DatabaseId>,
+        sink: &mut Sink,
+    ) -> Result<(), Fault> {
+        let is_console = database
+            .and_then(|id| self.databases.get(id))
+            .is_some_and(|database| database.source == Source::Console);
+        if is_console && self.is_own_process_owner(id, user) {
+            if self.settings.log_connections.on() {
+                self.client_log(id, Level::Log, "pgbouncer access from unix socket");
+            }
+            self.set_admin(id, Access::Admin);
+            self.attach(id);
+            self.log_attempt(id);
+            return self.authenticated_client(id, sink);
+        }
+        let known = match self.settings.auth_type {
+            AuthType::Any => {
+                if is_console {
+                    self.set_admin(id, self.console_access(user).unwrap_or(Access::Stats));
+                } else {
+                    let forced = database
+                        .and_then(|database| self.databases.get(database))
+                        .and_then(|database| database.forced_user.clone());
+                    if forced.is_none() {
+                        self.client_log(id, Level::Error, "auth_type=any requires forced user");
+                        return Err(fault::BOUNCER_CONFIG_ERROR);
+                    }
+                }
+                None
+            }
+            _ => self.listed_user(user),
+        };
+        if is_console && known.is_some() {
+            match self.console_access(user) {
+                Some(access) => self.set_admin(id, access),
+                None => return Err(fault::NOT_ALLOWED),
+            }
+        }
+        let log_name = known.is_some() || self.settings.auth_type == AuthType::Any;
+        if !log_name {
+            self.client_log(id, Level::Log, &format!("no such user: {user}"));
+        }
+        if let Some(client) = self.clients.get_mut(id) {
+            client.user = known;
+            if let Some(login) = client.login.as_mut() {
+                login.known = known;
+            }
+        }
+        if log_name {
+            self.attach(id);
+            self.admit_user(id, user)?;
+        }
+        self.log_attempt(id);
+        self.ask(id, known, sink)
+    }
+
+    pub(super) fn console_access(&self, user: &str) -> Option<Access> {
+        if in_word_list(&self.settings.admin_users, user) {
+            Some(Access::Admin)
+        } else if in_word_list(&self.settings.stats_users, user) {
+            Some(Access::Stats)
+        } else {
+            None
+        }
+    }
+
+    /// The special console user, by a Unix socket from this process's own user.
+    pub(super) fn is_own_process_owner(&self, id: ClientId, user: &str) -> bool {
+        self.clients.get(id).filter(|_| user == CONSOLE).is_some_and(|client| {
+            matches!(client.remote, Addr::Unix { .. }) && client.uid == Some(self.own_uid)
+        })
+    }
+}
