@@ -348,3 +348,61 @@ fn a_function_call_is_refused_when_its_turn_comes() {
     assert_eq!(errors, [text, "SFATAL C08P01 Mbad packet"]);
     assert!(at.is_closed(boss));
 }
+
+/// Pseudo-random numbers below a bound.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 33) as usize % bound
+    }
+}
+
+#[test]
+fn any_packets_are_answered_as_the_protocol_says() {
+    let words = [
+        parse("", "show state"),
+        parse("a", "show lists"),
+        parse("b", "reconnect"),
+        parse("a", ""),
+        bind("", ""),
+        bind_as("p", "a", &[0, 1]),
+        bind("", "b"),
+        describe("S", "a"),
+        describe("P", ""),
+        execute(""),
+        execute_some("p", 3),
+        close("S", "a"),
+        close("P", "p"),
+        query("show timezone"),
+        query("nonsense"),
+        sync(),
+        sync(),
+    ];
+    let mut dice = Dice(7);
+    let mut at = Fixture::new();
+    let boss = at.console("boss");
+    let (mut failed, mut done) = (false, String::new());
+    for _ in 0..20_000 {
+        let mut packet = words[dice.below(words.len())].clone();
+        let is_query = packet[0] == b'Q';
+        if !is_query && packet.len() > 5 && dice.below(4) == 0 {
+            let place = 5 + dice.below(packet.len() - 5);
+            packet[place] = [0, 1, 0xff, b'x'][dice.below(4)];
+        }
+        at.throw(boss, &packet);
+        let kinds = at.kinds(boss);
+        match packet[0] {
+            b'S' => assert_eq!(kinds, "Z"),
+            _ if failed => assert_eq!(kinds, ""),
+            b'Q' => assert!(["TDCZ", "EZ"].contains(&&*kinds), "{kinds}"),
+            _ => assert!(!kinds.is_empty() && !kinds.contains('Z'), "{kinds}"),
+        }
+        failed = packet[0] != b'S' && (failed || !is_query && kinds.contains('E'));
+        done.extend(kinds.chars().filter(|kind| !done.contains(*kind)).collect::<Vec<_>>());
+    }
+    for kind in "123tTnDCsIEZ".chars() {
+        assert!(done.contains(kind), "{kind} never came");
+    }
+}

@@ -319,11 +319,12 @@ impl Call<'_> {
     /// Logs an error; its packet, or `None` if it is too long: then it ends the connection.
     fn refuse(&mut self, sqlstate: &[u8], text: &[u8]) -> Option<Vec<u8>> {
         self.core.journal.line(Level::Error, lossy(text));
+        let packet = error(self.core, self.id, sqlstate, text);
         if text.len() > ERROR_MAX {
             self.core.fail_console(self.id);
             return None;
         }
-        Some(error(self.core, self.id, sqlstate, text))
+        Some(packet)
     }
 
     fn perform(&mut self, statement: &Statement) -> Outcome {

@@ -5,6 +5,8 @@
 #[expect(dead_code, reason = "the rig serves the live tests, too; these need a part of it")]
 mod rig;
 
+mod console;
+mod exporter;
 mod fds;
 mod limits;
 mod sessions;

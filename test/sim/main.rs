@@ -21,6 +21,7 @@ mod rules;
 mod server;
 mod settle;
 mod speech;
+mod statistics;
 mod suspend;
 mod talk;
 mod timeouts;
