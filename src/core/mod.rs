@@ -360,9 +360,11 @@ impl Core {
     pub fn database_named(&mut self, name: &str, console: ClientId) -> Option<DatabaseId> {
         self.find_database(name, console)
     }
-    /// The database of this name if it exists.
-    pub fn existing_database(&self, name: &str) -> Option<DatabaseId> {
-        self.database_names.get(name).copied()
+    /// The database of this name if it exists; who asks for it shows it again (admin 4, lookup B).
+    pub fn existing_database(&mut self, name: &str) -> Option<DatabaseId> {
+        let id = self.database_names.get(name).copied()?;
+        self.databases.get_mut(id)?.idle_since = None;
+        Some(id)
     }
     /// One database.
     pub fn database(&self, id: DatabaseId) -> Option<&Database> {
