@@ -6,6 +6,7 @@
 mod rig;
 
 mod fds;
+mod hba;
 mod limits;
 mod sessions;
 mod tables;

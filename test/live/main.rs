@@ -14,6 +14,7 @@ mod defects;
 mod drivers;
 mod fds;
 mod garbage;
+mod hba;
 mod limits;
 mod listen;
 mod log;
