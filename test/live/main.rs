@@ -18,6 +18,7 @@ mod defects;
 mod drivers;
 mod fds;
 mod garbage;
+mod hba;
 mod limits;
 mod listen;
 mod log;
