@@ -29,5 +29,7 @@ mod signals;
 mod suspend;
 mod timeouts;
 mod tls_clients;
+mod tls_reload;
 mod tls_servers;
+mod tls_streams;
 mod upkeep;
