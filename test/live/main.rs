@@ -5,6 +5,7 @@ mod rig;
 
 mod auth;
 mod cancel;
+mod cert;
 mod console;
 mod console_drivers;
 mod console_tables;
@@ -29,4 +30,8 @@ mod shutdown;
 mod signals;
 mod suspend;
 mod timeouts;
+mod tls_clients;
+mod tls_reload;
+mod tls_servers;
+mod tls_streams;
 mod upkeep;
