@@ -14,6 +14,7 @@ use crate::base::{Journal, Level};
 use crate::config::{self, AuthType, Config, Settings};
 use crate::core::{Core, Surroundings};
 use crate::net::options::reason;
+use crate::net::tls::Tls;
 use crate::net::{listen, Net};
 use args::{Args, Run};
 use clock::Clock;
@@ -87,6 +88,8 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let settings = config.settings.clone();
     let users = files::load_users(&settings, &mut starting.journal);
     let rules = files::load_rules(&settings, &mut starting.journal);
+    // Keys may be readable by root only.
+    let tls = set_up_tls(&settings, &mut starting)?;
     // Nothing has been written so far, so that the log file belongs to the user to switch to.
     let user = run.user.as_deref().or(settings.user.as_deref());
     starting.check(daemon::become_user(user.unwrap_or("")))?;
@@ -105,12 +108,15 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let around = starting.check(surroundings(&clock))?;
     let mut core = Core::new(settings.clone(), around);
     core.configure(config, true);
+    let (clients, servers) = tls.modes();
+    core.set_tls_modes(clients, servers);
     core.set_users(users.unwrap_or_default());
     core.set_rules(rules.unwrap_or_default());
     let expected = expected_descriptors(&core, &settings);
     let limit = daemon::limit_line(i64::from(settings.max_client_conn), expected);
     starting.say(Level::Log, limit)?;
-    let net = starting.check(Net::new(options::net(&settings)).map_err(setup_failed))?;
+    let mut net = starting.check(Net::new(options::net(&settings)).map_err(setup_failed))?;
+    net.set_tls(tls);
     let signals = starting.check(Signals::install().map_err(setup_failed))?;
     let mut process = Process {
         core,
@@ -181,6 +187,16 @@ fn load(run: &Run, starting: &mut Starting) -> Result<Config, Fatal> {
     Err(Fatal)
 }
 
+fn set_up_tls(settings: &Settings, starting: &mut Starting) -> Result<Tls, Fatal> {
+    match Tls::new(settings) {
+        Ok(tls) => Ok(tls),
+        Err(text) => {
+            starting.say(Level::Error, text)?;
+            starting.check(Err("TLS setup failed".into()))
+        }
+    }
+}
+
 /// Names what is configured and does nothing in this version; nobody shall find out by surprise.
 fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), Fatal> {
     for name in config::without_effect(config) {
@@ -188,7 +204,7 @@ fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), F
         starting.say(Level::Warning, text)?;
     }
     let auth_type = config.settings.auth_type;
-    if matches!(auth_type, AuthType::Cert | AuthType::Pam | AuthType::Ldap) {
+    if matches!(auth_type, AuthType::Pam | AuthType::Ldap) {
         let text = format!(
             "auth_type={} is not available in this version of pgturnstile: all logins are refused",
             auth_type.word()

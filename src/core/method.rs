@@ -118,9 +118,10 @@ impl Core {
         })
     }
 
-    /// Whether the client uses TLS, and the names in its certificate. This version has no TLS.
-    fn certificate(&self, _id: ClientId) -> (bool, Option<&Names>) {
-        (false, None)
+    /// Whether the client uses TLS, and the names in its certificate.
+    fn certificate(&self, id: ClientId) -> (bool, Option<&Names>) {
+        let facts = self.clients.get(id).and_then(|client| client.tls());
+        (facts.is_some(), facts.and_then(|facts| facts.names.as_deref()))
     }
 }
 

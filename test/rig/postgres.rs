@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::OnceLock;
 
+use super::certs::certs;
 use super::scratch::{command, free_port, scratch, write};
 use super::wait_until;
 
@@ -42,7 +43,22 @@ pub(crate) struct Postgres {
 /// The PostgreSQL of this run, started on first use.
 pub(crate) fn postgres() -> &'static Postgres {
     static POSTGRES: OnceLock<Postgres> = OnceLock::new();
-    POSTGRES.get_or_init(Postgres::start)
+    POSTGRES.get_or_init(|| Postgres::start(HBA, &[]))
+}
+
+/// A second PostgreSQL that speaks TLS, too, and lets its users in with TLS only.
+pub(crate) fn tls_postgres() -> &'static Postgres {
+    static POSTGRES: OnceLock<Postgres> = OnceLock::new();
+    POSTGRES.get_or_init(|| {
+        let certs = certs().display();
+        let options = [
+            "ssl=on".to_owned(),
+            format!("ssl_cert_file={certs}/server.crt"),
+            format!("ssl_key_file={certs}/server.key"),
+            format!("ssl_ca_file={certs}/ca.crt"),
+        ];
+        Postgres::start(&HBA.replace("\nhost ", "\nhostssl "), &options)
+    })
 }
 
 /// Where PostgreSQL's programs are: `PG_BINDIR`, else the newest of Debian's folders, else the folder of `initdb` in `PATH`.
@@ -61,7 +77,7 @@ fn programs() -> PathBuf {
 }
 
 impl Postgres {
-    fn start() -> Self {
+    fn start(hba: &str, options: &[String]) -> Self {
         let bin = programs();
         let folder = scratch().folder();
         let data = folder.join("data");
@@ -71,8 +87,8 @@ impl Postgres {
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        write(&data.join("pg_hba.conf"), HBA);
-        let port = launch(&bin, &folder, &data);
+        write(&data.join("pg_hba.conf"), hba);
+        let port = launch(&bin, &folder, &data, options);
         let postgres = Self { port, folder, bin };
         let out = postgres.psql("postgres", ROLES);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -111,7 +127,7 @@ impl Postgres {
 }
 
 /// Starts the server on a port that nobody else took meanwhile; returns the port.
-fn launch(bin: &Path, folder: &Path, data: &Path) -> u16 {
+fn launch(bin: &Path, folder: &Path, data: &Path, options: &[String]) -> u16 {
     for _ in 0..10 {
         let port = free_port();
         let log = std::fs::File::create(folder.join("log")).unwrap();
@@ -121,6 +137,7 @@ fn launch(bin: &Path, folder: &Path, data: &Path) -> u16 {
             .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-k"])
             .arg(folder)
             .args(["-c", "fsync=off", "-c", "max_connections=300", "-c", "log_min_messages=fatal"])
+            .args(options.iter().flat_map(|option| ["-c", option]))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
