@@ -9,7 +9,7 @@ use super::replies::Replies;
 use super::server::{Server, ServerState, Status};
 use super::vars::Vars;
 use super::Core;
-use crate::auth::{ClientExchange, Credential, ScramError, Secret, MECHANISM};
+use crate::auth::{ClientExchange, Credential, ScramError, Secret};
 use crate::base::list::Links;
 use crate::base::Level;
 use crate::config::LoadBalance;
@@ -292,7 +292,7 @@ impl Core {
                 let exchange = ClientExchange::new(credential, random, salted);
                 let exchange = self.scram(id)?.get_or_insert(exchange);
                 let first = exchange.begin(rest).map_err(Some)?;
-                write::sasl_initial(out, MECHANISM, &first);
+                write::sasl_initial(out, exchange.mechanism(), &first);
             }
             11 => {
                 let answer = match self.scram(id)? {

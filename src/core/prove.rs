@@ -35,8 +35,9 @@ impl Core {
             }
             AuthType::Md5 | AuthType::ScramSha256 => {
                 let (verifier, stored) = self.verifier(id, known);
-                write::authentication(&mut sink.to_client, 10, b"SCRAM-SHA-256\0\0");
-                Stage::Sasl(Box::new(ServerExchange::new(verifier)), stored)
+                let exchange = ServerExchange::new(verifier);
+                write::authentication(&mut sink.to_client, 10, exchange.mechanisms());
+                Stage::Sasl(Box::new(exchange), stored)
             }
             // These come with a later version; until then they let nobody in.
             AuthType::Cert => return Err(fault::CERT_FAILED),
