@@ -14,6 +14,7 @@ use crate::base::{Journal, Level};
 use crate::config::{self, AuthType, Config, Settings};
 use crate::core::{Core, Surroundings};
 use crate::net::options::reason;
+use crate::net::tls::Tls;
 use crate::net::{listen, Net};
 use args::{Args, Run};
 use clock::Clock;
@@ -86,6 +87,8 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let config = load(run, &mut starting)?;
     let settings = config.settings.clone();
     let users = files::load_users(&settings, &mut starting.journal);
+    // Keys may be readable by root only.
+    let tls = set_up_tls(&settings, &mut starting)?;
     // Nothing has been written so far, so that the log file belongs to the user to switch to.
     let user = run.user.as_deref().or(settings.user.as_deref());
     starting.check(daemon::become_user(user.unwrap_or("")))?;
@@ -104,11 +107,14 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let around = starting.check(surroundings(&clock))?;
     let mut core = Core::new(settings.clone(), around);
     core.configure(config, true);
+    let (clients, servers) = tls.modes();
+    core.set_tls_modes(clients, servers);
     core.set_users(users.unwrap_or_default());
     let expected = expected_descriptors(&core, &settings);
     let limit = daemon::limit_line(i64::from(settings.max_client_conn), expected);
     starting.say(Level::Log, limit)?;
-    let net = starting.check(Net::new(options::net(&settings)).map_err(setup_failed))?;
+    let mut net = starting.check(Net::new(options::net(&settings)).map_err(setup_failed))?;
+    net.set_tls(tls);
     let signals = starting.check(Signals::install().map_err(setup_failed))?;
     let mut process = Process {
         core,
@@ -177,6 +183,16 @@ fn load(run: &Run, starting: &mut Starting) -> Result<Config, Fatal> {
     }
     starting.say(Level::Fatal, "cannot load config file".into())?;
     Err(Fatal)
+}
+
+fn set_up_tls(settings: &Settings, starting: &mut Starting) -> Result<Tls, Fatal> {
+    match Tls::new(settings) {
+        Ok(tls) => Ok(tls),
+        Err(text) => {
+            starting.say(Level::Error, text)?;
+            starting.check(Err("TLS setup failed".into()))
+        }
+    }
 }
 
 /// Names what is configured and does nothing in this version; nobody shall find out by surprise.

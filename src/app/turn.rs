@@ -5,12 +5,15 @@ use super::log::{Broken, LocalZone, Log};
 use super::signal::{Signal, Signals};
 use super::{files, options};
 use crate::base::{Level, Micros, Objects};
+use crate::config::Settings;
 use crate::console::{self, Around, Listening};
 use crate::core::pause;
 use crate::core::{Action, ClientId, Core, Peer};
 use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
+use crate::net::tls::Tls;
 use crate::net::{Event, Net};
+use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -39,6 +42,8 @@ pub(super) struct Process {
 struct Surrounding<'a> {
     zone: &'a LocalZone,
     net: &'a Net,
+    /// What SET has set up.
+    tls: &'a RefCell<Option<Tls>>,
 }
 
 impl Around for Surrounding<'_> {
@@ -62,6 +67,10 @@ impl Around for Surrounding<'_> {
     }
     fn descriptor(&self, peer: Peer) -> Option<i32> {
         self.net.descriptor(peer).map(|descriptor| descriptor.as_raw_fd())
+    }
+    fn set_up_tls(&self, settings: &Settings) -> Result<(), String> {
+        *self.tls.borrow_mut() = Some(Tls::new(settings)?);
+        Ok(())
     }
     fn listening(&self) -> Vec<Listening> {
         let sockets = self.net.listening();
@@ -167,6 +176,7 @@ impl Process {
                 Action::SendRow(id, row, socket) => {
                     self.net.send_row(id, &row, socket, &mut self.core);
                 }
+                Action::StartTls(peer) => self.net.start_tls(peer, &mut self.core),
                 Action::Close(peer) => self.net.close(peer),
                 Action::Console(id) => self.console(id),
                 Action::Reload(console) => self.reload(console),
@@ -180,8 +190,13 @@ impl Process {
     }
 
     fn console(&mut self, id: ClientId) {
-        let around = Surrounding { zone: self.log.zone(), net: &self.net };
-        if console::run(&mut self.core, &around, id) {
+        let tls = RefCell::default();
+        let around = Surrounding { zone: self.log.zone(), net: &self.net, tls: &tls };
+        let changed = console::run(&mut self.core, &around, id);
+        if let Some(tls) = tls.into_inner() {
+            self.set_tls(tls);
+        }
+        if changed {
             self.settings_changed();
         }
     }
@@ -203,12 +218,38 @@ impl Process {
             let line = "config file loading failed".to_owned();
             self.core.journal.line(Level::Warning, line);
         }
+        let has_tls = self.reload_tls();
         self.settings_changed();
         self.print();
         self.log.reopen();
         if let Some(id) = console {
-            console::reload_done(&mut self.core, id, complete);
+            console::reload_done(&mut self.core, id, complete && has_tls);
         }
+    }
+
+    /// Sets TLS up again; on failure all stays as it was.
+    fn reload_tls(&mut self) -> bool {
+        match Tls::new(self.core.settings()) {
+            Ok(tls) => {
+                self.set_tls(tls);
+                true
+            }
+            Err(text) => {
+                let kept = console::TLS_KEPT.to_owned();
+                self.core.journal.line(Level::Error, text);
+                self.core.journal.line(Level::Error, kept);
+                false
+            }
+        }
+    }
+
+    fn set_tls(&mut self, tls: Tls) {
+        let (clients, servers) = tls.modes();
+        self.core.set_tls_modes(clients, servers);
+        if tls.changes_servers(self.net.tls()) {
+            self.core.reconnect(None);
+        }
+        self.net.set_tls(tls);
     }
 
     /// Hands changed settings on to the net floor and the log.

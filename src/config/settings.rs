@@ -121,25 +121,25 @@ settings! {
     /// Time that a client has for its login; 0 is without limit.
     client_login_timeout: Micros = text("60"), Reload, NOW;
     /// TLS 1.3 cipher suites for clients; unset means the library's default.
-    client_tls13_ciphers: Option<String> = NULL, Reload, LATER;
+    client_tls13_ciphers: Option<String> = NULL, Reload, NOW;
     /// Certificates of the authorities that client certificates are checked against.
-    client_tls_ca_file: String = text(""), Reload, LATER;
+    client_tls_ca_file: String = text(""), Reload, NOW;
     /// Certificate shown to clients.
-    client_tls_cert_file: String = text(""), Reload, LATER;
+    client_tls_cert_file: String = text(""), Reload, NOW;
     /// Ciphers for clients up to TLS 1.2, in OpenSSL's syntax; "default", "secure", "fast" and
     /// "normal" mean the library's default.
-    client_tls_ciphers: String = text("default"), Reload, LATER;
-    /// Parameters of the DHE key exchange with clients: none, auto or legacy.
-    client_tls_dheparams: String = text("auto"), Reload, LATER;
+    client_tls_ciphers: String = text("default"), Reload, NOW;
+    /// Parameters of the DHE key exchange with clients: none or auto.
+    client_tls_dheparams: String = text("auto"), Reload, NOW;
     /// Curve of the ECDHE key exchange with clients: none, auto or the name of a curve.
-    client_tls_ecdhcurve: String = text("auto"), Reload, LATER;
+    client_tls_ecdhcurve: String = text("auto"), Reload, NOW;
     /// Private key of client_tls_cert_file.
-    client_tls_key_file: String = text(""), Reload, LATER;
+    client_tls_key_file: String = text(""), Reload, NOW;
     /// TLS versions for clients: tlsv1.0 to tlsv1.3, all, secure, separated by commas or colons;
     /// an exclamation mark excludes one.
-    client_tls_protocols: String = text("secure"), Reload, LATER;
+    client_tls_protocols: String = text("secure"), Reload, NOW;
     /// Whether clients may or must use TLS.
-    client_tls_sslmode: SslMode = text("disable"), Reload, LATER;
+    client_tls_sslmode: SslMode = text("disable"), Reload, NOW;
     /// The configuration file that the next reload reads.
     conffile: Option<String> = NULL, Reload, NOW;
     /// How many servers a pool (a database and a user) may have; 0 is without limit.
@@ -241,19 +241,19 @@ settings! {
     /// Use the server that is idle for the longest time, not the shortest.
     server_round_robin: Flag = text("0"), Reload, NOW;
     /// TLS 1.3 cipher suites for servers; unset means the library's default.
-    server_tls13_ciphers: Option<String> = NULL, Reload, LATER;
+    server_tls13_ciphers: Option<String> = NULL, Reload, NOW;
     /// Certificates of the authorities that server certificates are checked against.
-    server_tls_ca_file: String = text(""), Reload, LATER;
+    server_tls_ca_file: String = text(""), Reload, NOW;
     /// Certificate shown to servers.
-    server_tls_cert_file: String = text(""), Reload, LATER;
+    server_tls_cert_file: String = text(""), Reload, NOW;
     /// Ciphers for servers up to TLS 1.2, as in client_tls_ciphers.
-    server_tls_ciphers: String = text("default"), Reload, LATER;
+    server_tls_ciphers: String = text("default"), Reload, NOW;
     /// Private key of server_tls_cert_file.
-    server_tls_key_file: String = text(""), Reload, LATER;
+    server_tls_key_file: String = text(""), Reload, NOW;
     /// TLS versions for servers, as in client_tls_protocols.
-    server_tls_protocols: String = text("secure"), Reload, LATER;
+    server_tls_protocols: String = text("secure"), Reload, NOW;
     /// Whether connections to servers may or must use TLS.
-    server_tls_sslmode: SslMode = text("prefer"), Reload, LATER;
+    server_tls_sslmode: SslMode = text("prefer"), Reload, NOW;
     /// Share the TCP port with other processes that set this too.
     so_reuseport: Flag = text("0"), Restart, NOW;
     /// Whole seconds between lines of statistics; averages count from one to the next.

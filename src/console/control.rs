@@ -1,7 +1,7 @@
 //! Commands that do something (admin 4).
 
 use super::show::parameter;
-use super::{Answer, Call, Outcome, Refusal};
+use super::{Answer, Call, Outcome, Refusal, TLS_KEPT};
 use crate::base::Level;
 use crate::config::SetError;
 use crate::core::client::Access;
@@ -228,7 +228,7 @@ pub(super) fn set(call: &mut Call<'_>, key: &str, value: &str) -> Outcome {
     if parameter(key).is_some() {
         let mut reply = Vec::new();
         write::notice(&mut reply, b"SET ignored");
-        return Ok(Answer::Noticed(reply, "SET"));
+        return Ok(Answer::Noticed(reply, "SET".into()));
     }
     call.check(Access::Admin)?;
     let mut result = Ok(());
@@ -237,7 +237,7 @@ pub(super) fn set(call: &mut Call<'_>, key: &str, value: &str) -> Outcome {
         result.is_ok()
     });
     let complaint = match result {
-        Ok(()) => return complete(format!("SET {key}={value}")),
+        Ok(()) => return changed(call, key, format!("SET {key}={value}")),
         Err(SetError::Unknown) => Some(format!("unknown parameter: pgbouncer/{key}")),
         Err(SetError::Refused(complaint)) => complaint.map(str::to_owned),
     };
@@ -245,6 +245,25 @@ pub(super) fn set(call: &mut Call<'_>, key: &str, value: &str) -> Outcome {
         call.core.journal.line(Level::Error, line);
     }
     Err("SET failed".into())
+}
+
+/// The answer to SET; TLS is set up again if that was the subject.
+fn changed(call: &mut Call<'_>, key: &str, tag: String) -> Outcome {
+    if !key.contains("_tls_") && !key.contains("_tls13_") {
+        return complete(tag);
+    }
+    let settings = call.core.settings().clone();
+    match call.around.set_up_tls(&settings) {
+        Ok(()) => complete(tag),
+        Err(text) => {
+            call.core.journal.line(Level::Error, text);
+            call.core.journal.line(Level::Error, TLS_KEPT.to_owned());
+            let mut reply = Vec::new();
+            let text = b"TLS settings could not be applied, still using old configuration";
+            write::notice(&mut reply, text);
+            Ok(Answer::Noticed(reply, tag.into()))
+        }
+    }
 }
 
 #[cfg(test)]

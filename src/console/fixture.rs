@@ -2,7 +2,7 @@
 
 use super::{run, Around, Listening};
 use crate::base::{Micros, Objects};
-use crate::config::{self, Settings};
+use crate::config::{self, Settings, SslMode};
 use crate::core::{
     Action, Addr, ClientId, Core, Decisions, Handed, Loss, Origin, Packet, Peer, ServerId,
 };
@@ -69,6 +69,12 @@ impl Around for Process {
             Peer::Client(id) => 100 + id.index() as i32,
             Peer::Server(id) => 200 + id.index() as i32,
         })
+    }
+    fn set_up_tls(&self, settings: &Settings) -> Result<(), String> {
+        match settings.client_tls_sslmode {
+            SslMode::Disable => Ok(()),
+            _ => Err("no files".into()),
+        }
     }
     fn listening(&self) -> Vec<Listening> {
         let tcp = Addr::Inet("127.0.0.1:6432".parse().unwrap());
@@ -303,7 +309,7 @@ impl Fixture {
                     self.waiting.remove(&id);
                     self.read(id);
                 }
-                Action::Send(Peer::Server(_), _) | Action::Suspend(_) => {}
+                Action::Send(Peer::Server(_), _) | Action::StartTls(_) | Action::Suspend(_) => {}
             }
         }
     }

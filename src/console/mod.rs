@@ -36,6 +36,7 @@ mod waiting;
 mod waiting_tests;
 
 use crate::base::{Level, Micros, Objects};
+use crate::config::Settings;
 use crate::core::ask::Ask;
 use crate::core::client::Access;
 use crate::core::console::Statement;
@@ -65,9 +66,15 @@ pub trait Around {
     fn buffers(&self) -> Objects;
     /// The number of a client's or server's descriptor, if its connection is open.
     fn descriptor(&self, peer: Peer) -> Option<i32>;
+    /// Sets TLS up for these settings; it is in force when the console's commands are done. The
+    /// error is the text of an ERROR line.
+    fn set_up_tls(&self, settings: &Settings) -> Result<(), String>;
     /// The open listening sockets, in the order in which they were opened.
     fn listening(&self) -> Vec<Listening>;
 }
+
+/// The ERROR line when a change of TLS settings comes to nothing.
+pub const TLS_KEPT: &str = "TLS configuration could not be reloaded, keeping old configuration";
 
 /// A listening socket, for SHOW FDS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +105,7 @@ enum Answer {
     /// The command's tag.
     Done(Cow<'static, str>),
     /// A NoticeResponse in front of the tag.
-    Noticed(Vec<u8>, &'static str),
+    Noticed(Vec<u8>, Cow<'static, str>),
     /// The core or `app` will answer, or nobody will.
     Later,
 }
@@ -115,7 +122,7 @@ impl Answer {
             Answer::Done(tag) => write::command_complete(out, &tag),
             Answer::Noticed(notice, tag) => {
                 out.extend(notice);
-                write::command_complete(out, tag);
+                write::command_complete(out, &tag);
             }
             Answer::Later => return false,
         }

@@ -125,7 +125,7 @@ fn help() -> Answer {
     let detail: String = lines.iter().map(|line| format!("\n\t{line}")).collect();
     let mut notice = Vec::new();
     write::notice_detail(&mut notice, b"Console usage", detail.as_bytes());
-    Answer::Noticed(notice, "SHOW")
+    Answer::Noticed(notice, "SHOW".into())
 }
 
 fn version(_: View<'_>) -> Table {

@@ -55,6 +55,7 @@ struct SocketRow<'a> {
     link: Option<u64>,
     process_id: i64,
     application_name: &'a [u8],
+    tls: &'a str,
     buffer: Buffer,
 }
 
@@ -126,6 +127,7 @@ fn client_row<'a>(
             _ => 0,
         },
         application_name: application_name(client.vars()),
+        tls: client.tls().map_or("", |tls| &tls.text),
         buffer,
     }
 }
@@ -156,6 +158,7 @@ fn server_row<'a>(
         link: client.map(Client::number),
         process_id: server.process_id().into(),
         application_name: application_name(server.vars()),
+        tls: server.tls().map_or("", |tls| &tls.text),
         buffer: Buffer::new(view, Peer::Server(id), server.client().map(Peer::Client)),
     }
 }
@@ -210,9 +213,9 @@ fn columns<'a>() -> Vec<Column<SocketRow<'a>>> {
         text("ptr", |r| pointer(r.number).into()),
         text("link", |r| r.link.map_or_else(String::new, pointer).into()),
         int("remote_pid", |r| r.process_id),
-        // TLS and statement tracking come with later versions.
-        text("tls", |_| "".into()),
+        text("tls", |r| r.tls.into()),
         text("application_name", |r| r.application_name.into()),
+        // Statement tracking comes with a later version.
         int("prepared_statements", |_| 0),
         int("id", |r| r.number as i64),
     ]

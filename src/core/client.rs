@@ -2,7 +2,7 @@
 
 use super::console::Console;
 use super::database::UserId;
-use super::face::{Addr, ServerId};
+use super::face::{Addr, Facts, ServerId};
 use super::login::Login;
 use super::pool::PoolId;
 use super::vars::Vars;
@@ -97,6 +97,8 @@ pub struct Client {
     /// Exists until the client is logged in.
     pub(super) login: Option<Box<Login>>,
     pub(super) console: Option<Box<Console>>,
+    /// What is known of it if it is encrypted.
+    pub(super) tls: Option<Box<Facts>>,
 }
 
 impl Linked for Client {
@@ -160,6 +162,10 @@ impl Client {
     /// The tracked parameters.
     pub fn vars(&self) -> &Vars {
         &self.vars
+    }
+    /// What is known of its TLS; `None` in plain text.
+    pub fn tls(&self) -> Option<&Facts> {
+        self.tls.as_deref()
     }
     /// True for clients of the admin database.
     pub fn is_console(&self) -> bool {

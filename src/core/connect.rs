@@ -22,6 +22,8 @@ use std::rc::Rc;
 enum Stage {
     /// The connection is not open yet.
     Connecting,
+    /// It has been asked for TLS.
+    Securing,
     /// StartupMessage is sent, AuthenticationOk has not come.
     Authenticating,
     /// Parameters come in.
@@ -90,6 +92,7 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
             refusal: None,
             error: None,
         })),
+        tls: None,
     });
     core.list_server(id);
     core.actions.push_back(Action::Connect(id));
@@ -132,15 +135,27 @@ impl Core {
         if self.carry_cancel(id, pool) {
             return;
         }
-        // Without TLS in this version, a mode that forbids plain text allows no TCP connection.
-        if matches!(remote, Addr::Inet(_)) && self.settings.server_tls_sslmode.forbids_plain() {
-            self.login_failed(id, fault::SERVER_REFUSED_SSL, None, false);
+        if matches!(remote, Addr::Inet(_)) && self.asks_servers_for_tls() {
+            if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+                login.stage = Stage::Securing;
+            }
+            self.actions.push_back(Action::StartTls(Peer::Server(id)));
             return;
         }
-        let startup = self.startup_packet(pool);
-        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+        self.begin_server_login(id);
+    }
+
+    /// Says to a server whom it is for.
+    pub(super) fn begin_server_login(&mut self, id: ServerId) {
+        let Some(server) = self.servers.get_mut(id) else {
+            return;
+        };
+        server.last_packet = self.now;
+        let pool = server.pool;
+        if let Some(login) = server.login.as_mut() {
             login.stage = Stage::Authenticating;
         }
+        let startup = self.startup_packet(pool);
         self.actions.push_back(Action::Send(Peer::Server(id), startup));
     }
 
@@ -506,6 +521,10 @@ impl Core {
             Loss::Connect => fault::CONNECT_FAILED,
             Loss::CannotConnect => fault::CANNOT_CONNECT,
             Loss::Dns => fault::DNS_FAILED,
+            Loss::TlsRefused => fault::SERVER_REFUSED_SSL,
+            Loss::TlsAnswer => fault::BAD_SSL_ANSWER,
+            Loss::TlsAnswerBehind => fault::DATA_BEHIND_SSL_ANSWER,
+            Loss::TlsSetup => fault::SSL_SETUP_FAILED,
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use super::client::Client;
 use super::server::Server;
+use crate::auth::Names;
 use crate::base::Id;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 /// Names a client.
 pub type ClientId = Id<Client>;
@@ -116,6 +118,18 @@ pub enum Handed {
     Peer(Peer),
 }
 
+/// What is known of a connection that is encrypted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Version, cipher, key exchange as they are shown (auth 9.7).
+    pub text: Box<str>,
+    /// The names in the certificate that the other side has shown. A client's has been checked
+    /// against the authorities, a server's if the mode says so.
+    pub names: Option<Box<Names>>,
+    /// The hash of the accepting side's certificate, for channel binding (RFC 5929); may be empty.
+    pub end_point: Rc<[u8]>,
+}
+
 /// Why a connection ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
@@ -129,6 +143,14 @@ pub enum Loss {
     CannotConnect,
     /// The host name has no address.
     Dns,
+    /// The server does not want TLS, and nothing else is allowed.
+    TlsRefused,
+    /// The server's answer to the request for TLS makes no sense.
+    TlsAnswer,
+    /// The server said something behind its answer to the request for TLS.
+    TlsAnswerBehind,
+    /// TLS can't be set up on our side; a log line has said why.
+    TlsSetup,
 }
 
 /// Something that `app` or `net` has to do, in order, before the next event is looked at.
@@ -146,6 +168,9 @@ pub enum Action {
     SendRow(ClientId, Vec<u8>, Handed),
     /// Close the socket; unsent bytes are lost.
     Close(Peer),
+    /// Go over to TLS: with a client that has asked for it (its request is the packet that waits),
+    /// or with a server if it likes; [`Decisions::secured`] follows.
+    StartTls(Peer),
     /// A console client has commands waiting (`Core::next_command`).
     Console(ClientId),
     /// Read the configuration again; the console client, if any, awaits the answer.
@@ -223,6 +248,8 @@ pub trait Decisions {
     fn unreachable(&mut self, _id: ServerId, _why: &str) {}
     /// A connection to this server is open.
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr);
+    /// TLS has begun on this connection; or, without facts, the server goes on without it.
+    fn secured(&mut self, _peer: Peer, _facts: Option<Facts>) {}
     /// Where to connect to.
     fn target(&self, id: ServerId) -> Option<Target>;
 }

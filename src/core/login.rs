@@ -3,7 +3,7 @@
 use super::client::{Access, ClientState};
 use super::console::Console;
 use super::database::{DatabaseId, Source, UserId, CONSOLE};
-use super::face::{Addr, ClientId, Packet, Sink, Verdict};
+use super::face::{ClientId, Packet, Sink, Verdict};
 use super::fault::{self, Fault};
 use super::pool::PoolId;
 use super::stats::Counter;
@@ -33,6 +33,8 @@ pub(super) struct Login {
 pub(super) enum Stage {
     /// A packet without type byte.
     Opening,
+    /// A TLS handshake.
+    Securing,
     /// A password in clear text.
     Plain,
     /// The answer to an MD5 challenge.
@@ -74,6 +76,8 @@ impl Core {
             Err(fault::BAD_PACKET)
         };
         match done {
+            // TLS begins behind this packet, which nobody looks at again.
+            Ok(()) if self.is_starting_tls(id) => Verdict::Wait,
             // A cancel request is not read any more: its client may hang up long before it is sent.
             Ok(()) if self.clients.get(id).is_some_and(|client| client.cancels.is_some()) => {
                 Verdict::Stop
@@ -90,6 +94,10 @@ impl Core {
         match Opening::read(packet.seen) {
             Opening::SslRequest if packet.behind => Err(fault::DATA_BEHIND_SSL_REQUEST),
             Opening::GssEncRequest if packet.behind => Err(fault::DATA_BEHIND_GSS_REQUEST),
+            Opening::SslRequest if self.clients.get(id).is_some_and(|c| c.tls.is_some()) => {
+                Err(fault::SSL_INSIDE_SSL)
+            }
+            Opening::SslRequest if self.offers_tls(id) => self.start_tls(id),
             Opening::SslRequest | Opening::GssEncRequest => {
                 sink.to_client.push(b'N');
                 Ok(())
@@ -109,8 +117,7 @@ impl Core {
         sink: &mut Sink,
     ) -> Result<(), Fault> {
         let client = self.clients.get(id).ok_or(fault::BAD_PACKET)?;
-        let is_tcp = matches!(client.remote, Addr::Inet(_));
-        if is_tcp && self.settings.client_tls_sslmode.forbids_plain() {
+        if self.is_plain_where_forbidden(client) {
             return Err(fault::SSL_REQUIRED);
         }
         if !matches!(client.login.as_ref().map(|login| &login.stage), Some(Stage::Opening)) {
@@ -256,7 +263,8 @@ impl Core {
         };
         let database = client.database_name.as_deref().unwrap_or("");
         let user = client.user_name.as_deref().unwrap_or("");
-        let line = format!("login attempt: db={database} user={user} tls=no replication=no");
+        let tls = client.tls().map_or("no", |tls| &tls.text);
+        let line = format!("login attempt: db={database} user={user} tls={tls} replication=no");
         self.client_log(id, Level::Log, &line);
     }
 

@@ -29,6 +29,7 @@ pub mod replies;
 mod run;
 #[cfg(test)]
 mod run_tests;
+pub mod secure;
 pub mod server;
 pub mod stats;
 mod suspend;
@@ -39,8 +40,8 @@ mod welcome;
 mod wishes;
 
 pub use face::{
-    Action, Addr, ClientId, Decisions, Handed, Loss, Origin, Packet, Peer, Run, ServerId, Sink,
-    Target, Verdict,
+    Action, Addr, ClientId, Decisions, Facts, Handed, Loss, Origin, Packet, Peer, Run, ServerId,
+    Sink, Target, Verdict,
 };
 
 use crate::base::random::Random;
@@ -52,6 +53,7 @@ use limits::Sharers;
 use login::Login;
 use pause::{Mode, Shutdown};
 use pool::{Pool, PoolId};
+use secure::Modes;
 use server::{Server, ServerState};
 use stats::Period;
 use std::collections::{BTreeMap, VecDeque};
@@ -103,6 +105,7 @@ pub struct Core {
     /// Who has nothing to give to a starved pool, as far as this turn has shown.
     exhausted: Vec<Sharers>,
     mode: Mode,
+    tls: Modes,
     shutdown: Option<Shutdown>,
     waiters: Vec<Waiter>,
     /// Consoles that are read again from the next turn on.
@@ -144,6 +147,7 @@ impl Core {
             starved: Vec::new(),
             exhausted: Vec::new(),
             mode: Mode::Active,
+            tls: Modes::default(),
             shutdown: None,
             waiters: Vec::new(),
             stalled: Vec::new(),
@@ -203,6 +207,7 @@ impl Core {
             uid: from.uid,
             login: Some(Box::new(Login::new())),
             console: None,
+            tls: None,
         });
         self.login_clients.push_back(&mut self.clients, id);
         id
@@ -451,6 +456,10 @@ impl Decisions for Core {
 
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
         self.server_connected(id, local, remote);
+    }
+
+    fn secured(&mut self, peer: Peer, facts: Option<Facts>) {
+        self.connection_secured(peer, facts);
     }
 
     fn target(&self, id: ServerId) -> Option<Target> {

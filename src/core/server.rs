@@ -1,7 +1,7 @@
 //! Servers and their states.
 
 use super::connect::ServerLogin;
-use super::face::{Addr, ClientId, ServerId};
+use super::face::{Addr, ClientId, Facts, ServerId};
 use super::pool::PoolId;
 use super::replies::Replies;
 use super::vars::Vars;
@@ -101,6 +101,8 @@ pub struct Server {
     pub(super) local: Addr,
     /// Exists until the server is logged in.
     pub(super) login: Option<Box<ServerLogin>>,
+    /// What is known of it if it is encrypted.
+    pub(super) tls: Option<Box<Facts>>,
 }
 
 impl Linked for Server {
@@ -113,6 +115,10 @@ impl Linked for Server {
 }
 
 impl Server {
+    /// What is known of its TLS; `None` in plain text.
+    pub fn tls(&self) -> Option<&Facts> {
+        self.tls.as_deref()
+    }
     /// Its state.
     pub fn state(&self) -> ServerState {
         self.state

@@ -16,6 +16,12 @@ pub trait Wire {
     /// Asks for (or no longer for) an event when there is room for sending. Asking raises one at
     /// once if there is room already.
     fn want_write(&mut self, wanted: bool) -> io::Result<()>;
+    /// An event said that there may be something to receive; with `hangup` that nothing follows it.
+    fn set_readable(&mut self, _hangup: bool) {}
+    /// The end of the stream is here already, behind what was received last: no event will tell.
+    fn has_end(&self) -> bool {
+        false
+    }
     /// Its descriptor, if another process could go on with that.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -203,7 +209,7 @@ impl<W: Wire> Conn<W> {
             Ok(0) => Received::End,
             Ok(count) => {
                 self.spoken_to = false;
-                if count < room.len() && !self.hangup {
+                if count < room.len() && !self.hangup && !self.wire.has_end() {
                     self.readable = false;
                 }
                 if kept < self.held.len() {

@@ -12,8 +12,10 @@ pub mod listen;
 pub mod options;
 pub mod relay;
 pub mod resolve;
+mod shake;
 pub mod stream;
 pub mod sys;
+pub mod tls;
 
 use crate::base::{Journal, Level, Micros, Side};
 use crate::core::server::Server;
@@ -23,18 +25,21 @@ use conn::Wire;
 use dial::Dial;
 use listen::{Fatal, ListenOptions, Listeners};
 use mio::event::{Event as Ready, Source};
-use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use mio::{Events, Interest, Poll, Token, Waker};
 use options::{reason, SocketOptions};
 use relay::{Limits, Relay};
 use resolve::{Answer, DnsTimes, Resolver};
-use std::collections::VecDeque;
+use shake::Shaking;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use stream::{Socket, Stream};
+use stream::{Common, Socket, Stream};
+use tls::Tls;
 
 #[cfg(test)]
 mod script;
@@ -52,6 +57,8 @@ pub enum Event {
     Writable(Peer),
     /// An attempt to connect has ended.
     Dialled(ServerId),
+    /// A connection on its way to TLS may go on.
+    Handshake(Peer),
     /// A helper thread has something: a look-up has ended, or whatever the holder of
     /// [`Net::waker`] means by it.
     Woken,
@@ -73,13 +80,17 @@ pub struct NetOptions {
 /// All sockets of the process.
 pub struct Net {
     poll: Poll,
-    registry: Rc<Registry>,
+    common: Rc<Common>,
     batch: Events,
     events: VecDeque<Event>,
     waker: Arc<Waker>,
     now: Micros,
     relay: Relay<Socket>,
     dials: Side<Server, Dial>,
+    tls: Tls,
+    /// By token.
+    shaking: BTreeMap<usize, Shaking>,
+    shake_queue: VecDeque<Peer>,
     looking: Vec<ServerId>,
     listeners: Listeners,
     resolver: Resolver,
@@ -122,7 +133,10 @@ impl Net {
         let waker = Arc::new(Waker::new(poll.registry(), token(KIND_INTERNAL, 0, WOKEN))?);
         let resolver = Resolver::new(Arc::clone(&waker), options.dns, resolve::getaddrinfo);
         Ok(Net {
-            registry: Rc::new(poll.registry().try_clone()?),
+            common: Rc::new(Common {
+                registry: poll.registry().try_clone()?,
+                troubles: RefCell::default(),
+            }),
             poll,
             batch: Events::with_capacity(BATCH),
             events: VecDeque::new(),
@@ -130,6 +144,9 @@ impl Net {
             now: Micros::default(),
             relay: Relay::new(options.limits),
             dials: Side::default(),
+            tls: Tls::default(),
+            shaking: BTreeMap::new(),
+            shake_queue: VecDeque::new(),
             looking: Vec::new(),
             listeners: Listeners::default(),
             resolver,
@@ -147,7 +164,20 @@ impl Net {
 
     /// Log lines about sockets, to be printed before those that the core wrote at the same event.
     pub fn journal(&mut self) -> &mut Journal {
+        for line in self.common.troubles.borrow_mut().drain(..) {
+            self.journal.line(Level::Warning, line);
+        }
         &mut self.journal
+    }
+
+    /// TLS from now on; connections that are open stay as they are.
+    pub fn set_tls(&mut self, tls: Tls) {
+        self.tls = tls;
+    }
+
+    /// The TLS that is in force.
+    pub fn tls(&self) -> &Tls {
+        &self.tls
     }
 
     /// For helper threads: wakes the loop with [`Event::Woken`].
@@ -158,26 +188,30 @@ impl Net {
     /// Watches a source of the caller's own for reading: [`Event::Internal`] with this number.
     pub fn watch(&self, source: &mut dyn Source, number: u32) -> io::Result<()> {
         let token = token(KIND_INTERNAL, 0, number);
-        self.registry.register(source, token, Interest::READABLE)
+        self.common.registry.register(source, token, Interest::READABLE)
     }
 
     // Waiting.
 
     /// Waits for events, not at all if some are pending, at most `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
-        let pending = self.relay.pending() || !self.events.is_empty();
+        let pending =
+            self.relay.pending() || !self.events.is_empty() || !self.shake_queue.is_empty();
         let timeout = if pending { Duration::ZERO } else { timeout };
         match self.poll.poll(&mut self.batch, Some(timeout)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             Err(_) => self.batch.clear(),
             Ok(()) => {}
         }
-        for ready in &self.batch {
-            note(ready, &mut self.relay, &self.dials, &mut self.events);
+        let batch = std::mem::replace(&mut self.batch, Events::with_capacity(0));
+        for ready in &batch {
+            self.note(ready);
         }
+        self.batch = batch;
         while let Some(peer) = self.relay.next_ready() {
             self.events.push_back(Event::Readable(peer));
         }
+        self.let_shake();
         Ok(())
     }
 
@@ -198,7 +232,9 @@ impl Net {
             Event::Writable(peer) => {
                 let listeners = &self.listeners;
                 self.relay.flush_with(peer, core, &|number| listeners.descriptor(number));
+                self.unstall(peer, core);
             }
+            Event::Handshake(peer) => self.shake(peer, core),
             Event::Dialled(id) => self.dialled(id, core),
             Event::Woken => self.looked_up(core),
             Event::Accept(_) | Event::Internal(_) => {}
@@ -219,7 +255,7 @@ impl Net {
 
     /// Opens the listening sockets; lines and errors go to the journal.
     pub fn listen(&mut self, options: &ListenOptions) -> Result<(), Fatal> {
-        let (registry, journal) = (&self.registry, &mut self.journal);
+        let (registry, journal) = (&self.common.registry, &mut self.journal);
         self.listeners = Listeners::open(options, registry, listener_token, journal)?;
         Ok(())
     }
@@ -233,7 +269,9 @@ impl Net {
     /// Takes over the stream of an accepted client. On failure the core is told that it is lost.
     pub fn add_client<D: Decisions>(&mut self, id: ClientId, stream: Stream, core: &mut D) {
         let token = token_of(Peer::Client(id));
-        match Socket::reading(stream, token, &self.registry) {
+        let may_encrypt = matches!(stream, Stream::Tcp(_)) && self.tls.client().is_some();
+        match Socket::reading(stream, token, &self.common) {
+            Ok(socket) if may_encrypt => self.watch_client(Peer::Client(id), socket),
             Ok(socket) => self.relay.insert_client(id, socket),
             Err(_) => core.lost(Peer::Client(id), Loss::Receive),
         }
@@ -336,6 +374,7 @@ impl Net {
     /// Closes a connection, open or not yet (`Action::Close`).
     pub fn close(&mut self, peer: Peer) {
         self.relay.close(peer);
+        self.shaking.remove(&token_of(peer).0);
         if let Peer::Server(id) = peer {
             self.dials.remove(id);
         }
@@ -369,7 +408,7 @@ impl Net {
         core.dialling(id, remote);
         let opened = dial::open(place, &self.sockets).and_then(|stream| {
             let token = token_of(Peer::Server(id));
-            Socket::connecting(stream, token, &self.registry)
+            Socket::connecting(stream, token, &self.common)
                 .map_err(|error| dial::Refused { option: None, error })
         });
         match opened {
@@ -438,37 +477,50 @@ impl Net {
         });
         self.looking.append(&mut rest);
     }
-}
 
-/// Turns one report of the kernel into events.
-fn note(
-    ready: &Ready,
-    relay: &mut Relay<Socket>,
-    dials: &Side<Server, Dial>,
-    events: &mut VecDeque<Event>,
-) {
-    let bits = ready.token().0 as u64;
-    let index = bits as u32;
-    let generation = (bits >> 32) as u32 & crate::base::arena::GENERATION_MASK;
-    let peer = match bits >> 62 {
-        KIND_LISTENER => return events.push_back(Event::Accept(index as usize)),
-        KIND_CLIENT => Peer::Client(ClientId::from_parts(index, generation)),
-        KIND_SERVER => {
-            let id = ServerId::from_parts(index, generation);
-            if dials.get(id).is_some() {
-                return events.push_back(Event::Dialled(id));
-            }
-            Peer::Server(id)
+    /// Goes on receiving what had to wait for room for sending.
+    fn unstall<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
+        let Some(socket) = self.relay.wire_mut(peer).filter(|socket| socket.is_stalled()) else {
+            return;
+        };
+        socket.forget_stall();
+        let still_wanted = self.relay.pending_on(peer).unsent > 0;
+        let socket = self.relay.wire_mut(peer).filter(|_| !still_wanted);
+        if socket.is_some_and(|socket| socket.want_write(false).is_err()) {
+            return core.lost(peer, Loss::Receive);
         }
-        _ if index == WOKEN => return events.push_back(Event::Woken),
-        _ => return events.push_back(Event::Internal(index)),
-    };
-    if ready.is_writable() {
-        events.push_back(Event::Writable(peer));
+        self.relay.mark_readable(peer, false);
+        self.relay.pump(peer, core);
     }
-    let hangup = ready.is_read_closed() || ready.is_error();
-    if ready.is_readable() || hangup {
-        relay.mark_readable(peer, hangup);
-        events.push_back(Event::Readable(peer));
+
+    /// Turns one report of the kernel into events.
+    fn note(&mut self, ready: &Ready) {
+        let bits = ready.token().0 as u64;
+        let index = bits as u32;
+        let generation = (bits >> 32) as u32 & crate::base::arena::GENERATION_MASK;
+        let peer = match bits >> 62 {
+            KIND_LISTENER => return self.events.push_back(Event::Accept(index as usize)),
+            KIND_CLIENT => Peer::Client(ClientId::from_parts(index, generation)),
+            KIND_SERVER => {
+                let id = ServerId::from_parts(index, generation);
+                if self.dials.get(id).is_some() {
+                    return self.events.push_back(Event::Dialled(id));
+                }
+                Peer::Server(id)
+            }
+            _ if index == WOKEN => return self.events.push_back(Event::Woken),
+            _ => return self.events.push_back(Event::Internal(index)),
+        };
+        let hangup = ready.is_read_closed() || ready.is_error();
+        if !self.shaking.is_empty() && self.note_shaking(peer, hangup) {
+            return;
+        }
+        if ready.is_writable() {
+            self.events.push_back(Event::Writable(peer));
+        }
+        if ready.is_readable() || hangup {
+            self.relay.mark_readable(peer, hangup);
+            self.events.push_back(Event::Readable(peer));
+        }
     }
 }

@@ -134,6 +134,22 @@ impl<W: Wire> Relay<W> {
         self.spare.take_released()
     }
 
+    /// Takes a connection out to have it put in again: nothing is done about what it is owed.
+    pub fn take_out(&mut self, peer: Peer) -> Option<(W, bool)> {
+        let mut conn = match peer {
+            Peer::Client(id) => self.conns.clients.remove(id),
+            Peer::Server(id) => self.conns.servers.remove(id),
+        }?;
+        conn.held.clear(&mut self.spare);
+        conn.unsent.clear(&mut self.spare);
+        Some((conn.wire, conn.hangup))
+    }
+
+    /// The stream of a connection, to be changed.
+    pub fn wire_mut(&mut self, peer: Peer) -> Option<&mut W> {
+        self.conns.get_mut(peer).map(|conn| &mut conn.wire)
+    }
+
     /// The stream of a connection.
     pub fn wire(&self, peer: Peer) -> Option<&W> {
         self.conns.get(peer).map(|conn| &conn.wire)
@@ -180,6 +196,7 @@ impl<W: Wire> Relay<W> {
         if let Some(conn) = self.conns.get_mut(peer) {
             conn.readable = true;
             conn.hangup |= hangup;
+            conn.wire.set_readable(hangup);
         }
     }
 

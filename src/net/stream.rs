@@ -1,12 +1,15 @@
 //! Sockets of both families as [`Wire`]s.
 
 use super::conn::Wire;
+use super::tls::Session;
 use crate::core::Addr;
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use nix::sys::socket::{getsockopt, sendmsg, sockopt, ControlMessage, MsgFlags};
-use std::io::{self, IoSlice, Read, Write};
+use openssl::ssl::Ssl;
+use std::cell::RefCell;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 
@@ -17,15 +20,19 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
+    /// TLS over TCP.
+    Tls(Box<Session>),
 }
 
 impl Stream {
     /// Both ends: ours, theirs. Fails if the socket is not connected.
     pub fn ends(&self) -> io::Result<(Addr, Addr)> {
+        let ends = |stream: &TcpStream| {
+            Ok((Addr::Inet(stream.local_addr()?), Addr::Inet(stream.peer_addr()?)))
+        };
         match self {
-            Stream::Tcp(stream) => {
-                Ok((Addr::Inet(stream.local_addr()?), Addr::Inet(stream.peer_addr()?)))
-            }
+            Stream::Tcp(stream) => ends(stream),
+            Stream::Tls(session) => ends(session.stream()),
             Stream::Unix(stream) => {
                 stream.peer_addr()?;
                 let pid = self.peer().map_or(0, |(pid, _)| pid);
@@ -37,7 +44,7 @@ impl Stream {
     /// Process id and user id at the other end of a Unix socket.
     pub fn peer(&self) -> Option<(u32, u32)> {
         match self {
-            Stream::Tcp(_) => None,
+            Stream::Tcp(_) | Stream::Tls(_) => None,
             Stream::Unix(stream) => {
                 let who = getsockopt(stream, sockopt::PeerCredentials).ok()?;
                 Some((u32::try_from(who.pid()).unwrap_or(0), who.uid()))
@@ -50,6 +57,7 @@ impl Stream {
         let error = match self {
             Stream::Tcp(stream) => stream.take_error()?,
             Stream::Unix(stream) => stream.take_error()?,
+            Stream::Tls(session) => session.stream().take_error()?,
         };
         error.map_or(Ok(()), Err)
     }
@@ -58,6 +66,7 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream,
             Stream::Unix(stream) => stream,
+            Stream::Tls(session) => session.stream_mut(),
         }
     }
 }
@@ -67,6 +76,7 @@ impl AsFd for Stream {
         match self {
             Stream::Tcp(stream) => stream.as_fd(),
             Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tls(session) => session.stream().as_fd(),
         }
     }
 }
@@ -75,48 +85,125 @@ impl AsFd for Stream {
 pub struct Socket {
     stream: Stream,
     token: Token,
-    registry: Rc<Registry>,
+    on: Rc<Common>,
+}
+
+/// What all sockets share.
+pub(super) struct Common {
+    /// Where they are registered.
+    pub(super) registry: Registry,
+    /// Log lines about connections that have failed.
+    pub(super) troubles: RefCell<Vec<String>>,
 }
 
 impl Socket {
     /// Registers a stream, for reading only.
-    pub(super) fn reading(stream: Stream, token: Token, on: &Rc<Registry>) -> io::Result<Socket> {
+    pub(super) fn reading(stream: Stream, token: Token, on: &Rc<Common>) -> io::Result<Socket> {
         Socket::register(stream, token, on, Interest::READABLE)
     }
 
     /// Registers a stream that is connecting.
-    pub(super) fn connecting(
-        stream: Stream,
-        token: Token,
-        on: &Rc<Registry>,
-    ) -> io::Result<Socket> {
+    pub(super) fn connecting(stream: Stream, token: Token, on: &Rc<Common>) -> io::Result<Socket> {
         Socket::register(stream, token, on, Interest::WRITABLE)
     }
 
     fn register(
         mut stream: Stream,
         token: Token,
-        on: &Rc<Registry>,
+        on: &Rc<Common>,
         interest: Interest,
     ) -> io::Result<Socket> {
-        on.register(stream.source(), token, interest)?;
-        Ok(Socket { stream, token, registry: Rc::clone(on) })
+        on.registry.register(stream.source(), token, interest)?;
+        Ok(Socket { stream, token, on: Rc::clone(on) })
     }
 
     /// The stream.
     pub fn stream(&self) -> &Stream {
         &self.stream
     }
+
+    /// The session of an encrypted stream.
+    pub(super) fn session(&mut self) -> Option<&mut Session> {
+        match &mut self.stream {
+            Stream::Tls(session) => Some(session),
+            Stream::Tcp(_) | Stream::Unix(_) => None,
+        }
+    }
+
+    /// Goes over to TLS; the handshake is still to be made.
+    pub(super) fn encrypted(self, ssl: Ssl) -> io::Result<Socket> {
+        let Stream::Tcp(stream) = self.stream else {
+            return Err(ErrorKind::Unsupported.into());
+        };
+        let session = Session::new(ssl, stream)?;
+        Ok(Socket { stream: Stream::Tls(Box::new(session)), ..self })
+    }
+
+    /// The first byte that waits to be received, without receiving it; `None` at the end.
+    pub(super) fn first_byte(&self) -> io::Result<Option<u8>> {
+        let mut first = [0];
+        let count = match &self.stream {
+            Stream::Tcp(stream) => stream.peek(&mut first)?,
+            Stream::Unix(_) | Stream::Tls(_) => return Err(ErrorKind::Unsupported.into()),
+        };
+        Ok(first.first().copied().filter(|_| count > 0))
+    }
+
+    /// Receives what is there, once, and forgets it: unread bytes would turn the close into a reset,
+    /// which destroys our last words.
+    pub(super) fn forget_input(&mut self) {
+        let mut bytes = [0; 4096];
+        let _ = match &mut self.stream {
+            Stream::Tcp(stream) => stream.read(&mut bytes),
+            Stream::Unix(stream) => stream.read(&mut bytes),
+            Stream::Tls(session) => session.stream_mut().read(&mut bytes),
+        };
+    }
+
+    /// True if receiving waits for room for sending.
+    pub(super) fn is_stalled(&self) -> bool {
+        matches!(&self.stream, Stream::Tls(session) if session.is_stalled())
+    }
+
+    /// Receiving is going to be tried again.
+    pub(super) fn forget_stall(&mut self) {
+        if let Some(session) = self.session() {
+            session.forget_stall();
+        }
+    }
+
+    /// Keeps the text of what has failed, if it is TLS that failed.
+    #[cold]
+    fn note(&self, error: io::Error) -> io::Error {
+        if error.kind() == ErrorKind::Other {
+            self.on.troubles.borrow_mut().push(error.to_string());
+        }
+        error
+    }
+
+    fn recv_encrypted(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let Some(session) = self.session() else {
+            return Err(ErrorKind::Unsupported.into());
+        };
+        let received = session.recv(into);
+        if session.is_stalled() {
+            self.want_write(true)?;
+        }
+        received.map_err(|error| self.note(error))
+    }
 }
 
 impl Wire for Socket {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.stream.as_fd())
+        match &self.stream {
+            Stream::Tls(_) => None,
+            stream => Some(stream.as_fd()),
+        }
     }
 
     fn send_with(&self, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
         let Stream::Unix(stream) = &self.stream else {
-            return Err(io::ErrorKind::Unsupported.into());
+            return Err(ErrorKind::Unsupported.into());
         };
         let (data, passed) = ([IoSlice::new(bytes)], [descriptor.as_raw_fd()]);
         let rights = [ControlMessage::ScmRights(&passed)];
@@ -129,6 +216,7 @@ impl Wire for Socket {
         match &mut self.stream {
             Stream::Tcp(stream) => stream.read(into),
             Stream::Unix(stream) => stream.read(into),
+            Stream::Tls(_) => self.recv_encrypted(into),
         }
     }
 
@@ -137,7 +225,19 @@ impl Wire for Socket {
         match &mut self.stream {
             Stream::Tcp(stream) => stream.write(bytes),
             Stream::Unix(stream) => stream.write(bytes),
+            Stream::Tls(session) => session.send(bytes).map_err(|error| self.note(error)),
         }
+    }
+
+    #[inline]
+    fn set_readable(&mut self, hangup: bool) {
+        if let Stream::Tls(session) = &mut self.stream {
+            session.set_readable(hangup);
+        }
+    }
+
+    fn has_end(&self) -> bool {
+        matches!(&self.stream, Stream::Tls(session) if session.has_end())
     }
 
     fn want_write(&mut self, wanted: bool) -> io::Result<()> {
@@ -145,6 +245,6 @@ impl Wire for Socket {
             true => Interest::READABLE | Interest::WRITABLE,
             false => Interest::READABLE,
         };
-        self.registry.reregister(self.stream.source(), self.token, interest)
+        self.on.registry.reregister(self.stream.source(), self.token, interest)
     }
 }

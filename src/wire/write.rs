@@ -196,6 +196,9 @@ pub fn startup<'a>(out: &mut Vec<u8>, parameters: impl Iterator<Item = (&'a [u8]
     });
 }
 
+/// SSLRequest.
+pub const SSL_REQUEST: [u8; 8] = *b"\0\0\0\x08\x04\xd2\x16\x2f";
+
 /// CancelRequest with a key of eight bytes.
 pub fn cancel_request(out: &mut Vec<u8>, key: u64) {
     counted(out, |out| {

@@ -35,6 +35,7 @@ want() {
     build)
         have cc || packages+=(build-essential)
         have pkg-config || packages+=(pkg-config)
+        [ -n "${OPENSSL_DIR:-}" ] || pkg-config --exists openssl 2>/dev/null || packages+=(libssl-dev)
         ;;
     checks) ;;
     postgresql) have_postgresql && have psql || packages+=(postgresql) ;;

@@ -4,6 +4,7 @@ use crate::plan::Plan;
 use crate::talk;
 use crate::world::World;
 use pgturnstile::base::{Micros, Objects};
+use pgturnstile::config::Settings;
 use pgturnstile::console::{self, Around, Listening};
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::Signal;
@@ -15,6 +16,9 @@ use std::collections::BTreeSet;
 struct Nowhere;
 
 impl Around for Nowhere {
+    fn set_up_tls(&self, _: &Settings) -> Result<(), String> {
+        Ok(())
+    }
     fn time_text(&self, at: Micros) -> String {
         at.secs().to_string()
     }

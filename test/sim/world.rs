@@ -12,7 +12,7 @@ use crate::suspend::Suspension;
 use crate::timeouts::{Clocks, When};
 use crate::watch::Shared;
 use pgturnstile::base::Micros;
-use pgturnstile::config::PoolMode;
+use pgturnstile::config::{PoolMode, SslMode};
 use pgturnstile::core::{
     Action, Addr, ClientId, Core, Decisions, Loss, Origin, Peer, ServerId, Surroundings,
 };
@@ -112,6 +112,7 @@ impl World {
         world.trace(|world| format!("{:#?} {:#?}", world.plan.databases, world.plan.entries));
         world.core.configure(world.plan.config(), true);
         world.core.set_users(world.plan.user_list());
+        world.core.set_tls_modes(SslMode::Disable, SslMode::Prefer);
         world
     }
 
@@ -240,6 +241,8 @@ impl World {
                 self.facts.called = true;
                 self.net.resume(id, &mut self.core);
             }
+            // No line carries TLS: servers don't like it, and clients are not offered it.
+            Action::StartTls(peer) => self.core.secured(peer, None),
             Action::Close(peer) => {
                 self.trace(|_| format!("  close {peer:?}"));
                 if let Peer::Server(id) = peer {

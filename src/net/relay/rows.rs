@@ -157,8 +157,8 @@ mod tests {
     use super::*;
     use crate::core::{ServerId, Verdict};
     use crate::net::script::Script;
-    use crate::net::stream::{Socket, Stream};
-    use mio::{Poll, Registry, Token};
+    use crate::net::stream::{Common, Socket, Stream};
+    use mio::{Poll, Token};
     use nix::cmsg_space;
     use nix::sys::socket::{recvmsg, setsockopt, sockopt, ControlMessageOwned, MsgFlags};
     use nix::unistd::close;
@@ -185,7 +185,7 @@ mod tests {
         std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap().ino()
     }
 
-    fn socket(stream: UnixStream, on: &Rc<Registry>) -> Socket {
+    fn socket(stream: UnixStream, on: &Rc<Common>) -> Socket {
         stream.set_nonblocking(true).unwrap();
         let stream = Stream::Unix(mio::net::UnixStream::from_std(stream));
         Socket::reading(stream, Token(0), on).unwrap()
@@ -193,7 +193,10 @@ mod tests {
 
     fn world() -> World {
         let poll = Poll::new().unwrap();
-        let registry = Rc::new(poll.registry().try_clone().unwrap());
+        let registry = Rc::new(Common {
+            registry: poll.registry().try_clone().unwrap(),
+            troubles: std::cell::RefCell::default(),
+        });
         let mut relay = Relay::new(Limits { rounds: 5, unsent: 4096 });
         let (near, far) = UnixStream::pair().unwrap();
         setsockopt(&near, sockopt::SndBuf, &4096).unwrap();

@@ -1,0 +1,243 @@
+//! On the way to TLS: the first byte of a client, the request to a server, handshakes.
+//!
+//! A connection is not in the relay meanwhile. One handshake goes on per wait: each step may take a
+//! millisecond of arithmetic, and everybody else has a turn in between.
+
+use super::conn::Wire;
+use super::stream::{Socket, Stream};
+use super::tls::Progress;
+use super::{token_of, Event, Net};
+use crate::base::Level;
+use crate::core::{Decisions, Facts, Loss, Peer};
+use crate::wire::write;
+use std::io::ErrorKind;
+
+/// The first byte of a TLS handshake; of nothing that PostgreSQL's protocol begins with.
+const HANDSHAKE: u8 = 0x16;
+
+/// A connection on its way.
+pub(super) struct Shaking {
+    stage: Stage,
+    hangup: bool,
+    queued: bool,
+}
+
+enum Stage {
+    /// A client has not said anything yet.
+    Silent(Socket),
+    /// A server has been asked.
+    Asked(Socket, String),
+    /// The handshake goes on; with the name that a server's certificate has to have.
+    Shaking(Socket, Option<String>),
+}
+
+/// What a step led to.
+enum Step {
+    /// Nothing yet.
+    Stay(Stage),
+    /// Somebody else's turn first.
+    Later(Stage),
+    /// It may be relayed.
+    Enter(Socket, Option<Facts>),
+    /// It is lost, for this reason.
+    Lost(Loss),
+}
+
+impl Net {
+    /// Watches a client that may begin with a handshake at once.
+    pub(super) fn watch_client(&mut self, peer: Peer, socket: Socket) {
+        self.put_shaking(peer, Stage::Silent(socket), false);
+    }
+
+    /// Goes over to TLS (`Action::StartTls`).
+    pub fn start_tls<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
+        let Some((mut socket, hangup)) = self.relay.take_out(peer) else {
+            return;
+        };
+        let (word, stage): (&[u8], _) = match peer {
+            Peer::Client(_) => (b"S", None),
+            Peer::Server(id) => {
+                let host = core.target(id).map_or_else(String::new, |target| target.host);
+                (&write::SSL_REQUEST, Some(host))
+            }
+        };
+        // Nothing has been sent before, so that there is room.
+        if !socket.send(word).is_ok_and(|count| count == word.len()) {
+            return core.lost(peer, Loss::Send);
+        }
+        match stage {
+            Some(host) => self.put_shaking(peer, Stage::Asked(socket, host), hangup),
+            None => match self.welcome(socket) {
+                Step::Later(stage) => self.put_shaking(peer, stage, hangup),
+                _ => core.lost(peer, Loss::Receive),
+            },
+        }
+    }
+
+    fn put_shaking(&mut self, peer: Peer, stage: Stage, hangup: bool) {
+        self.shaking.insert(token_of(peer).0, Shaking { stage, hangup, queued: true });
+        self.shake_queue.push_back(peer);
+    }
+
+    /// An event for a connection that may be on its way; false if it is not.
+    pub(super) fn note_shaking(&mut self, peer: Peer, hangup: bool) -> bool {
+        let Some(shaking) = self.shaking.get_mut(&token_of(peer).0) else {
+            return false;
+        };
+        shaking.hangup |= hangup;
+        if !std::mem::replace(&mut shaking.queued, true) {
+            self.shake_queue.push_back(peer);
+        }
+        true
+    }
+
+    /// Gives those on their way a turn: as many as cost nothing, and one that does.
+    pub(super) fn let_shake(&mut self) {
+        while let Some(peer) = self.shake_queue.pop_front() {
+            let Some(shaking) = self.shaking.get(&token_of(peer).0) else {
+                continue;
+            };
+            let costs = matches!(shaking.stage, Stage::Shaking(..));
+            self.events.push_back(Event::Handshake(peer));
+            if costs {
+                break;
+            }
+        }
+    }
+
+    /// Goes on with one.
+    pub(super) fn shake<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
+        let Some(Shaking { stage, hangup, .. }) = self.shaking.remove(&token_of(peer).0) else {
+            return;
+        };
+        let step = match stage {
+            Stage::Silent(socket) => self.look(socket),
+            Stage::Asked(socket, host) => self.answered(socket, host),
+            Stage::Shaking(socket, name) => self.go_on(peer, socket, name),
+        };
+        match step {
+            Step::Stay(stage) => {
+                let shaking = Shaking { stage, hangup, queued: false };
+                self.shaking.insert(token_of(peer).0, shaking);
+            }
+            Step::Later(stage) => self.put_shaking(peer, stage, hangup),
+            Step::Enter(socket, facts) => self.enter(peer, socket, facts, hangup, core),
+            Step::Lost(why) => core.lost(peer, why),
+        }
+    }
+
+    /// A client's first byte tells whether it begins with TLS (auth 1.2).
+    fn look(&mut self, socket: Socket) -> Step {
+        match socket.first_byte() {
+            Ok(Some(HANDSHAKE)) if self.tls.client().is_some() => self.welcome(socket),
+            Ok(Some(_)) => Step::Enter(socket, None),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                Step::Stay(Stage::Silent(socket))
+            }
+            Ok(None) | Err(_) => Step::Lost(Loss::Receive),
+        }
+    }
+
+    /// Begins the handshake with a client.
+    fn welcome(&mut self, socket: Socket) -> Step {
+        let ssl = self.tls.client().map(|tls| tls.begin().map_err(Into::into));
+        let ssl = ssl.unwrap_or_else(|| Err(ErrorKind::Unsupported.into()));
+        match ssl.and_then(|ssl| socket.encrypted(ssl)) {
+            Ok(socket) => Step::Later(Stage::Shaking(socket, None)),
+            Err(error) => {
+                self.journal.line(Level::Warning, format!("TLS accept error: {error}"));
+                Step::Lost(Loss::Receive)
+            }
+        }
+    }
+
+    /// A server's answer to the request (auth 9.4).
+    fn answered(&mut self, mut socket: Socket, host: String) -> Step {
+        let mut answer = [0; 2];
+        let count = match socket.recv(&mut answer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Step::Stay(Stage::Asked(socket, host));
+            }
+            Ok(0) | Err(_) => return Step::Lost(Loss::Receive),
+            Ok(count) => count,
+        };
+        match (answer, self.tls.server()) {
+            ([b'S' | b'N', _], _) if count > 1 => Step::Lost(Loss::TlsAnswerBehind),
+            ([b'S', _], Some(tls)) => {
+                let name = tls.checks_name().then(|| host.clone());
+                let begun = tls.begin(&host);
+                match begun.and_then(|ssl| socket.encrypted(ssl).map_err(|e| e.to_string())) {
+                    Ok(socket) => Step::Later(Stage::Shaking(socket, name)),
+                    Err(text) => {
+                        self.journal.line(Level::Warning, format!("TLS connect error: {text}"));
+                        Step::Lost(Loss::TlsSetup)
+                    }
+                }
+            }
+            ([b'N', _], Some(tls)) if tls.forbids_plain() => Step::Lost(Loss::TlsRefused),
+            ([b'N', _], _) => Step::Enter(socket, None),
+            _ => Step::Lost(Loss::TlsAnswer),
+        }
+    }
+
+    fn go_on(&mut self, peer: Peer, mut socket: Socket, name: Option<String>) -> Step {
+        let end_point = match peer {
+            Peer::Client(_) => self.tls.client().map(|tls| tls.end_point()),
+            Peer::Server(_) => None,
+        };
+        let Some(session) = socket.session() else {
+            return Step::Lost(Loss::Receive);
+        };
+        session.set_readable(false);
+        let text = match session.shake() {
+            Progress::Reads => return Step::Stay(Stage::Shaking(socket, name)),
+            Progress::Writes => match socket.want_write(true) {
+                Ok(()) => return Step::Stay(Stage::Shaking(socket, name)),
+                Err(error) => format!("handshake failed: {error}"),
+            },
+            Progress::Done => {
+                let facts = session.facts(end_point);
+                let names = facts.names.as_deref();
+                let deceived = name.filter(|name| !names.is_some_and(|names| names.include(name)));
+                match deceived {
+                    None => return Step::Enter(socket, Some(facts)),
+                    Some(name) => format!("name `{name}' not present in server certificate"),
+                }
+            }
+            Progress::Failed(text) => text,
+        };
+        self.journal.line(Level::Warning, format!("TLS handshake error: {text}"));
+        socket.forget_input();
+        Step::Lost(Loss::Receive)
+    }
+
+    /// The connection may be relayed.
+    fn enter<D: Decisions>(
+        &mut self,
+        peer: Peer,
+        mut socket: Socket,
+        facts: Option<Facts>,
+        hangup: bool,
+        core: &mut D,
+    ) {
+        let encrypted = matches!(socket.stream(), Stream::Tls(_));
+        if encrypted && socket.want_write(false).is_err() {
+            return core.lost(peer, Loss::Receive);
+        }
+        let tells = match peer {
+            Peer::Client(id) => {
+                self.relay.insert_client(id, socket);
+                encrypted
+            }
+            Peer::Server(id) => {
+                self.relay.insert_server(id, socket);
+                true
+            }
+        };
+        self.relay.mark_readable(peer, hangup);
+        if tells {
+            core.secured(peer, facts);
+        }
+        self.relay.pump(peer, core);
+    }
+}
