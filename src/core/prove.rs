@@ -35,7 +35,9 @@ impl Core {
             }
             AuthType::Md5 | AuthType::ScramSha256 => {
                 let (verifier, stored) = self.verifier(id, known);
-                let exchange = ServerExchange::new(verifier);
+                let tls = self.clients.get(id).and_then(|client| client.tls());
+                let end_point = tls.map_or(&b""[..], |tls| &tls.end_point);
+                let exchange = ServerExchange::new(verifier).bound_to(end_point);
                 write::authentication(&mut sink.to_client, 10, exchange.mechanisms());
                 Stage::Sasl(Box::new(exchange), stored)
             }
