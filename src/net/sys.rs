@@ -1,9 +1,13 @@
-//! The unsafe lines: socket options that `nix` lacks, fork, and the allocator's own call.
+//! The unsafe lines: socket options that `nix` lacks, fork, the allocator's own call, and a question
+//! to OpenSSL that its crate lacks.
 #![allow(unsafe_code)]
 
+use foreign_types::ForeignTypeRef;
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{fork, ForkResult};
+use openssl::nid::Nid;
+use openssl::ssl::SslRef;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -39,6 +43,18 @@ pub(super) fn set_defer_accept(fd: &impl AsFd, on: bool) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The first of the groups for the key exchange that both sides of a session know: the one that is
+/// used when we accept.
+pub(super) fn shared_group(ssl: &SslRef) -> Option<Nid> {
+    /// SSL_CTRL_GET_SHARED_GROUP of OpenSSL's ssl.h, what SSL_get_shared_group() asks for.
+    const GET_SHARED_GROUP: libc::c_int = 93;
+    // SAFETY: the session lives as long as it is borrowed; this question changes nothing in it and
+    // reads nothing through the null pointer.
+    let nid =
+        unsafe { openssl_sys::SSL_ctrl(ssl.as_ptr(), GET_SHARED_GROUP, 0, std::ptr::null_mut()) };
+    i32::try_from(nid).ok().filter(|nid| *nid > 0).map(Nid::from_raw)
 }
 
 /// Gives memory that nobody uses back to the system; glibc keeps what lies below something in use.

@@ -31,6 +31,8 @@ use words::{Curve, Protocols};
 const ALPN: &[u8] = b"\x0apostgresql";
 /// How many certificates may stand between a certificate and its authority.
 const DEPTH: u32 = 6;
+/// The size of the prime for DHE with clients.
+const DH_BITS: u32 = 2048;
 /// Where systems keep the authorities that they trust; the first is Debian's.
 const BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",

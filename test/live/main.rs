@@ -32,4 +32,6 @@ mod shutdown;
 mod signals;
 mod suspend;
 mod timeouts;
+mod tls_clients;
+mod tls_servers;
 mod upkeep;

@@ -23,10 +23,18 @@ pub(crate) struct Peer {
 impl Fake {
     /// Listens and runs `script` for each connection, after its first packet was read and SSLRequest was refused.
     pub(crate) fn start(script: impl Fn(Peer) + Send + Sync + 'static) -> Self {
+        Self::start_over(|stream| Some(Raw::over(stream)), script)
+    }
+
+    /// As `start`; `open` makes of a connection what is spoken over.
+    pub(crate) fn start_over(
+        open: impl Fn(TcpStream) -> Option<Raw> + Send + Sync + 'static,
+        script: impl Fn(Peer) + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let stop = Arc::new(AtomicBool::new(false));
-        let (ended, script) = (stop.clone(), Arc::new(script));
+        let (ended, script) = (stop.clone(), Arc::new((open, script)));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if ended.load(Ordering::Relaxed) {
@@ -34,7 +42,8 @@ impl Fake {
                 }
                 let (stream, script) = (stream.unwrap(), script.clone());
                 std::thread::spawn(move || {
-                    if let Some(peer) = Peer::accept(stream) {
+                    let (open, script) = &*script;
+                    if let Some(peer) = open(stream).and_then(Peer::accept) {
                         script(peer);
                     }
                 });
@@ -57,8 +66,7 @@ impl Drop for Fake {
 }
 
 impl Peer {
-    fn accept(stream: TcpStream) -> Option<Self> {
-        let mut raw = Raw::over(stream);
+    fn accept(mut raw: Raw) -> Option<Self> {
         loop {
             let first = raw.byte()?;
             let [a, b, c] = raw.bytes();

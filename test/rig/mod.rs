@@ -1,5 +1,6 @@
 //! What live tests stand on: PostgreSQL, a pooler under test, raw clients and servers that misbehave on purpose.
 
+pub(crate) mod certs;
 pub(crate) mod fake;
 pub(crate) mod fds;
 pub(crate) mod pooler;
@@ -8,6 +9,7 @@ pub(crate) mod raw;
 pub(crate) mod run;
 pub(crate) mod scratch;
 pub(crate) mod secrets;
+pub(crate) mod tls;
 pub(crate) mod wire;
 
 use std::time::{Duration, Instant};

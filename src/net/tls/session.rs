@@ -1,12 +1,13 @@
 //! One encrypted connection: OpenSSL on top of a socket that tells readiness by edges.
 
-use super::words;
+use super::{words, DH_BITS};
 use crate::auth::Names;
 use crate::core::Facts;
+use crate::net::sys;
 use mio::net::TcpStream;
 use openssl::error::ErrorStack;
 use openssl::nid::Nid;
-use openssl::pkey::{Id, PKey};
+use openssl::pkey::Id;
 use openssl::ssl::{ErrorCode, Ssl, SslRef, SslStream};
 use openssl::x509::X509Ref;
 use std::fmt;
@@ -229,28 +230,26 @@ fn text(ssl: &SslRef) -> String {
 /// The key exchange, as far as the reference shows it: not of TLS 1.3 with clients, and no curves
 /// but NIST's towards servers.
 fn key_exchange(ssl: &SslRef) -> String {
+    let cipher = ssl.current_cipher().map_or("", |cipher| cipher.name());
+    let curve = |nid: Option<Nid>| {
+        let name = nid.and_then(|nid| nid.short_name().ok());
+        name.map_or_else(String::new, |name| format!("/ECDH={name}"))
+    };
     let shown = match ssl.is_server() {
-        true if ssl.version_str() == "TLSv1.3" => None,
-        true => ssl.tmp_key().ok().map(|key| exchanged(&key, true)),
-        false => ssl.peer_tmp_key().ok().map(|key| exchanged(&key, false)),
+        true if cipher.starts_with("ECDHE-") => curve(sys::shared_group(ssl)),
+        true if cipher.starts_with("DHE-") => format!("/DH={DH_BITS}"),
+        true => String::new(),
+        false => match ssl.peer_tmp_key() {
+            Ok(key) if key.id() == Id::DH => format!("/DH={}", key.bits()),
+            Ok(key) if key.id() == Id::EC => {
+                curve(key.ec_key().ok().and_then(|key| key.group().curve_name()))
+            }
+            _ => String::new(),
+        },
     };
     // Nothing that was asked for in vain may look like the failure of what comes next.
     drop(ErrorStack::get());
-    shown.unwrap_or_default()
-}
-
-fn exchanged<T: openssl::pkey::HasPublic>(key: &PKey<T>, all_curves: bool) -> String {
-    let named = |name: &str| format!("/ECDH={name}");
-    match key.id() {
-        Id::EC => {
-            let nid = key.ec_key().ok().and_then(|key| key.group().curve_name());
-            nid.and_then(|nid| nid.short_name().ok()).map(named).unwrap_or_default()
-        }
-        Id::X25519 if all_curves => named("X25519"),
-        Id::X448 if all_curves => named("X448"),
-        Id::DH => format!("/DH={}", key.bits()),
-        _ => String::new(),
-    }
+    shown
 }
 
 /// The names in a certificate.
