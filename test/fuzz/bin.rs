@@ -4,4 +4,7 @@
 #[path = "targets/mod.rs"]
 mod targets;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::run(env!("CARGO_BIN_NAME"), data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let target = targets::TARGETS.iter().find(|(name, _)| *name == env!("CARGO_BIN_NAME"));
+    target.expect("a target of this name").1(data);
+});

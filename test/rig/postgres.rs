@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::OnceLock;
 
+use super::certs::certs;
 use super::scratch::{command, free_port, scratch, write};
 use super::wait_until;
 
@@ -42,7 +43,21 @@ pub(crate) struct Postgres {
 /// The PostgreSQL of this run, started on first use.
 pub(crate) fn postgres() -> &'static Postgres {
     static POSTGRES: OnceLock<Postgres> = OnceLock::new();
-    POSTGRES.get_or_init(Postgres::start)
+    POSTGRES.get_or_init(|| Postgres::start(&[]))
+}
+
+/// Another one that speaks TLS, too, with the pair `server`.
+pub(crate) fn secure_postgres() -> &'static Postgres {
+    static POSTGRES: OnceLock<Postgres> = OnceLock::new();
+    POSTGRES.get_or_init(|| {
+        let file = |kind: &str| certs().join(format!("server.{kind}")).display().to_string();
+        let [certificate, key] = ["crt", "key"].map(file);
+        Postgres::start(&[
+            "ssl=on".to_owned(),
+            format!("ssl_cert_file={certificate}"),
+            format!("ssl_key_file={key}"),
+        ])
+    })
 }
 
 /// Where PostgreSQL's programs are: `PG_BINDIR`, else the newest of Debian's folders, else the folder of `initdb` in `PATH`.
@@ -61,7 +76,7 @@ fn programs() -> PathBuf {
 }
 
 impl Postgres {
-    fn start() -> Self {
+    fn start(settings: &[String]) -> Self {
         let bin = programs();
         let folder = scratch().folder();
         let data = folder.join("data");
@@ -72,7 +87,7 @@ impl Postgres {
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         write(&data.join("pg_hba.conf"), HBA);
-        let port = launch(&bin, &folder, &data);
+        let port = launch(&bin, &folder, &data, settings);
         let postgres = Self { port, folder, bin };
         let out = postgres.psql("postgres", ROLES);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -111,7 +126,7 @@ impl Postgres {
 }
 
 /// Starts the server on a port that nobody else took meanwhile; returns the port.
-fn launch(bin: &Path, folder: &Path, data: &Path) -> u16 {
+fn launch(bin: &Path, folder: &Path, data: &Path, settings: &[String]) -> u16 {
     for _ in 0..10 {
         let port = free_port();
         let log = std::fs::File::create(folder.join("log")).unwrap();
@@ -121,6 +136,7 @@ fn launch(bin: &Path, folder: &Path, data: &Path) -> u16 {
             .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-k"])
             .arg(folder)
             .args(["-c", "fsync=off", "-c", "max_connections=300", "-c", "log_min_messages=fatal"])
+            .args(settings.iter().flat_map(|setting| ["-c", setting.as_str()]))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

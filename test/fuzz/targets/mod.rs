@@ -21,12 +21,6 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("ini", files::ini),
 ];
 
-/// Runs one target by name.
-pub(crate) fn run(name: &str, data: &[u8]) {
-    let target = TARGETS.iter().find(|(of, _)| *of == name);
-    target.expect("a target of this name").1(data);
-}
-
 /// Cuts an input into fields: a byte with the length, then so many bytes, or as many as there are.
 struct Fields<'a>(&'a [u8]);
 
