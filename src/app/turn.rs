@@ -78,6 +78,11 @@ impl Around for Surrounding<'_> {
     }
 }
 
+/// True if everything that was said to this client has been sent.
+fn is_heard(net: &Net, id: ClientId) -> bool {
+    net.relay().pending_on(Peer::Client(id)).unsent == 0
+}
+
 impl Process {
     /// Turns until something ends the process; its exit code.
     pub(super) fn run(&mut self) -> u8 {
@@ -89,7 +94,9 @@ impl Process {
     }
 
     fn turn(&mut self) {
-        let until_tick = match self.core.is_pending() {
+        let net = &self.net;
+        let is_due = self.core.is_pending() || self.core.has_left(|id| is_heard(net, id));
+        let until_tick = match is_due {
             true => Micros(0),
             false => self.next_tick.since(self.clock.now()),
         };
@@ -121,6 +128,9 @@ impl Process {
                 return self.print();
             }
         }
+        let net = &self.net;
+        self.core.go_on_console(|id| is_heard(net, id));
+        self.perform();
         // Whom a client that has gone makes room for comes before what happens next.
         for _ in 0..ROUNDS {
             self.core.turn_end();

@@ -144,7 +144,8 @@ settings! {
     conffile: Option<String> = NULL, Reload, NOW;
     /// How many servers a pool (a database and a user) may have; 0 is without limit.
     default_pool_size: i32 = text("20"), Reload, NOW;
-    /// Drop clients that use the simple query protocol. This includes every console client.
+    /// Drop clients that use the simple query protocol, also those of the console: it speaks the
+    /// extended one, too.
     disable_pqexec: Flag = text("0"), Restart, NOW;
     /// How long an address found in the DNS is used.
     dns_max_ttl: Micros = text("15"), Reload, NOW;

@@ -171,7 +171,7 @@ pub enum Action {
     /// Go over to TLS: with a client that has asked for it (its request is the packet that waits),
     /// or with a server if it likes; [`Decisions::secured`] follows.
     StartTls(Peer),
-    /// A console client has commands waiting (`Core::next_command`).
+    /// A console client has requests waiting (`Core::next_ask`).
     Console(ClientId),
     /// Read the configuration again; the console client, if any, awaits the answer.
     Reload(Option<ClientId>),

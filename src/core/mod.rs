@@ -108,8 +108,10 @@ pub struct Core {
     tls: Modes,
     shutdown: Option<Shutdown>,
     waiters: Vec<Waiter>,
-    /// Consoles that are read again from the next turn on.
+    /// Consoles that are read again from the end of this turn on.
     stalled: Vec<ClientId>,
+    /// Consoles that go on in a later turn, one in each, the first that was left first.
+    left_consoles: VecDeque<ClientId>,
     suspension: Option<Suspension>,
     period: Period,
     stats_period: i32,
@@ -151,6 +153,7 @@ impl Core {
             shutdown: None,
             waiters: Vec::new(),
             stalled: Vec::new(),
+            left_consoles: VecDeque::new(),
             suspension: None,
             period: Period {
                 newer: around.now,
@@ -239,7 +242,8 @@ impl Core {
         self.actions.extend(self.stalled.drain(..).map(Action::Resume));
     }
 
-    /// True if the next turn has something to do without waiting for an event.
+    /// True if the next turn has something to do without waiting for an event; see also
+    /// [`Core::has_left`].
     pub fn is_pending(&self) -> bool {
         !(self.actions.is_empty() && self.pending.is_empty() && self.stalled.is_empty())
     }

@@ -182,11 +182,13 @@ impl Scene {
         for _ in 0..10_000 {
             self.perform();
             if !self.relay.pump_ready(&mut self.core) {
+                self.core.go_on_console(|_| true);
                 self.core.turn_end();
                 let relay = &self.relay;
                 self.core.check_suspension(|peer| relay.is_idle(peer));
                 self.perform();
-                if !self.core.is_pending() && !self.relay.pending() {
+                let more = self.core.is_pending() || self.core.has_left(|_| true);
+                if !more && !self.relay.pending() {
                     return;
                 }
             }
