@@ -87,6 +87,7 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let config = load(run, &mut starting)?;
     let settings = config.settings.clone();
     let users = files::load_users(&settings, &mut starting.journal);
+    let rules = files::load_rules(&settings, &mut starting.journal);
     // Keys may be readable by root only.
     let tls = set_up_tls(&settings, &mut starting)?;
     // Nothing has been written so far, so that the log file belongs to the user to switch to.
@@ -110,6 +111,7 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let (clients, servers) = tls.modes();
     core.set_tls_modes(clients, servers);
     core.set_users(users.unwrap_or_default());
+    core.set_rules(rules.unwrap_or_default());
     let expected = expected_descriptors(&core, &settings);
     let limit = daemon::limit_line(i64::from(settings.max_client_conn), expected);
     starting.say(Level::Log, limit)?;
@@ -202,7 +204,7 @@ fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), F
         starting.say(Level::Warning, text)?;
     }
     let auth_type = config.settings.auth_type;
-    if matches!(auth_type, AuthType::Hba | AuthType::Cert | AuthType::Pam | AuthType::Ldap) {
+    if matches!(auth_type, AuthType::Pam | AuthType::Ldap) {
         let text = format!(
             "auth_type={} is not available in this version of pgturnstile: all logins are refused",
             auth_type.word()

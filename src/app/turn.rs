@@ -5,7 +5,7 @@ use super::log::{Broken, LocalZone, Log};
 use super::signal::{Signal, Signals};
 use super::{files, options};
 use crate::base::{Level, Micros, Objects};
-use crate::config::Settings;
+use crate::config::{AuthType, Settings};
 use crate::console::{self, Around, Listening};
 use crate::core::pause;
 use crate::core::{Action, ClientId, Core, Peer};
@@ -13,6 +13,7 @@ use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
 use crate::net::tls::Tls;
 use crate::net::{Event, Net};
+use nix::unistd::User;
 use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -150,7 +151,20 @@ impl Process {
     fn accept(&mut self, listener: usize) {
         while let Some((stream, origin)) = self.net.accept(listener) {
             let id = self.core.accepted(origin);
+            if origin.uid.is_some() {
+                self.name_peers();
+            }
             self.net.add_client(id, stream, &mut self.core);
+        }
+    }
+
+    /// Looks up who is at the other end of Unix sockets, if that is asked for. The system's user
+    /// database may answer slowly if it is a network service; everybody waits for it.
+    fn name_peers(&mut self) {
+        for (id, uid) in self.core.unnamed_peers() {
+            if let Ok(Some(user)) = User::from_uid(uid.into()) {
+                self.core.name_peer(id, user.name);
+            }
         }
     }
 
@@ -219,11 +233,13 @@ impl Process {
         let file = settings.conffile.clone().unwrap_or_default();
         let (config, complete) = files::load(&settings, &file, false, &mut self.core.journal);
         self.core.configure(config, complete);
+        let mut succeeded = complete;
         if complete {
             let settings = self.core.settings().clone();
             if let Some(users) = files::load_users(&settings, &mut self.core.journal) {
                 self.core.set_users(users);
             }
+            succeeded = self.reload_rules(&settings);
         } else {
             let line = "config file loading failed".to_owned();
             self.core.journal.line(Level::Warning, line);
@@ -233,8 +249,20 @@ impl Process {
         self.print();
         self.log.reopen();
         if let Some(id) = console {
-            console::reload_done(&mut self.core, id, complete && has_tls);
+            console::reload_done(&mut self.core, id, succeeded && has_tls);
         }
+    }
+
+    /// Reads the HBA file again; false if it can't be opened: then the rules in force stay (config
+    /// 5.4).
+    fn reload_rules(&mut self, settings: &Settings) -> bool {
+        let rules = files::load_rules(settings, &mut self.core.journal);
+        let missing = rules.is_none() && settings.auth_type == AuthType::Hba;
+        if !missing {
+            self.core.set_rules(rules.unwrap_or_default());
+        }
+        self.name_peers();
+        !missing
     }
 
     /// Sets TLS up again; on failure all stays as it was.

@@ -3,9 +3,12 @@
 
 pub mod connstr;
 pub mod entries;
+pub mod hba;
+pub mod ident;
 pub mod ini;
 pub mod manual;
 pub mod settings;
+mod token;
 pub mod users;
 pub mod value;
 

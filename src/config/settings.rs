@@ -101,9 +101,9 @@ settings! {
     /// File with user names and passwords; read at start and reload only.
     auth_file: Option<String> = NULL, Reload, NOW;
     /// HBA file, read at start and reload if auth_type is hba.
-    auth_hba_file: String = text(""), Reload, LATER;
+    auth_hba_file: String = text(""), Reload, NOW;
     /// File that maps system users to database users, for HBA rules with peer and cert.
-    auth_ident_file: Option<String> = NULL, Reload, LATER;
+    auth_ident_file: Option<String> = NULL, Reload, NOW;
     /// Options for auth_type ldap.
     auth_ldap_options: Option<String> = NULL, Reload, LATER;
     /// Query that fetches a user's password; must return the name and the password.

@@ -93,6 +93,8 @@ faults! {
     told CERT_FAILED "certificate authentication failed"
     told PAM_FAILED "PAM authentication failed"
     told LDAP_MISSING "ldap is not supported by this build"
+    told PEER_FAILED "unix socket login rejected"
+    told REJECTED "login rejected"
     told NO_METHOD "no authentication method is found"
     told EMPTY_PASSWORD "empty password returned by client"
     told USER_NAME_TOO_LONG "username too long"

@@ -30,6 +30,7 @@ impl Core {
             self.log_attempt(id);
             return self.authenticated_client(id, sink);
         }
+        self.choose_method(id, user);
         let known = match self.settings.auth_type {
             AuthType::Any => {
                 if is_console {

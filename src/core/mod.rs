@@ -18,6 +18,7 @@ pub mod janitor;
 mod limits;
 mod login;
 pub mod memory;
+mod method;
 pub mod pause;
 pub mod pool;
 mod prove;
@@ -46,6 +47,7 @@ pub use face::{
 
 use crate::base::random::Random;
 use crate::base::{Arena, Journal, Level, Links, List, Micros};
+use crate::config::hba::Rules;
 use crate::config::{DatabaseEntry, PeerEntry, PoolMode, Settings};
 use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
@@ -87,6 +89,8 @@ pub struct Core {
     database_names: BTreeMap<Rc<str>, DatabaseId>,
     autodb: Option<String>,
     users: Arena<User>,
+    /// The rules of the HBA file.
+    rules: Rules,
     user_names: BTreeMap<Rc<str>, UserId>,
     peers: BTreeMap<u32, PeerEntry>,
     pools: Arena<Pool>,
@@ -135,6 +139,7 @@ impl Core {
             database_names: BTreeMap::new(),
             autodb: None,
             users: Arena::default(),
+            rules: Rules::default(),
             user_names: BTreeMap::new(),
             peers: BTreeMap::new(),
             pools: Arena::default(),

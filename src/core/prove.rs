@@ -7,7 +7,7 @@ use super::login::Stage;
 use super::Core;
 use crate::auth::{self, Accepted, ScramError, ScramSecret, Secret, ServerExchange, Verifier};
 use crate::base::Level;
-use crate::config::AuthType;
+use crate::config::hba::Method;
 use crate::wire::{write, Reader};
 
 impl Core {
@@ -20,20 +20,29 @@ impl Core {
     ) -> Result<(), Fault> {
         let secret = known.and_then(|user| self.users.get(user)).map(|user| &user.secret);
         let is_scram = matches!(secret, Some(Secret::Scram(_)));
-        let stage = match self.settings.auth_type {
-            AuthType::Any => return self.authenticated_client(id, sink),
-            AuthType::Trust if known.is_some() => return self.authenticated_client(id, sink),
-            AuthType::Trust => return Err(fault::TRUST_FAILED),
-            AuthType::Plain => {
+        let stage = match self.method(id).ok_or(fault::NO_METHOD)? {
+            Method::Any => return self.authenticated_client(id, sink),
+            Method::Trust if known.is_some() => return self.authenticated_client(id, sink),
+            Method::Trust => return Err(fault::TRUST_FAILED),
+            Method::Reject => return Err(fault::REJECTED),
+            Method::Peer(map) => {
+                self.check_peer(id, known, map.as_deref())?;
+                return self.authenticated_client(id, sink);
+            }
+            Method::Cert(map) => {
+                self.check_certificate(id, known, map.as_deref())?;
+                return self.authenticated_client(id, sink);
+            }
+            Method::Password => {
                 write::authentication(&mut sink.to_client, 3, b"");
                 Stage::Plain
             }
-            AuthType::Md5 if !is_scram => {
+            Method::Md5 if !is_scram => {
                 let salt = self.random.bytes();
                 write::authentication(&mut sink.to_client, 5, &salt);
                 Stage::Md5(salt)
             }
-            AuthType::Md5 | AuthType::ScramSha256 => {
+            Method::Md5 | Method::ScramSha256 => {
                 let (verifier, stored) = self.verifier(id, known);
                 let tls = self.clients.get(id).and_then(|client| client.tls());
                 let end_point = tls.map_or(&b""[..], |tls| &tls.end_point);
@@ -42,10 +51,8 @@ impl Core {
                 Stage::Sasl(Box::new(exchange), stored)
             }
             // These come with a later version; until then they let nobody in.
-            AuthType::Cert => return Err(fault::CERT_FAILED),
-            AuthType::Hba => return Err(fault::NO_METHOD),
-            AuthType::Ldap => return Err(fault::LDAP_MISSING),
-            AuthType::Pam => return Err(fault::PAM_FAILED),
+            Method::Ldap(_) => return Err(fault::LDAP_MISSING),
+            Method::Pam => return Err(fault::PAM_FAILED),
         };
         self.set_stage(id, stage);
         Ok(())

@@ -8,6 +8,7 @@ mod rig;
 mod console;
 mod exporter;
 mod fds;
+mod hba;
 mod limits;
 mod sessions;
 mod tables;

@@ -10,7 +10,7 @@ use openssl::ssl::{Ssl, SslContext, SslFiletype, SslMethod, SslStream};
 
 use crate::rig::certs::certs;
 use crate::rig::pooler::{Pooler, Setup};
-use crate::rig::postgres::{postgres, secure_postgres};
+use crate::rig::postgres::{postgres, tls_postgres};
 use crate::rig::tls::offers;
 use crate::rig::wire::{special, SSL_REQUEST};
 
@@ -87,7 +87,7 @@ fn hand_on(from: &mut impl Read, to: &mut impl Write) -> std::io::Result<bool> {
 
 #[test]
 fn logins_are_bound_on_both_sides() {
-    let at = secure_postgres();
+    let at = tls_postgres();
     let stored = "select rolpassword from pg_authid where rolname = 'passer'";
     let secret = at.value("postgres", stored);
     for (user, line) in [
@@ -113,7 +113,7 @@ fn logins_are_bound_on_both_sides() {
 
 #[test]
 fn somebody_between_client_and_pooler_is_found_out() {
-    let pooler = start(secure_postgres().port, "scram-sha-256", "\"scramy\" \"scramy-pw\"");
+    let pooler = start(tls_postgres().port, "scram-sha-256", "\"scramy\" \"scramy-pw\"");
     let between = somebody_in_between(pooler.port);
     let bind = |binding| psql(between, "require", binding, "scramy", "select 1");
     assert_eq!(answer(&bind("disable")), "1");
@@ -126,7 +126,7 @@ fn somebody_between_client_and_pooler_is_found_out() {
 
 #[test]
 fn somebody_between_pooler_and_server_is_found_out() {
-    let at = secure_postgres();
+    let at = tls_postgres();
     let between = somebody_in_between(at.port);
     // PostgreSQL tells who hears of the check only what a failed check means.
     let out = psql(between, "require", "prefer", "scramy", "select 1");

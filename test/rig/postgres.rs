@@ -43,20 +43,21 @@ pub(crate) struct Postgres {
 /// The PostgreSQL of this run, started on first use.
 pub(crate) fn postgres() -> &'static Postgres {
     static POSTGRES: OnceLock<Postgres> = OnceLock::new();
-    POSTGRES.get_or_init(|| Postgres::start(&[]))
+    POSTGRES.get_or_init(|| Postgres::start(HBA, &[]))
 }
 
-/// Another one that speaks TLS, too, with the pair `server`.
-pub(crate) fn secure_postgres() -> &'static Postgres {
+/// A second PostgreSQL that speaks TLS, too, and lets its users in with TLS only.
+pub(crate) fn tls_postgres() -> &'static Postgres {
     static POSTGRES: OnceLock<Postgres> = OnceLock::new();
     POSTGRES.get_or_init(|| {
-        let file = |kind: &str| certs().join(format!("server.{kind}")).display().to_string();
-        let [certificate, key] = ["crt", "key"].map(file);
-        Postgres::start(&[
+        let certs = certs().display();
+        let options = [
             "ssl=on".to_owned(),
-            format!("ssl_cert_file={certificate}"),
-            format!("ssl_key_file={key}"),
-        ])
+            format!("ssl_cert_file={certs}/server.crt"),
+            format!("ssl_key_file={certs}/server.key"),
+            format!("ssl_ca_file={certs}/ca.crt"),
+        ];
+        Postgres::start(&HBA.replace("\nhost ", "\nhostssl "), &options)
     })
 }
 
@@ -76,7 +77,7 @@ fn programs() -> PathBuf {
 }
 
 impl Postgres {
-    fn start(settings: &[String]) -> Self {
+    fn start(hba: &str, options: &[String]) -> Self {
         let bin = programs();
         let folder = scratch().folder();
         let data = folder.join("data");
@@ -86,8 +87,8 @@ impl Postgres {
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        write(&data.join("pg_hba.conf"), HBA);
-        let port = launch(&bin, &folder, &data, settings);
+        write(&data.join("pg_hba.conf"), hba);
+        let port = launch(&bin, &folder, &data, options);
         let postgres = Self { port, folder, bin };
         let out = postgres.psql("postgres", ROLES);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -126,7 +127,7 @@ impl Postgres {
 }
 
 /// Starts the server on a port that nobody else took meanwhile; returns the port.
-fn launch(bin: &Path, folder: &Path, data: &Path, settings: &[String]) -> u16 {
+fn launch(bin: &Path, folder: &Path, data: &Path, options: &[String]) -> u16 {
     for _ in 0..10 {
         let port = free_port();
         let log = std::fs::File::create(folder.join("log")).unwrap();
@@ -136,7 +137,7 @@ fn launch(bin: &Path, folder: &Path, data: &Path, settings: &[String]) -> u16 {
             .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-k"])
             .arg(folder)
             .args(["-c", "fsync=off", "-c", "max_connections=300", "-c", "log_min_messages=fatal"])
-            .args(settings.iter().flat_map(|setting| ["-c", setting.as_str()]))
+            .args(options.iter().flat_map(|option| ["-c", option]))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

@@ -3,7 +3,8 @@
 use super::scene::configured;
 use pgturnstile::auth::{ScramSecret, Secret};
 use pgturnstile::base::Journal;
-use pgturnstile::config::{self, users, Settings, PARAMS};
+use pgturnstile::config::hba::{self, Connection};
+use pgturnstile::config::{self, ident, users, Settings, PARAMS};
 use std::io::{self, ErrorKind};
 
 /// auth_file. What was read is written again and must read the same.
@@ -69,5 +70,44 @@ pub(super) fn ini(data: &[u8]) {
         core.turn_end();
         core.tick();
         while core.next_action().is_some() {}
+    }
+}
+
+/// The HBA file; behind a byte 1 begins the file `@a`, behind another one the ident file. The rules
+/// are asked about connections.
+pub(super) fn hba(data: &[u8]) {
+    let mut parts = data.split(|byte| *byte == 1);
+    let mut part = || parts.next().unwrap_or_default();
+    let (main, named, maps) = (part(), part(), part());
+    let mut journal = Journal::default();
+    let maps = ident::parse(maps, &mut journal);
+    let mut read = |name: &str| -> io::Result<Vec<u8>> {
+        match name {
+            "a" => Ok(named.to_vec()),
+            _ => Err(ErrorKind::NotFound.into()),
+        }
+    };
+    let rules = hba::parse("hba", main, &maps, &mut read, &mut journal);
+    assert!(rules.len() <= main.split(|byte| *byte == b'\n').count());
+    let addresses = [None, Some([127, 0, 0, 1].into()), Some([0xfe80, 0, 0, 0, 0, 0, 0, 1].into())];
+    for address in addresses {
+        for (tls, user) in [(false, "d"), (true, "u"), (true, "")] {
+            let physical_replication = tls && user.is_empty();
+            let at = Connection { address, tls, database: "d", user, physical_replication };
+            rules.first(&at);
+        }
+    }
+    let mut core = configured("[pgbouncer]\nauth_type = hba\n");
+    core.set_rules(rules);
+}
+
+/// The ident file. Its maps are asked about names.
+pub(super) fn ident(data: &[u8]) {
+    let maps = ident::parse(data, &mut Journal::default());
+    for map in maps.values() {
+        for (user, name) in [("u", "u"), ("", ""), ("admin", "root@EXAMPLE.COM")] {
+            map.admits(user, &[name], |other| other == name);
+            assert!(!map.admits("nobody else", &[], |_| false), "a map without names");
+        }
     }
 }

@@ -19,6 +19,8 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("sasl_client", sasl::client),
     ("userlist", files::userlist),
     ("ini", files::ini),
+    ("hba", files::hba),
+    ("ident", files::ident),
 ];
 
 /// Cuts an input into fields: a byte with the length, then so many bytes, or as many as there are.

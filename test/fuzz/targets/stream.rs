@@ -2,8 +2,12 @@
 
 use super::scene::{assert_packets, Scene, PASSWORD};
 use super::Fields;
+use pgturnstile::base::Journal;
+use pgturnstile::config::hba;
+use pgturnstile::config::ident::IdentMaps;
 use pgturnstile::core::{Decisions, Peer};
 use pgturnstile::wire::write;
+use std::io::ErrorKind;
 
 /// What a server that lets everybody in says first.
 const WELCOME: &[u8] = b"R\0\0\0\x08\0\0\0\0S\0\0\0\x11TimeZone\0GMT\0\
@@ -16,13 +20,16 @@ const ANSWER: &[u8] = b"C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
 pub(super) fn startup(data: &[u8]) {
     let mut fields = Fields(data);
     let choice = fields.byte();
-    let method = ["any", "trust", "plain", "md5", "scram-sha-256"];
+    let method = ["any", "trust", "plain", "md5", "scram-sha-256", "hba"];
     let method = method[usize::from(choice & 7) % method.len()];
     let mut scene = Scene::new(&format!(
         "auth_type = {method}\nclient_login_timeout = 5\nquery_wait_timeout = 5\n\
          pool_mode = transaction\nscram_iterations = 1\napplication_name_add_host = 1\n\
          login_notify_message = hello\nignore_startup_parameters = ssl_renegotiation, options\n"
     ));
+    let rules = b"local all u trust\nhost d u 127.0.0.1/32 scram-sha-256\nhost all all all md5\n";
+    let (maps, mut none) = (IdentMaps::default(), |_: &str| Err(ErrorKind::NotFound.into()));
+    scene.core.set_rules(hba::parse("hba", rules, &maps, &mut none, &mut Journal::default()));
     let client = scene.client(choice & 8 != 0);
     let piece = if choice & 32 != 0 { 7 } else { 4096 };
     let mut answered = 0;
