@@ -12,7 +12,7 @@ SAMPLES  = $(wildcard etc/*.ini) etc/userlist.txt
 
 export CARGO
 .DEFAULT_GOAL := build
-.PHONY: build check test sim live compat bench demo doc install deps build-deps demo-deps help
+.PHONY: build check test sim fuzz live compat bench demo doc install deps build-deps demo-deps help
 
 build: build-deps ## release binary: target/release/pgturnstile (default)
 	$(CARGO) build --release --locked
@@ -27,6 +27,16 @@ test: build-deps ## unit tests
 
 sim: build-deps ## simulation of the core; SEEDS=5000 sweeps, SEED=17 replays one with a trace
 	$(CARGO) test --locked --test sim -- --nocapture
+
+# Any compiler that builds the rest will do: without a sanitizer cargo-fuzz needs no nightly one.
+fuzz: build-deps ## looks for inputs that break a target of test/fuzz: T=startup SECONDS=60
+	@test/bin/deps.sh fuzzer
+	@test -d test/fuzz/corpus/$(or $(T),none) || { echo "T is one of:" $$(ls test/fuzz/corpus); exit 1; }
+	@mkdir -p target/fuzz/corpus/$(T) target/fuzz/found
+	@cp Cargo.lock test/fuzz/
+	cd test/fuzz && $(CARGO) fuzz run --fuzz-dir . --target-dir $(CURDIR)/target/fuzz -s none $(T) \
+		$(CURDIR)/target/fuzz/corpus/$(T) corpus/$(T) -- -max_total_time=$(or $(SECONDS),60) \
+		-max_len=2000 -timeout=10 -artifact_prefix=$(CURDIR)/target/fuzz/found/$(T)-
 
 live: deps ## against a real PostgreSQL
 	$(CARGO) test --locked --test live

@@ -16,7 +16,7 @@ mod secret;
 pub use self::md5::{md5_answer, md5_hash, Md5Hash};
 pub use key::{same, Key};
 pub use names::Names;
-pub use scram::{mock_salt, PassKeys, SaltedKeys, ScramSecret, MECHANISM};
+pub use scram::{mock_salt, PassKeys, SaltedKeys, ScramSecret, MECHANISM, MECHANISM_PLUS};
 pub use scram_client::{Challenge, ClientExchange, Credential};
 pub use scram_error::ScramError;
 pub use scram_server::{Accepted, ServerExchange, Verifier};

@@ -8,8 +8,12 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use zeroize::{Zeroize, Zeroizing};
 
-/// The only SASL mechanism spoken, in either direction.
+/// The SASL mechanism spoken in both directions (RFC 7677).
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// The same, tied to the TLS connection around it.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// The GS2 header of `MECHANISM_PLUS`: the only type of channel binding spoken (RFC 5929, 4).
+pub(super) const GS2_BOUND: &str = "p=tls-server-end-point,,";
 
 /// A stored SCRAM secret: enough to verify a password, not enough to prove knowing it.
 #[derive(Clone, Debug, PartialEq, Eq)]

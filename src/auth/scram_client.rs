@@ -1,9 +1,9 @@
 //! SCRAM-SHA-256 towards PostgreSQL: we are the one who proves (auth 5.4, 5.5).
 
 use super::key::Key;
-use super::scram::{hash, hmac, PassKeys, SaltedKeys, MECHANISM};
+use super::scram::{hash, hmac, PassKeys, SaltedKeys, GS2_BOUND, MECHANISM, MECHANISM_PLUS};
 use super::scram_error::ScramError;
-use super::scram_text::{decode, encode, iterations, until_nul, Reader};
+use super::scram_text::{binding, decode, encode, iterations, until_nul, Reader};
 use super::secret::Secret;
 use std::fmt;
 use zeroize::Zeroizing;
@@ -12,9 +12,10 @@ use zeroize::Zeroizing;
 const MAX_FINAL: usize = 507;
 /// The longest text of a server's `e=` that we repeat, in bytes.
 const MAX_SERVER_TEXT: usize = 400;
-const GS2_HEADER: &str = "n,,";
-/// `c=` and the GS2 header in base64.
-const BINDING: &str = "c=biws";
+/// GS2 header of a client that does no channel binding.
+const GS2_UNBOUND: &str = "n,,";
+/// GS2 header of a client that would, but the server offered none.
+const GS2_UNOFFERED: &str = "y,,";
 
 /// What we have to log in to a server with.
 #[derive(Clone)]
@@ -69,6 +70,9 @@ pub enum Challenge {
 pub struct ClientExchange {
     credential: Credential,
     salted: Option<SaltedKeys>,
+    /// Hash of the server's certificate; empty if there is none to bind to.
+    end_point: Vec<u8>,
+    gs2_header: &'static str,
     nonce: String,
     /// client-first-message-bare
     bare: String,
@@ -102,6 +106,8 @@ impl ClientExchange {
         Self {
             credential,
             salted,
+            end_point: Vec::new(),
+            gs2_header: GS2_UNBOUND,
             bare: format!("n=,r={nonce}"),
             nonce,
             state: State::Start,
@@ -109,18 +115,40 @@ impl ClientExchange {
         }
     }
 
+    /// Chooses SCRAM-SHA-256-PLUS if the server offers it, and tells a server that does not what
+    /// it did not offer, so that a list that was shortened on the way is found out. `end_point` is
+    /// the hash of the certificate that the server showed (tls-server-end-point, RFC 5929, 4.1); if
+    /// it is empty, nothing changes.
+    pub fn bound_to(self, end_point: &[u8]) -> Self {
+        Self { end_point: end_point.to_vec(), ..self }
+    }
+
+    /// The mechanism chosen by `begin`.
+    pub fn mechanism(&self) -> &'static str {
+        match self.gs2_header {
+            GS2_BOUND => MECHANISM_PLUS,
+            _ => MECHANISM,
+        }
+    }
+
     /// Takes the list of AuthenticationSASL (zero-terminated names, then a zero). Returns the
-    /// client-first-message for SASLInitialResponse, whose mechanism is `MECHANISM`.
+    /// client-first-message for SASLInitialResponse; `mechanism` goes with it.
     pub fn begin(&mut self, mechanisms: &[u8]) -> Result<Vec<u8>, ScramError> {
         if !matches!(self.state, State::Start) {
             return Err(ScramError::DuplicateSasl);
         }
-        let mut names = mechanisms.split(|b| *b == 0).take_while(|name| !name.is_empty());
-        if !names.any(|name| name == MECHANISM.as_bytes()) {
-            return Err(ScramError::NoMechanism);
-        }
+        let offers = |wanted: &str| {
+            let mut names = mechanisms.split(|b| *b == 0).take_while(|name| !name.is_empty());
+            names.any(|name| name == wanted.as_bytes())
+        };
+        self.gs2_header = match (self.end_point.is_empty(), offers(MECHANISM_PLUS)) {
+            (false, true) => GS2_BOUND,
+            _ if !offers(MECHANISM) => return Err(ScramError::NoMechanism),
+            (false, false) => GS2_UNOFFERED,
+            (true, _) => GS2_UNBOUND,
+        };
         self.state = State::Begun;
-        Ok(format!("{GS2_HEADER}{}", self.bare).into_bytes())
+        Ok(format!("{}{}", self.gs2_header, self.bare).into_bytes())
     }
 
     /// Takes the body of AuthenticationSASLContinue, after the code. Returns the body of
@@ -231,7 +259,9 @@ impl ClientExchange {
         if !reader.rest().is_empty() {
             return Err(ScramError::GarbageInServerFirst);
         }
-        let without_proof = [BINDING.as_bytes(), b",r=", nonce].concat();
+        let data = if self.gs2_header == GS2_BOUND { &self.end_point[..] } else { b"" };
+        let binding = binding(self.gs2_header, data);
+        let without_proof = [b"c=", binding.as_bytes(), b",r=", nonce].concat();
         const PROOF: usize = ",p=".len() + 44;
         if without_proof.len().saturating_add(PROOF) > MAX_FINAL {
             return Err(ScramError::TooLong);

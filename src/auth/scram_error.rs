@@ -5,7 +5,7 @@ use std::fmt;
 /// A failed login step. `Display` is the text of the log line at level ERROR (auth 5.1, 5.5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScramError {
-    /// The client chose a mechanism other than SCRAM-SHA-256.
+    /// The client chose a mechanism that was not offered.
     Mechanism,
     /// GS2 flag other than `n`, `y`, `p`.
     BindingFlag(u8),
@@ -21,8 +21,18 @@ pub enum ScramError {
     NotAnAttribute(u8),
     /// Some attribute came without its `=`.
     AnyEquals(u8),
-    /// GS2 flag `p`.
+    /// GS2 flag `p` where no channel binding is to be had.
     BindingRequired,
+    /// SCRAM-SHA-256-PLUS without GS2 flag `p`.
+    PlusUnbound,
+    /// GS2 flag `p` without SCRAM-SHA-256-PLUS.
+    BoundWithoutPlus,
+    /// GS2 flag `y`, though SCRAM-SHA-256-PLUS was offered: somebody took it out of the list.
+    BindingDowngrade,
+    /// A type of channel binding other than tls-server-end-point; printable.
+    BindingType(String),
+    /// `c=` speaks of another TLS connection than ours: somebody is in between.
+    BindingDiffers,
     /// `a=` in the GS2 header.
     AuthorizationIdentity,
     /// `m=` in a client-first-message.
@@ -126,6 +136,14 @@ impl ScramError {
             Self::AnyEquals(name) => {
                 format!("expected character \"=\" after attribute \"{}\"", char::from(*name))
             }
+            Self::PlusUnbound => {
+                "client selected SCRAM-SHA-256-PLUS, but the message does not include \
+                                  channel binding data"
+                    .into()
+            }
+            Self::BoundWithoutPlus => "client selected SCRAM-SHA-256 without channel binding, but \
+                                       the message includes channel binding data"
+                .into(),
             Self::MalformedProof => "malformed proof in client-final-message".into(),
             Self::GarbageInClientFinal => "garbage at the end of client-final-message".into(),
             Self::TooLong => "nonce too long".into(),
@@ -146,6 +164,11 @@ impl ScramError {
             Self::BindingRequired => {
                 "client requires SCRAM channel binding, but it is not supported"
             }
+            Self::BindingDowngrade => {
+                "SCRAM channel binding negotiation error (client supports channel binding, but \
+                 thinks that this server does not)"
+            }
+            Self::BindingDiffers => "SCRAM channel binding check failed",
             Self::AuthorizationIdentity => {
                 "client uses authorization identity, but it is not supported"
             }
@@ -189,12 +212,15 @@ impl ScramError {
 
 impl fmt::Display for ScramError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Self::FromServer(text) = self {
-            return write!(f, "error received from server in SCRAM exchange: {text}");
-        }
-        match self.malformed() {
-            Some(what) => write!(f, "malformed SCRAM message ({what})"),
-            None => f.write_str(self.plain()),
+        match (self, self.malformed()) {
+            (Self::FromServer(text), _) => {
+                write!(f, "error received from server in SCRAM exchange: {text}")
+            }
+            (Self::BindingType(name), _) => {
+                write!(f, "unsupported SCRAM channel-binding type \"{name}\"")
+            }
+            (_, Some(what)) => write!(f, "malformed SCRAM message ({what})"),
+            (_, None) => f.write_str(self.plain()),
         }
     }
 }

@@ -1,13 +1,16 @@
 //! SCRAM-SHA-256 towards clients: we are the one who verifies (auth 5.1, 5.2).
 
 use super::key::{same, Key};
-use super::scram::{hash, hmac, PassKeys, ScramSecret, MECHANISM};
+use super::scram::{hash, hmac, PassKeys, ScramSecret, GS2_BOUND, MECHANISM, MECHANISM_PLUS};
 use super::scram_error::ScramError;
-use super::scram_text::{decode, encode, until_nul, Reader};
+use super::scram_text::{binding, decode, encode, until_nul, Reader};
+use std::borrow::Cow;
 use zeroize::Zeroizing;
 
 /// AuthenticationSASLContinue fits into 512 bytes, of which 9 are header.
 const MAX_FIRST: usize = 503;
+/// The longest name of a channel binding that we repeat, in bytes.
+const MAX_BINDING_TYPE: usize = 30;
 
 /// What a client's proof is held against.
 #[derive(Clone, Debug)]
@@ -38,6 +41,8 @@ pub struct Accepted {
 #[derive(Debug)]
 pub struct ServerExchange {
     state: State,
+    /// What `c=` must be under SCRAM-SHA-256-PLUS; `None` if that is not offered.
+    bound: Option<String>,
     complaint: Option<ScramError>,
 }
 
@@ -53,7 +58,8 @@ struct Challenged {
     secret: ScramSecret,
     mock: bool,
     /// What `c=` must be.
-    binding: &'static [u8],
+    binding: Cow<'static, str>,
+    plus: bool,
     /// The client's nonce and ours.
     nonce: Vec<u8>,
     /// client-first-message-bare `,` server-first-message `,`
@@ -61,9 +67,24 @@ struct Challenged {
 }
 
 impl ServerExchange {
-    /// Begins where AuthenticationSASL has been sent.
+    /// Begins where AuthenticationSASL with `mechanisms` has been sent.
     pub fn new(verifier: Verifier) -> Self {
-        Self { state: State::Start(verifier), complaint: None }
+        Self { state: State::Start(verifier), bound: None, complaint: None }
+    }
+
+    /// Offers SCRAM-SHA-256-PLUS too. `end_point` is the hash of the certificate that we showed
+    /// this client (tls-server-end-point, RFC 5929, 4.1); if it is empty, nothing changes.
+    pub fn bound_to(self, end_point: &[u8]) -> Self {
+        let bound = (!end_point.is_empty()).then(|| binding(GS2_BOUND, end_point));
+        Self { bound, ..self }
+    }
+
+    /// The body of AuthenticationSASL, after the code: names to choose from, the best first.
+    pub fn mechanisms(&self) -> &'static [u8] {
+        match self.bound {
+            Some(_) => b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0",
+            None => b"SCRAM-SHA-256\0\0",
+        }
     }
 
     /// Takes what SASLInitialResponse holds; `random` makes our nonce. Returns the body of
@@ -108,10 +129,11 @@ impl ServerExchange {
         let State::Start(verifier) = std::mem::replace(&mut self.state, State::Over) else {
             return Err(ScramError::OutOfOrder);
         };
-        if mechanism != MECHANISM.as_bytes() {
+        let plus = self.bound.is_some() && mechanism == MECHANISM_PLUS.as_bytes();
+        if !plus && mechanism != MECHANISM.as_bytes() {
             return Err(ScramError::Mechanism);
         }
-        let hello = self.read_first(until_nul(client_first))?;
+        let hello = self.read_first(plus, until_nul(client_first))?;
         let (secret, mock) = match verifier {
             Verifier::Secret(secret) => (secret, false),
             Verifier::Mock { salt, iterations } => (mock_secret(&salt, iterations), true),
@@ -128,25 +150,16 @@ impl ServerExchange {
             secret,
             mock,
             binding: hello.binding,
+            plus,
             nonce,
             transcript: [hello.bare, b",", &reply, b","].concat(),
         }));
         Ok(reply)
     }
 
-    fn read_first<'a>(&mut self, message: &'a [u8]) -> Result<Hello<'a>, ScramError> {
+    fn read_first<'a>(&mut self, plus: bool, message: &'a [u8]) -> Result<Hello<'a>, ScramError> {
         let mut reader = Reader::new(message);
-        let binding: &'static [u8] = match reader.peek() {
-            b'n' => b"biws",
-            b'y' => b"eSws",
-            b'p' => return Err(ScramError::BindingRequired),
-            other => return Err(ScramError::BindingFlag(other)),
-        };
-        reader.skip();
-        if reader.peek() != b',' {
-            return Err(ScramError::NoComma(reader.peek()));
-        }
-        reader.skip();
+        let binding = self.read_flag(plus, &mut reader)?;
         match reader.peek() {
             b',' => reader.skip(),
             b'a' => return Err(ScramError::AuthorizationIdentity),
@@ -168,14 +181,47 @@ impl ServerExchange {
         Ok(Hello { binding, bare, nonce })
     }
 
+    /// The first part of the GS2 header. Returns what `c=` must be.
+    fn read_flag(
+        &self,
+        plus: bool,
+        reader: &mut Reader<'_>,
+    ) -> Result<Cow<'static, str>, ScramError> {
+        let binding = match (reader.peek(), &self.bound) {
+            (b'n' | b'y', _) if plus => return Err(ScramError::PlusUnbound),
+            (b'n', _) => "biws",
+            (b'y', None) => "eSws",
+            (b'y', Some(_)) => return Err(ScramError::BindingDowngrade),
+            (b'p', None) => return Err(ScramError::BindingRequired),
+            (b'p', Some(_)) if !plus => return Err(ScramError::BoundWithoutPlus),
+            (b'p', Some(bound)) => {
+                let name = reader.value(b'p')?;
+                if name != b"tls-server-end-point" {
+                    return Err(ScramError::BindingType(shown(name)));
+                }
+                return Ok(Cow::Owned(bound.clone()));
+            }
+            (other, _) => return Err(ScramError::BindingFlag(other)),
+        };
+        reader.skip();
+        if reader.peek() != b',' {
+            return Err(ScramError::NoComma(reader.peek()));
+        }
+        reader.skip();
+        Ok(Cow::Borrowed(binding))
+    }
+
     fn read_final<'a>(
         &mut self,
         challenged: &Challenged,
         message: &'a [u8],
     ) -> Result<Answer<'a>, ScramError> {
         let mut reader = Reader::new(message);
-        if reader.value(b'c')? != challenged.binding {
-            return Err(ScramError::BindingAttribute);
+        if !same(reader.value(b'c')?, challenged.binding.as_bytes()) {
+            return Err(match challenged.plus {
+                true => ScramError::BindingDiffers,
+                false => ScramError::BindingAttribute,
+            });
         }
         let nonce = reader.value(b'r')?;
         let (before, proof) = loop {
@@ -204,7 +250,7 @@ impl ServerExchange {
 
 /// A client-first-message.
 struct Hello<'a> {
-    binding: &'static [u8],
+    binding: Cow<'static, str>,
     bare: &'a [u8],
     nonce: &'a [u8],
 }
@@ -235,6 +281,12 @@ impl Challenged {
             keys: PassKeys { client_key, server_key: self.secret.server_key.clone() },
         })
     }
+}
+
+/// The name of a channel binding, fit for the log.
+fn shown(name: &[u8]) -> String {
+    let graphic = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' };
+    name.iter().take(MAX_BINDING_TYPE).map(graphic).collect()
 }
 
 fn mock_secret(salt: &[u8; 16], iterations: u32) -> ScramSecret {

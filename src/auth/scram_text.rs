@@ -16,6 +16,11 @@ pub(super) fn encode(bytes: &[u8]) -> String {
     BASE64.encode(bytes)
 }
 
+/// What `c=` must be: the GS2 header and the channel binding's data, in base64 (RFC 5802, 5.1).
+pub(super) fn binding(header: &str, data: &[u8]) -> String {
+    encode(&[header.as_bytes(), data].concat())
+}
+
 /// The bytes of a base64 text; `None` if there is anything in it that is not base64.
 pub(super) fn decode(text: &[u8]) -> Option<Vec<u8>> {
     BASE64.decode(text).ok()

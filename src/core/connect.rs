@@ -9,7 +9,7 @@ use super::replies::Replies;
 use super::server::{Server, ServerState, Status};
 use super::vars::Vars;
 use super::Core;
-use crate::auth::{ClientExchange, Credential, ScramError, Secret, MECHANISM};
+use crate::auth::{ClientExchange, Credential, ScramError, Secret};
 use crate::base::list::Links;
 use crate::base::Level;
 use crate::config::LoadBalance;
@@ -304,10 +304,12 @@ impl Core {
                 let salted = user.and_then(|user| user.salted.clone());
                 let credential = Credential::for_server(&secret, keys).map_err(Some)?;
                 let random = self.random.bytes();
-                let exchange = ClientExchange::new(credential, random, salted);
+                let tls = self.servers.get(id).and_then(|server| server.tls());
+                let end_point = tls.map_or(&b""[..], |tls| &tls.end_point);
+                let exchange = ClientExchange::new(credential, random, salted).bound_to(end_point);
                 let exchange = self.scram(id)?.get_or_insert(exchange);
                 let first = exchange.begin(rest).map_err(Some)?;
-                write::sasl_initial(out, MECHANISM, &first);
+                write::sasl_initial(out, exchange.mechanism(), &first);
             }
             11 => {
                 let answer = match self.scram(id)? {

@@ -44,8 +44,11 @@ impl Core {
             }
             Method::Md5 | Method::ScramSha256 => {
                 let (verifier, stored) = self.verifier(id, known);
-                write::authentication(&mut sink.to_client, 10, b"SCRAM-SHA-256\0\0");
-                Stage::Sasl(Box::new(ServerExchange::new(verifier)), stored)
+                let tls = self.clients.get(id).and_then(|client| client.tls());
+                let end_point = tls.map_or(&b""[..], |tls| &tls.end_point);
+                let exchange = ServerExchange::new(verifier).bound_to(end_point);
+                write::authentication(&mut sink.to_client, 10, exchange.mechanisms());
+                Stage::Sasl(Box::new(exchange), stored)
             }
             // These come with a later version; until then they let nobody in.
             Method::Ldap(_) => return Err(fault::LDAP_MISSING),

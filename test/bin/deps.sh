@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes sure that what is named on the command line is there; on Debian and its relatives missing
 # packages are installed. Names: build, checks, postgresql, pgbouncer,
-# exporter, drivers, bench. Silent if nothing is missing.
+# exporter, drivers, bench, fuzzer. Silent if nothing is missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -53,6 +53,7 @@ want() {
         have strace || packages+=(strace)
         have pgbench || [ -n "${PG_BINDIR:-}" ] || packages+=(postgresql-client)
         ;;
+    fuzzer) have c++ || packages+=(g++) ;;
     *) fail "unknown name $1" ;;
     esac
 }
@@ -89,6 +90,11 @@ check_components() {
     rustup component add rustfmt clippy
 }
 
+check_fuzzer() {
+    local cargo=${CARGO:-cargo}
+    "$cargo" fuzz --version >/dev/null 2>&1 || "$cargo" install --quiet --locked cargo-fuzz
+}
+
 check_node() {
     ! have npm || [ -d "$node_folder/node_modules/pg" ] ||
         npm install --silent --no-audit --no-fund --prefix "$node_folder" pg@8
@@ -103,5 +109,6 @@ for name in "$@"; do
     build) check_rust ;;
     checks) check_components ;;
     drivers) check_node ;;
+    fuzzer) check_fuzzer ;;
     esac
 done

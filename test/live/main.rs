@@ -5,6 +5,7 @@ mod rig;
 
 mod auth;
 mod averages;
+mod binding;
 mod cancel;
 mod cert;
 mod console;
