@@ -29,6 +29,7 @@ impl Core {
         if let Some(client) = self.clients.remove(id) {
             self.cancel_keys.remove(&client.cancel_key);
             self.uncount(self.counted_by(&client));
+            self.leave_lookup(&client, id);
             if client.console.is_some() {
                 self.forget_console(id);
             }
@@ -89,7 +90,7 @@ impl Core {
             self.close_client(request, &fault::CANCEL_SENT);
             self.cancel_over(target);
         }
-        if let Some(client) = client {
+        if let Some(client) = client.filter(|client| !self.lookup_failed(*client)) {
             self.close_client(client, fault);
         }
         self.mark(pool);

@@ -5,6 +5,7 @@
 mod admin;
 pub mod ask;
 pub mod assign;
+mod auth_query;
 mod cancel;
 pub mod client;
 mod close;
@@ -46,6 +47,7 @@ pub use face::{
 use crate::base::random::Random;
 use crate::base::{Arena, Journal, Level, Links, List, Micros};
 use crate::config::{DatabaseEntry, PeerEntry, PoolMode, Settings};
+use auth_query::{Lookup, LookupKey};
 use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
 use limits::Sharers;
@@ -86,6 +88,9 @@ pub struct Core {
     autodb: Option<String>,
     users: Arena<User>,
     user_names: BTreeMap<Rc<str>, UserId>,
+    /// What auth_query has found, for logging in to servers of a database.
+    fetched: BTreeMap<(DatabaseId, Rc<str>), UserId>,
+    lookups: BTreeMap<LookupKey, Lookup>,
     peers: BTreeMap<u32, PeerEntry>,
     pools: Arena<Pool>,
     pool_names: BTreeMap<(Rc<str>, Rc<str>), PoolId>,
@@ -131,6 +136,8 @@ impl Core {
             autodb: None,
             users: Arena::default(),
             user_names: BTreeMap::new(),
+            fetched: BTreeMap::new(),
+            lookups: BTreeMap::new(),
             peers: BTreeMap::new(),
             pools: Arena::default(),
             pool_names: BTreeMap::new(),

@@ -4,6 +4,7 @@
 mod rig;
 
 mod auth;
+mod auth_query;
 mod cancel;
 mod console;
 mod console_drivers;
