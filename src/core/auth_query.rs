@@ -67,6 +67,11 @@ impl Client {
         }
     }
 
+    /// True while its user is being looked up.
+    pub fn is_looked_up(&self) -> bool {
+        self.lookup().is_some()
+    }
+
     /// It waits for what it is to be welcomed with, and for no server of its own.
     pub(super) fn awaits_welcome(&self) -> bool {
         !self.welcomed && self.lookup().is_none()
@@ -381,7 +386,7 @@ impl Core {
 
     /// True for a client whose user is being looked up.
     pub(super) fn is_looked_up(&self, id: ClientId) -> bool {
-        self.clients.get(id).is_some_and(|client| client.lookup().is_some())
+        self.clients.get(id).is_some_and(Client::is_looked_up)
     }
 }
 

@@ -166,7 +166,8 @@ impl World {
     /// A client that is not read waits in the queue, or for its server to be aligned.
     fn check_held_back(&self) {
         for (id, client) in self.core.clients().iter() {
-            if !self.net.holds_back(id) || client.state() == ClientState::Waiting {
+            let waits = client.state() == ClientState::Waiting || client.is_looked_up();
+            if !self.net.holds_back(id) || waits {
                 continue;
             }
             let server = client.server().and_then(|id| self.core.servers().get(id));

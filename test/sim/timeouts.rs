@@ -160,7 +160,10 @@ impl World {
     /// What a client that has no server is closed for.
     fn client_due(&self, id: ClientId, client: &Client, pool: &Pool) -> Option<&'static str> {
         let heard = self.watch.borrow().heard.get(&id).copied();
-        let (database, user) = (pool.names().0, client.user_name().unwrap_or(""));
+        let looked_up = client.is_looked_up();
+        // Nobody knows yet who that is.
+        let user = client.user_name().filter(|_| !looked_up).unwrap_or("");
+        let database = pool.names().0;
         let settings = &self.plan.settings;
         match client.state() {
             ClientState::Active if client.server().is_none() => {
@@ -171,11 +174,11 @@ impl World {
                 let limit = settings.cancel_wait_timeout;
                 self.over(limit, heard).then_some("cancel_wait_timeout")
             }
-            ClientState::Waiting => {
+            ClientState::Waiting | ClientState::Joined => {
                 // Who waits for its welcome has no query.
                 let since = client.query_start().or(heard);
                 let accepted = self.clocks.accepted.get(&id).copied();
-                let unwelcome = client.query_start().is_none() && !self.knows(pool);
+                let unwelcome = client.query_start().is_none() && !self.knows(pool) && !looked_up;
                 if self.over(settings.query_timeout, since) {
                     Some("query_timeout")
                 } else if self.over(self.plan.query_wait(database, user), since) {
@@ -228,7 +231,9 @@ impl World {
         let in_transaction =
             matches!(server.status(), Status::InTransaction | Status::InFailedTransaction);
         let said = self.watch.borrow().said.get(&id).copied();
-        let span = self.clocks.transactions.get(&client_id);
+        let asked = client.query_start().filter(|_| client.is_looked_up());
+        let asked = asked.map(|at| (at, at));
+        let span = self.clocks.transactions.get(&client_id).copied().or(asked);
         let (why, certain) = if self.over(query, client.query_start()) {
             ("query timeout", true)
         } else if in_transaction && client.query_start().is_none() && self.over(idle, said) {

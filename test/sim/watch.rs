@@ -1,6 +1,7 @@
 //! The border of the core: both rings ask it through here. What goes over sets the oracles' own
 //! clocks, and each login is compared with the limits on clients.
 
+use crate::auth_query::Lookups;
 use crate::speech;
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
@@ -45,6 +46,8 @@ pub struct Watch {
     pub openings: BTreeMap<ClientId, Names>,
     /// Pools that know what to welcome clients with.
     pub welcome: BTreeSet<Names>,
+    /// The look-ups that are under way.
+    pub lookups: Lookups,
     /// The logins of this turn.
     pub admissions: Vec<Admission>,
 }
@@ -82,6 +85,9 @@ pub fn ask(
             }
             if verdict != Verdict::Whole {
                 watch.said.insert(id, core.now);
+            }
+            if tag == b'Z' {
+                watch.lookups.ended(id);
             }
             if tag == b'Z' && verdict == Verdict::Pass {
                 watch.ready.extend(client);
@@ -193,6 +199,7 @@ impl Watch {
             }
         }
         self.openings.insert(id, names.clone());
+        self.lookups.meet(id, &names.1, core.now);
         let alive = self.openings.iter().filter(|(id, _)| core.clients().get(**id).is_some());
         let (mut of_database, mut of_user) = (0, 0);
         for (_, (database, user)) in alive {
