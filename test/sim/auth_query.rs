@@ -75,7 +75,7 @@ pub struct Lookups {
 }
 
 impl Lookups {
-    /// A client says who it is.
+    /// A client says who it is; its database exists.
     pub fn meet(&mut self, id: ClientId, user: &str, now: Micros) {
         let alike = self.open.values().filter(|(name, _)| name == user);
         let since = alike.map(|(_, at)| *at).min().unwrap_or(now);
@@ -151,7 +151,13 @@ impl World {
             return;
         }
         let watch = self.watch.borrow();
-        let since = watch.lookups.since.get(&client.id).copied().unwrap_or(self.now);
+        let Some(since) = watch.lookups.since.get(&client.id).copied() else {
+            // Nobody is looked up for a database that does not exist.
+            match client.phase {
+                Phase::Ready => self.fail("LOOK-UPS: an unknown user is let in"),
+                _ => return,
+            }
+        };
         let secrets = self.people.borrow().secrets(&client.user, since, self.now);
         let trusts = self.plan.settings.auth_type == AuthType::Trust;
         let fits = |secret: &Option<&str>| {

@@ -199,12 +199,16 @@ impl Watch {
             }
         }
         self.openings.insert(id, names.clone());
-        self.lookups.meet(id, &names.1, core.now);
+        if core.existing_database(&names.0).is_some() {
+            self.lookups.meet(id, &names.1, core.now);
+        }
         let alive = self.openings.iter().filter(|(id, _)| core.clients().get(**id).is_some());
         let (mut of_database, mut of_user) = (0, 0);
-        for (_, (database, user)) in alive {
+        // Whose user is being looked up counts as nobody's yet.
+        let nobody = |id| core.clients().get(id).is_some_and(|client| client.is_looked_up());
+        for (id, (database, user)) in alive {
             of_database += usize::from(*database == names.0);
-            of_user += usize::from(*user == names.1);
+            of_user += usize::from(*user == names.1 && !nobody(*id));
         }
         let total = core.clients().len();
         let number = core.clients().get(id).map_or(0, |client| client.number());
