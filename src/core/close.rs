@@ -15,6 +15,7 @@ impl Core {
             return;
         };
         let (server, pool) = (client.server, client.pool);
+        let waited = client.state == ClientState::Waiting;
         self.log_closed_client(id, fault);
         if fault.told {
             let mut packet = Vec::new();
@@ -37,9 +38,12 @@ impl Core {
         if let Some(server) = server {
             self.client_left(server);
         }
-        // It may have been about to take a server that others wait for.
+        // It may have been about to take a server that others wait for, also in other pools.
         if let Some(pool) = pool {
             self.mark(pool);
+            if waited {
+                self.feed_starved(pool);
+            }
         }
     }
 
