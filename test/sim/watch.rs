@@ -204,11 +204,16 @@ impl Watch {
         }
         let alive = self.openings.iter().filter(|(id, _)| core.clients().get(**id).is_some());
         let (mut of_database, mut of_user) = (0, 0);
-        // Whose user is being looked up counts as nobody's yet.
-        let nobody = |id| core.clients().get(id).is_some_and(|client| client.is_looked_up());
+        // Whose user is being looked up counts as nobody's yet, nor does who asked for nothing that
+        // exists and still proves who it is.
+        let nobody = |id, database: &str| {
+            let client = core.clients().get(id);
+            core.existing_database(database).is_none()
+                || client.is_some_and(|client| client.is_looked_up())
+        };
         for (id, (database, user)) in alive {
             of_database += usize::from(*database == names.0);
-            of_user += usize::from(*user == names.1 && !nobody(*id));
+            of_user += usize::from(*user == names.1 && !nobody(*id, database));
         }
         let total = core.clients().len();
         let number = core.clients().get(id).map_or(0, |client| client.number());
