@@ -454,3 +454,43 @@ fn value<'a>(reader: &mut Reader<'a>) -> Result<Option<&'a [u8]>, Fault> {
     let len = usize::try_from(len).map_err(|_| fault::AUTH_QUERY_UNEXPECTED)?;
     reader.bytes(len).map(Some).ok_or(fault::AUTH_QUERY_UNEXPECTED)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(values: &[Option<&[u8]>]) -> Result<(String, Secret), String> {
+        let mut out = Vec::new();
+        write::data_row(&mut out, values.iter().copied());
+        let row = row(out.get(5..).unwrap_or_default());
+        row.map(|row| (row.name, row.secret)).map_err(|fault| fault.text.into_owned())
+    }
+
+    #[test]
+    fn rows_are_a_name_and_a_secret() {
+        let (name, plain) = (Some(&b"bob"[..]), |text: &[u8]| Secret::Plain(text.to_vec().into()));
+        for (values, want) in [
+            (vec![name, Some(&b"pw"[..])], Ok(("bob".to_owned(), plain(b"pw")))),
+            (vec![name, None], Ok(("bob".into(), Secret::Empty))),
+            (vec![name, Some(b"")], Ok(("bob".into(), Secret::Empty))),
+            (vec![Some(&[b'n'; 200]), None], Ok(("n".repeat(NAME_MAX), Secret::Empty))),
+            (vec![name, Some(&[b'p'; 70_000])], Ok(("bob".into(), plain(&[b'p'; SECRET_MAX])))),
+            (vec![None, Some(b"pw")], Err(fault::AUTH_QUERY_NULL_NAME.text.into_owned())),
+            (vec![name], Err("expected 2 columns from auth_query, not 1".into())),
+            (vec![name; 3], Err("expected 2 columns from auth_query, not 3".into())),
+        ] {
+            assert!(read(&values) == want, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn rows_that_end_early_or_late_are_refused() {
+        let whole = b"\0\x02\0\0\0\x03bob\0\0\0\x02pw";
+        assert!(row(whole).is_ok());
+        for len in 0..whole.len() {
+            assert!(row(&whole[..len]).is_err(), "{len}");
+        }
+        assert!(row(&[&whole[..], b"x"].concat()).is_err());
+        assert!(row(b"\0\x02\0\0\0\x03bob\xff\xff\xff\xfe").is_err());
+    }
+}
