@@ -70,11 +70,11 @@ entry! {
     /// Password of this user.
     password: Secret, password = "the one in auth_file", NOW;
     /// User who runs auth_query.
-    auth_user: String, text = "auth_user", LATER;
+    auth_user: String, text = "auth_user", NOW;
     /// Query that fetches a user's password.
-    auth_query: String, text = "auth_query", LATER;
+    auth_query: String, text = "auth_query", NOW;
     /// Database in which auth_query is run.
-    auth_dbname: String, text = "auth_dbname", LATER;
+    auth_dbname: String, text = "auth_dbname", NOW;
     /// Sent to the server at its start as client_encoding.
     client_encoding: String, text = "not sent", NOW;
     /// Sent to the server at its start as datestyle.

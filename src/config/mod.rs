@@ -14,7 +14,7 @@ pub mod value;
 
 pub use entries::{DatabaseEntry, PeerEntry, UserEntry};
 pub use ini::strerror;
-pub use settings::{param, Param, SetError, Settings, When, PARAMS};
+pub use settings::{param, Param, SetError, Settings, When, PARAMS, RESERVED_AUTH_DBNAME};
 pub use value::{AuthType, Flag, LoadBalance, PoolMode, Secret, SslMode, Value};
 
 use crate::base::{Journal, Level};
@@ -366,9 +366,9 @@ mod tests {
         );
         assert!(good);
         let later = |name: &str| param(name).is_some_and(|param| param.later);
-        let mut want: Vec<&str> = ["auth_user", "resolv_conf"].to_vec();
+        let mut want: Vec<&str> = ["resolv_conf"].to_vec();
         want.retain(|name| later(name));
-        want.extend(["databases/*: auth_user", "databases/foo: auth_dbname", "peers/3: host"]);
+        want.extend(["peers/3: host"]);
         assert_eq!(without_effect(&config), want);
     }
 }

@@ -97,7 +97,7 @@ settings! {
     /// Set application_name to "NAME - HOST:PORT" when a client logs in.
     application_name_add_host: Flag = text("0"), Reload, NOW;
     /// Database in which auth_query is run; unset means the one that the client asked for.
-    auth_dbname: Option<String> = NULL, Reload, LATER;
+    auth_dbname: Option<String> = NULL, Reload, NOW;
     /// File with user names and passwords; read at start and reload only.
     auth_file: Option<String> = NULL, Reload, NOW;
     /// HBA file, read at start and reload if auth_type is hba.
@@ -107,11 +107,11 @@ settings! {
     /// Options for auth_type ldap.
     auth_ldap_options: Option<String> = NULL, Reload, LATER;
     /// Query that fetches a user's password; must return the name and the password.
-    auth_query: String = text("SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END FROM pg_authid WHERE rolname=$1 AND rolcanlogin"), Reload, LATER;
+    auth_query: String = text("SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END FROM pg_authid WHERE rolname=$1 AND rolcanlogin"), Reload, NOW;
     /// How clients prove who they are.
     auth_type: AuthType = text("md5"), Reload, NOW;
     /// User who runs auth_query for users that are not in auth_file.
-    auth_user: Option<String> = NULL, Reload, LATER;
+    auth_user: Option<String> = NULL, Reload, NOW;
     /// Remove automatic databases that nobody used for longer than this; 0 is never.
     autodb_idle_timeout: Micros = text("3600"), Reload, NOW;
     /// Drop cancel requests that wait longer; 0 is never.
@@ -334,7 +334,8 @@ impl Settings {
     }
 }
 
-const RESERVED_AUTH_DBNAME: &str =
+/// The error of an auth_dbname that names the admin database.
+pub const RESERVED_AUTH_DBNAME: &str =
     "cannot use the reserved \"pgbouncer\" database as an auth_dbname";
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ fn rows(view: View<'_>) -> Vec<FdRow<'_>> {
     let logging_in = view.core.login_clients().into_iter();
     rows.extend(logging_in.filter_map(|id| client(view, id, clients.get(id)?)));
     for (_, pool) in view.core.pools().filter(|(_, pool)| !pool.is_console()) {
-        for state in [C::Active, C::Waiting] {
+        for state in [C::Active, C::Waiting, C::Joined] {
             let ids = pool.clients(state).ids(clients).into_iter();
             rows.extend(ids.filter_map(|id| client(view, id, clients.get(id)?)));
         }

@@ -206,7 +206,9 @@ fn pools(view: View<'_>) -> Table {
         text("database", |r| r.pool.names().0.into()),
         text("user", |r| r.pool.names().1.into()),
         int("cl_active", |r| count(r.pool.clients(C::Active).len())),
-        int("cl_waiting", |r| count(r.pool.clients(C::Waiting).len())),
+        int("cl_waiting", |r| {
+            count(r.pool.clients(C::Waiting).len() + r.pool.clients(C::Joined).len())
+        }),
         int("cl_active_cancel_req", |r| count(r.pool.clients(C::ActiveCancel).len())),
         int("cl_waiting_cancel_req", |r| count(r.pool.clients(C::WaitingCancel).len())),
         int("sv_active", |r| count(r.pool.servers(S::Active).len())),

@@ -243,6 +243,7 @@ pub(super) fn clients(view: View<'_>) -> Table {
     const SHOWN: ClientStates = &[
         (C::Active, "active"),
         (C::Waiting, "waiting"),
+        (C::Joined, "waiting"),
         (C::ActiveCancel, "active_cancel_req"),
         (C::WaitingCancel, "waiting_cancel_req"),
     ];
@@ -265,7 +266,8 @@ pub(super) fn servers(view: View<'_>) -> Table {
 fn sockets(view: View<'_>) -> impl Iterator<Item = SocketRow<'_>> {
     use ClientState as C;
     use ServerState as S;
-    const CLIENTS: ClientStates = &[(C::Active, "cl_active"), (C::Waiting, "cl_waiting")];
+    const CLIENTS: ClientStates =
+        &[(C::Active, "cl_active"), (C::Waiting, "cl_waiting"), (C::Joined, "cl_waiting")];
     const SERVERS: ServerStates = &[
         (S::Active, "sv_active"),
         (S::Idle, "sv_idle"),

@@ -29,14 +29,12 @@ impl WaitingRow<'_> {
 fn rows(view: View<'_>) -> impl Iterator<Item = WaitingRow<'_>> {
     let core = view.core;
     core.pools().flat_map(move |(id, pool)| {
-        let queue = pool.clients(ClientState::Waiting).ids(core.clients());
+        let states = [ClientState::Waiting, ClientState::Joined];
+        let queue = states.map(|state| pool.clients(state).ids(core.clients())).concat();
         queue.into_iter().enumerate().filter_map(move |(place, client)| {
-            Some(WaitingRow {
-                view,
-                client: core.clients().get(client)?,
-                database: pool.names().0,
-                reason: core.reason(id, place)?,
-            })
+            let client = core.clients().get(client)?;
+            let reason = core.reason_of(client, id, place)?;
+            Some(WaitingRow { view, client, database: pool.names().0, reason })
         })
     })
 }

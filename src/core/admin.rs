@@ -84,16 +84,20 @@ impl Core {
         if is_cancel(client) {
             return None;
         }
+        // Its pool may be the one where its user is looked up.
         let by_pool = client.pool.and_then(|pool| self.pools.get(pool));
-        by_pool
-            .map(|pool| pool.database)
-            .or_else(|| client.login.as_ref().and_then(|login| login.database))
+        let by_login = client.login.as_ref().and_then(|login| login.database);
+        by_login.or(by_pool.map(|pool| pool.database))
     }
 
     /// The name of the user that a client has logged in as, or is logging in as: the one that was
     /// given, whoever that is, or the pool's if nobody asked for a proof of it; none if that is not
     /// known, and for cancel requests.
     pub fn login_user<'a>(&'a self, client: &'a Client) -> Option<&'a str> {
+        if client.lookup().is_some() {
+            let name = client.user_name.as_deref();
+            return name.filter(|name| self.user_names.contains_key(*name));
+        }
         let pool = client.pool.and_then(|pool| self.pools.get(pool));
         let by_pool = pool.filter(|_| client.user.is_none()).map(|pool| &*pool.names.1);
         by_pool.or(client.user_name.as_deref()).filter(|_| !is_cancel(client))
@@ -108,7 +112,8 @@ impl Core {
     /// has its own credentials, which nobody else's login changes (takeover 5.2).
     pub fn pass_keys(&self, pool: &Pool) -> Option<&PassKeys> {
         let database = self.databases.get(pool.database)?;
-        let user = self.users.get(pool.user).filter(|_| database.forced_user.is_none())?;
+        let user = self.credentials(pool);
+        let user = self.users.get(user).filter(|_| database.forced_user.is_none())?;
         user.keys.as_ref()
     }
 }

@@ -144,20 +144,10 @@ impl Core {
         if self.is_paused(pool_id) {
             return self.enqueue(id, pool_id);
         }
-        while let Some(server) = self.pool_head(pool_id, ServerState::Idle) {
-            match self.servers.get(server) {
-                Some(head) if head.close_needed => {
-                    self.close_server(server, &fault::OBSOLETE, true);
-                }
-                Some(head) if !head.is_clean() => {
-                    self.close_server(server, &fault::IDLE_GOT_DIRTY, true);
-                }
-                _ => {
-                    self.link(id, server);
-                    self.count(pool_id, Counter::Assignments, 1);
-                    return self.align(id, server, sink);
-                }
-            }
+        if let Some(server) = self.fit_server(pool_id) {
+            self.link(id, server);
+            self.count(pool_id, Counter::Assignments, 1);
+            return self.align(id, server, sink);
         }
         if let Some(fault) = self.fail_fast(pool_id) {
             self.mark(pool_id);
@@ -168,8 +158,20 @@ impl Core {
         self.enqueue(id, pool_id)
     }
 
-    fn pool_head(&self, pool: PoolId, state: ServerState) -> Option<ServerId> {
-        self.pools.get(pool)?.servers(state).head()
+    /// The idle server that is next; those that are not to be used again are closed.
+    pub(super) fn fit_server(&mut self, pool: PoolId) -> Option<ServerId> {
+        loop {
+            let server = self.pools.get(pool)?.servers(ServerState::Idle).head()?;
+            match self.servers.get(server) {
+                Some(head) if head.close_needed => {
+                    self.close_server(server, &fault::OBSOLETE, true);
+                }
+                Some(head) if !head.is_clean() => {
+                    self.close_server(server, &fault::IDLE_GOT_DIRTY, true);
+                }
+                _ => return Some(server),
+            }
+        }
     }
 
     /// Sends the SET that gives the server the client's parameters, if they differ.
@@ -212,7 +214,7 @@ impl Core {
 
     /// The fault for a client of a pool whose last login failed and that has no server (pooling
     /// 10.5).
-    fn fail_fast(&self, pool: PoolId) -> Option<Fault> {
+    pub(super) fn fail_fast(&self, pool: PoolId) -> Option<Fault> {
         let pool = self.pools.get(pool)?;
         let text = pool.login_failed.as_ref()?;
         if pool.server_count() > pool.servers(ServerState::Login).len() {
@@ -223,8 +225,12 @@ impl Core {
         )))
     }
 
-    /// Ends a client's waiting. It is welcomed if it has not been yet, and read again.
+    /// Ends a client's waiting. It is welcomed if it has not been yet, and read again; or its user
+    /// is looked up.
     pub(super) fn activate(&mut self, id: ClientId) {
+        if self.is_looked_up(id) {
+            return self.ask_lookup(id);
+        }
         self.move_client(id, ClientState::Active);
         let now = self.now;
         let Some(client) = self.clients.get_mut(id) else {
@@ -256,7 +262,7 @@ impl Core {
         let (waiter, more) = (waiting.head(), waiting.len() > 1);
         match waiter.map(|waiter| (waiter, self.clients.get(waiter))) {
             // What it is to be welcomed with comes from a server that logs in later.
-            Some((_, Some(client))) if !client.welcomed && !known => self.mark(pool_id),
+            Some((_, Some(client))) if client.awaits_welcome() && !known => self.mark(pool_id),
             Some((waiter, _)) => self.activate(waiter),
             None => {}
         }
@@ -350,7 +356,7 @@ impl Core {
         let mut next = pool.clients(ClientState::Waiting).head();
         while let Some(waiter) = next {
             next = List::after(&self.clients, waiter);
-            let welcomed = self.clients.get(waiter).is_some_and(|client| client.welcomed);
+            let welcomed = self.clients.get(waiter).is_some_and(|client| !client.awaits_welcome());
             let known = self.pools.get(id).is_some_and(|pool| pool.welcome.is_some());
             if !welcomed && known {
                 self.activate(waiter);

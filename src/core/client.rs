@@ -17,8 +17,10 @@ pub enum ClientState {
     Login,
     /// Logged in: linked to a server, or with nothing to do.
     Active,
-    /// In the wait queue of its pool.
+    /// In the wait queue of its pool; or of the one where its user is to be looked up.
     Waiting,
+    /// Its user is being looked up for another client, which carries the look-up.
+    Joined,
     /// A cancel request that waits for a connection to carry it.
     WaitingCancel,
     /// A cancel request that has been sent.
@@ -27,16 +29,17 @@ pub enum ClientState {
 
 impl ClientState {
     /// Number of states.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 6;
 
     /// May a client go from `self` to `to`?
     pub fn may_become(self, to: ClientState) -> bool {
         use ClientState as S;
         matches!(
             (self, to),
-            (S::Login, S::Active | S::Waiting | S::WaitingCancel)
+            (S::Login, S::Active | S::Waiting | S::Joined | S::WaitingCancel)
                 | (S::Active, S::Waiting)
-                | (S::Waiting, S::Active)
+                | (S::Waiting, S::Active | S::Login)
+                | (S::Joined, S::Waiting | S::Login)
                 | (S::WaitingCancel, S::ActiveCancel)
         )
     }
@@ -192,9 +195,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_leaves_the_queue_only_by_becoming_active() {
+    fn a_client_that_shares_a_look_up_never_gets_a_server_by_it() {
         assert!(ClientState::Waiting.may_become(ClientState::Active));
-        assert!(!ClientState::Waiting.may_become(ClientState::Login));
+        assert!(!ClientState::Joined.may_become(ClientState::Active));
         assert!(!ClientState::ActiveCancel.may_become(ClientState::Active));
     }
 

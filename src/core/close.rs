@@ -15,6 +15,7 @@ impl Core {
             return;
         };
         let (server, pool) = (client.server, client.pool);
+        let waited = client.state == ClientState::Waiting;
         self.log_closed_client(id, fault);
         if fault.told {
             let mut packet = Vec::new();
@@ -29,6 +30,7 @@ impl Core {
         if let Some(client) = self.clients.remove(id) {
             self.cancel_keys.remove(&client.cancel_key);
             self.uncount(self.counted_by(&client));
+            self.leave_lookup(&client, id);
             if client.console.is_some() {
                 self.forget_console(id);
             }
@@ -36,9 +38,12 @@ impl Core {
         if let Some(server) = server {
             self.client_left(server);
         }
-        // It may have been about to take a server that others wait for.
+        // It may have been about to take a server that others wait for, also in other pools.
         if let Some(pool) = pool {
             self.mark(pool);
+            if waited {
+                self.feed_starved(pool);
+            }
         }
     }
 
@@ -89,7 +94,7 @@ impl Core {
             self.close_client(request, &fault::CANCEL_SENT);
             self.cancel_over(target);
         }
-        if let Some(client) = client {
+        if let Some(client) = client.filter(|client| !self.lookup_failed(*client)) {
             self.close_client(client, fault);
         }
         self.mark(pool);

@@ -299,7 +299,7 @@ impl Core {
                 write::password(out, answer.as_bytes());
             }
             10 => {
-                let user = self.pool_user(pool);
+                let user = self.server_credentials(pool);
                 let keys = user.and_then(|user| user.keys.as_ref());
                 let salted = user.and_then(|user| user.salted.clone());
                 let credential = Credential::for_server(&secret, keys).map_err(Some)?;
@@ -349,7 +349,8 @@ impl Core {
         }
         if let (Some(salted), Some(pool)) = (salted, self.pools.get(pool)) {
             let forced = self.has_own_password(pool);
-            if let Some(user) = self.users.get_mut(pool.user).filter(|_| !forced) {
+            let user = self.credentials(pool);
+            if let Some(user) = self.users.get_mut(user).filter(|_| !forced) {
                 user.salted = Some(salted);
             }
         }
@@ -367,16 +368,15 @@ impl Core {
         Ok(())
     }
 
-    fn pool_user(&self, pool: PoolId) -> Option<&User> {
+    fn server_credentials(&self, pool: PoolId) -> Option<&User> {
         let pool = self.pools.get(pool)?;
-        self.users.get(pool.user).filter(|_| !self.has_own_password(pool))
+        self.users.get(self.credentials(pool)).filter(|_| !self.has_own_password(pool))
     }
 
     /// The database entry brings the password for its forced user.
     fn has_own_password(&self, pool: &super::pool::Pool) -> bool {
-        self.databases.get(pool.database).is_some_and(|database| {
-            database.forced_user.is_some() && database.entry.password.is_some()
-        })
+        let database = self.databases.get(pool.database);
+        self.forces_user(pool) && database.is_some_and(|database| database.entry.password.is_some())
     }
 
     /// The secret and name to log in with.
@@ -388,10 +388,11 @@ impl Core {
         let own = self
             .databases
             .get(pool.database)
-            .filter(|database| database.forced_user.is_some())
+            .filter(|_| self.has_own_password(pool))
             .and_then(|database| database.entry.password.as_ref())
             .map(|password| Secret::classify(&password.0));
-        let secret = own.or_else(|| self.users.get(pool.user).map(|user| user.secret.clone()));
+        let secret =
+            own.or_else(|| self.users.get(self.credentials(pool)).map(|user| user.secret.clone()));
         (secret.unwrap_or_default(), name)
     }
 
@@ -508,8 +509,10 @@ impl Core {
         let refused =
             login.refusal.filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
         if let Some(refusal) = refused {
-            let waiting = pool.clients(super::client::ClientState::Waiting).ids(&self.clients);
-            for client in waiting {
+            use super::client::ClientState as C;
+            // Who shares a look-up goes first, or it would take it over.
+            let queue = [C::Joined, C::Waiting].map(|state| pool.clients(state).ids(&self.clients));
+            for client in queue.concat() {
                 self.close_client(client, &refusal);
             }
         }

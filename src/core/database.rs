@@ -207,10 +207,13 @@ impl Core {
 
     /// The pool of a database for a login user, made if it does not exist.
     pub(super) fn pool_for(&mut self, database: DatabaseId, login: &str) -> Option<PoolId> {
-        let entry = self.databases.get(database)?;
-        let name = entry.name.clone();
-        let user_name = entry.forced_user.clone().unwrap_or_else(|| login.into());
-        let key = (name, user_name);
+        let forced = self.databases.get(database)?.forced_user.clone();
+        self.pool_of(database, forced.unwrap_or_else(|| login.into()))
+    }
+
+    /// The pool of a database for the user that its servers log in as, made if it does not exist.
+    pub(super) fn pool_of(&mut self, database: DatabaseId, user: Rc<str>) -> Option<PoolId> {
+        let key = (self.databases.get(database)?.name.clone(), user);
         if let Some(id) = self.pool_names.get(&key) {
             return Some(*id);
         }

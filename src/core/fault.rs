@@ -111,6 +111,7 @@ faults! {
     told DATA_BEHIND_SSL_REQUEST "received unencrypted data after SSL request"
     told DATA_BEHIND_GSS_REQUEST "received unencrypted data after GSSAPI encryption request"
     told BOUNCER_CONFIG_ERROR "bouncer config error"
+    told NO_SUCH_USER "no such user"
     told REPLICATION_MISSING "replication connections are not supported by this version of pgturnstile"
 
     told PQEXEC_DISALLOWED "PQexec disallowed"
@@ -155,6 +156,9 @@ faults! {
     told IDLE_TRANSACTION_TIMEOUT "idle transaction timeout"
     told TRANSACTION_TIMEOUT "transaction timeout"
     told SERVER_LIFETIME "server lifetime over"
+    told AUTH_QUERY_ERROR "error response from auth_query"
+    told AUTH_QUERY_UNEXPECTED "unexpected response from auth_query"
+    told AUTH_QUERY_NULL_NAME "auth_query response contained null user name"
     told CONNECT_TIMEOUT "connect timeout"
     told CONNECT_FAILED "connect failed"
     told CANNOT_CONNECT "cannot connect"

@@ -1,7 +1,7 @@
 //! Who is a client that has sent its start-up packet, and what may it do? (auth 2.2, 2.8)
 
 use super::client::Access;
-use super::database::{DatabaseId, Source, CONSOLE};
+use super::database::{DatabaseId, Source, UserId, CONSOLE};
 use super::face::{Addr, ClientId, Sink};
 use super::fault::{self, Fault};
 use super::Core;
@@ -48,6 +48,28 @@ impl Core {
             }
             _ => self.listed_user(user),
         };
+        if let Some(database) = database.filter(|_| known.is_none() && self.looks_up(id)) {
+            if self.look_up(id, database, user)? {
+                return Ok(());
+            }
+        }
+        self.identified(id, user, known, known, sink)
+    }
+
+    /// The user of this name is found, or there is none: asks for its proof, which is held against
+    /// the secret in `credentials`.
+    pub(super) fn identified(
+        &mut self,
+        id: ClientId,
+        user: &str,
+        known: Option<UserId>,
+        credentials: Option<UserId>,
+        sink: &mut Sink,
+    ) -> Result<(), Fault> {
+        let login = self.clients.get(id).and_then(|client| client.login.as_ref());
+        let is_console = login
+            .and_then(|login| self.databases.get(login.database?))
+            .is_some_and(|database| database.source == Source::Console);
         if is_console && known.is_some() {
             match self.console_access(user) {
                 Some(access) => self.set_admin(id, access),
@@ -61,7 +83,7 @@ impl Core {
         if let Some(client) = self.clients.get_mut(id) {
             client.user = known;
             if let Some(login) = client.login.as_mut() {
-                login.known = known;
+                login.known = credentials;
             }
         }
         if log_name {
@@ -69,7 +91,7 @@ impl Core {
             self.admit_user(id, user)?;
         }
         self.log_attempt(id);
-        self.ask(id, known, sink)
+        self.ask(id, credentials, sink)
     }
 
     pub(super) fn console_access(&self, user: &str) -> Option<Access> {

@@ -1,5 +1,6 @@
 //! A client logs in: start-up packet, authentication, welcome (auth 1 to 3).
 
+use super::auth_query::LookupKey;
 use super::client::{Access, ClientState};
 use super::console::Console;
 use super::database::{DatabaseId, Source, UserId, CONSOLE};
@@ -46,6 +47,8 @@ pub(super) enum Stage {
     Md5([u8; 4]),
     /// SASL messages. The flag tells that a stored secret is used, whose keys may be kept.
     Sasl(Box<ServerExchange>, bool),
+    /// Nothing: its user is being looked up.
+    Lookup(LookupKey),
     /// Nothing: authentication is over.
     Done,
 }
@@ -72,8 +75,8 @@ impl Core {
         sink: &mut Sink,
     ) -> Verdict {
         // Nobody who has not logged in makes us collect much (auth 10.3-I): what is too long waits,
-        // unread, for client_login_timeout.
-        if packet.len > LOGIN_PACKET_MAX {
+        // unread, for client_login_timeout. What is said during a look-up waits for its end.
+        if packet.len > LOGIN_PACKET_MAX || self.is_looked_up(id) {
             return Verdict::Wait;
         }
         if !packet.is_whole() {

@@ -5,6 +5,7 @@
 mod admin;
 pub mod ask;
 pub mod assign;
+mod auth_query;
 mod cancel;
 pub mod client;
 mod close;
@@ -49,6 +50,7 @@ use crate::base::random::Random;
 use crate::base::{Arena, Journal, Level, Links, List, Micros};
 use crate::config::hba::Rules;
 use crate::config::{DatabaseEntry, PeerEntry, PoolMode, Settings};
+use auth_query::{Lookup, LookupKey};
 use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
 use limits::Sharers;
@@ -92,6 +94,9 @@ pub struct Core {
     /// The rules of the HBA file.
     rules: Rules,
     user_names: BTreeMap<Rc<str>, UserId>,
+    /// What auth_query has found, for logging in to servers of a database.
+    fetched: BTreeMap<(DatabaseId, Rc<str>), UserId>,
+    lookups: BTreeMap<LookupKey, Lookup>,
     peers: BTreeMap<u32, PeerEntry>,
     pools: Arena<Pool>,
     pool_names: BTreeMap<(Rc<str>, Rc<str>), PoolId>,
@@ -141,6 +146,8 @@ impl Core {
             users: Arena::default(),
             rules: Rules::default(),
             user_names: BTreeMap::new(),
+            fetched: BTreeMap::new(),
+            lookups: BTreeMap::new(),
             peers: BTreeMap::new(),
             pools: Arena::default(),
             pool_names: BTreeMap::new(),

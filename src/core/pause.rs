@@ -161,7 +161,8 @@ impl Core {
         let Some(pool) = self.pools.get(pool) else {
             return;
         };
-        for id in pool.clients(ClientState::Waiting).ids(&self.clients) {
+        let states = [ClientState::Joined, ClientState::Waiting];
+        for id in states.map(|state| pool.clients(state).ids(&self.clients)).concat() {
             self.close_client(id, &super::fault::SERVER_SHUTTING_DOWN);
         }
     }

@@ -268,7 +268,9 @@ impl Core {
         if let Some(client) = self.clients.get_mut(id) {
             client.state = to;
         }
-        if let Some(pool) = pool.and_then(|pool| self.pools.get_mut(pool)) {
+        if to == ClientState::Login {
+            self.login_clients.push_back(&mut self.clients, id);
+        } else if let Some(pool) = pool.and_then(|pool| self.pools.get_mut(pool)) {
             pool.clients[to as usize].push_back(&mut self.clients, id);
         }
     }

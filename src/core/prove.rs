@@ -165,7 +165,7 @@ impl Core {
         sink: &mut Sink,
     ) -> Result<(), Fault> {
         write::authentication(&mut sink.to_client, 12, &accepted.server_final);
-        let user = self.clients.get(id).and_then(|client| client.user);
+        let user = self.clients.get(id).and_then(|client| client.login.as_ref()?.known);
         if let Some(user) = user.and_then(|user| self.users.get_mut(user)).filter(|_| stored) {
             user.keys = Some(accepted.keys);
         }

@@ -134,12 +134,12 @@ impl Core {
             return Verdict::Stop;
         };
         // ParameterStatus is read even when it is for nobody; errors of the pooler's own queries
-        // are logged.
+        // are logged, and all that a look-up brings counts.
         let inspected = match kind {
             FromServer::ParameterStatus => true,
-            FromServer::ErrorResponse => server.replies.next_asker() == Some(Asker::Align),
             FromServer::ReadyForQuery => true,
-            _ => false,
+            FromServer::ErrorResponse => server.is_ours(),
+            _ => server.is_looking_up(),
         };
         if inspected && !packet.is_whole() && packet.len <= WHOLE_MAX {
             return Verdict::Whole;
@@ -201,7 +201,10 @@ impl Core {
             (Fate::For(Asker::Align), Some(client)) => {
                 self.align_reply(id, client, kind, packet.seen)
             }
-            (Fate::For(Asker::Align | Asker::Test), _) | (_, None) => Verdict::Drop,
+            (Fate::For(Asker::Lookup), Some(client)) => {
+                self.lookup_reply(id, client, kind, packet.seen)
+            }
+            (Fate::For(Asker::Align | Asker::Test | Asker::Lookup), _) | (_, None) => Verdict::Drop,
             (_, Some(client)) => {
                 if kind == FromServer::ReadyForQuery {
                     return self.query_ended(id, client);
@@ -329,6 +332,7 @@ impl Core {
         }
         let (state, pool) = (server.state, server.pool);
         match state {
+            ServerState::Active if self.lookup_answered(id) => {}
             ServerState::Active if !self.holds_server(pool) => self.release(id),
             ServerState::Tested => self.release(id),
             _ => {}
@@ -342,7 +346,9 @@ impl Core {
 
     /// True if packets of this client are to be kept until `Resume`.
     pub(super) fn must_wait(&self, id: ClientId) -> bool {
-        self.clients.get(id).is_some_and(|client| client.state == ClientState::Waiting)
+        self.clients.get(id).is_some_and(|client| {
+            matches!(client.state, ClientState::Waiting | ClientState::Joined)
+        })
     }
 }
 
@@ -363,5 +369,15 @@ impl Server {
     /// True while the pooler gives the server its client's parameters.
     pub fn is_aligning(&self) -> bool {
         self.replies.next_asker() == Some(Asker::Align)
+    }
+
+    /// True while auth_query runs on it.
+    pub fn is_looking_up(&self) -> bool {
+        self.replies.next_asker() == Some(Asker::Lookup)
+    }
+
+    /// True while something of the pooler's own is done for its client.
+    pub(super) fn is_ours(&self) -> bool {
+        self.is_aligning() || self.is_looking_up()
     }
 }

@@ -2,6 +2,7 @@
 //! notice that a client gets after query_wait_notify.
 
 use super::assign::{Launch, Why};
+use super::client::{Client, ClientState};
 use super::database::Database;
 use super::face::{Addr, ServerId};
 use super::pause::Shutdown;
@@ -36,6 +37,23 @@ impl Reason {
 }
 
 impl Core {
+    /// Why this client at this place of a pool's wait queue waits. What keeps a look-up of its user
+    /// from being asked is the detail.
+    pub fn reason_of(&self, client: &Client, id: PoolId, place: usize) -> Option<Reason> {
+        if client.state == ClientState::Joined {
+            let detail = "the user is being looked up for another client".into();
+            return Some(Reason::new("auth query", detail));
+        }
+        let reason = self.reason(id, place)?;
+        match client.lookup() {
+            Some(_) => {
+                let detail = format!("{}: {}", reason.word, reason.detail);
+                Some(Reason { word: "auth query", detail, ..reason })
+            }
+            None => Some(reason),
+        }
+    }
+
     /// Why the client at this place of a pool's wait queue, counted from 0, has no server.
     pub fn reason(&self, id: PoolId, place: usize) -> Option<Reason> {
         let pool = self.pools.get(id)?;

@@ -148,17 +148,17 @@ impl Core {
             self.forget_pool(pool);
         }
         let unfinished: Vec<_> = self
-            .login_clients
-            .ids(&self.clients)
-            .into_iter()
-            .filter(|client| {
-                let login = self.clients.get(*client).and_then(|client| client.login.as_ref());
-                login.is_some_and(|login| login.database == Some(id))
+            .clients
+            .iter()
+            .filter(|(_, client)| {
+                client.login.as_ref().is_some_and(|login| login.database == Some(id))
             })
+            .map(|(client, _)| client)
             .collect();
         for client in unfinished {
             self.close_client(client, &fault::DATABASE_REMOVED);
         }
+        self.forget_fetched(id);
         self.databases.remove(id);
         self.database_names.remove(&name);
     }

@@ -58,6 +58,8 @@ pub enum Asker {
     Align,
     /// The pooler: server_reset_query or server_check_query.
     Test,
+    /// The pooler: auth_query.
+    Lookup,
 }
 
 /// What a packet from the server is.

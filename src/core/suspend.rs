@@ -60,7 +60,7 @@ impl Core {
                 let may_rest = matches!(server.state, ServerState::Active | ServerState::Idle);
                 let pool = self.pools.get(server.pool);
                 let waits = |pool: &Pool| !pool.clients(ClientState::Waiting).is_empty();
-                !may_rest || server.is_aligning() || pool.is_some_and(waits)
+                !may_rest || server.is_ours() || pool.is_some_and(waits)
             }),
         }
     }

@@ -107,13 +107,14 @@ impl Core {
 
     fn expire_waiting(&mut self, pool_id: PoolId) {
         let Some(pool) = self.pools.get(pool_id) else { return };
-        if pool.clients(ClientState::Waiting).is_empty() {
+        let states = [ClientState::Waiting, ClientState::Joined];
+        if states.iter().all(|state| pool.clients(*state).is_empty()) {
             return;
         }
         let query_limit = self.settings.query_timeout;
         let login_limit = self.settings.client_login_timeout;
         let server_down = pool.welcome.is_none();
-        let queue = pool.clients(ClientState::Waiting).ids(&self.clients);
+        let queue = states.map(|state| pool.clients(state).ids(&self.clients)).concat();
         for (place, id) in queue.into_iter().enumerate() {
             let (Some(client), Some(pool)) = (self.clients.get(id), self.pools.get(pool_id)) else {
                 continue;
@@ -126,7 +127,10 @@ impl Core {
                 self.close_client(id, &fault::QUERY_TIMEOUT_WAITING);
             } else if over(wait_limit, since) {
                 self.close_client(id, &fault::QUERY_WAIT_TIMEOUT);
-            } else if server_down && !client.welcomed && over(login_limit, client.connect_time) {
+            } else if server_down
+                && client.awaits_welcome()
+                && over(login_limit, client.connect_time)
+            {
                 self.close_client(id, &fault::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN);
             } else {
                 self.notify_waiting(id, place);

@@ -4,6 +4,7 @@
 mod rig;
 
 mod auth;
+mod auth_query;
 mod averages;
 mod binding;
 mod cancel;

@@ -194,11 +194,18 @@ impl World {
             let opening = watch.openings.get(id);
             let pool = self.core.clients().get(*id).and_then(|client| client.pool());
             let pool = pool.and_then(|pool| self.core.pool(pool));
-            let name = pool.map(|pool| pool.names().0);
-            let name = name.or(opening.map(|names| &*names.0));
-            name.is_some_and(|name| self.facts.removed.contains(name))
+            let by_pool = pool.map(|pool| pool.names().0);
+            let own = opening.map(|names| &*names.0);
+            let is_removed =
+                |name: Option<&str>| name.is_some_and(|name| self.facts.removed.contains(name));
+            // It may have to do with two databases while its user is looked up.
+            is_removed(by_pool.or(own)) || self.is_looked_up(*id) && is_removed(own)
         };
         clients.map(|(id, _)| id).filter(|id| !concerned(id)).collect()
+    }
+
+    fn is_looked_up(&self, id: ClientId) -> bool {
+        self.core.clients().get(id).is_some_and(|client| client.is_looked_up())
     }
 
     /// A removal hits nobody else, and all whom it has to.
@@ -217,7 +224,8 @@ impl World {
                 self.fail(&format!("RELOAD: {name} is removed, but has a pool"));
             }
         }
-        if let Some(id) = now.difference(others).next().filter(|_| !self.facts.removed.is_empty()) {
+        let mut left = now.difference(others).filter(|id| !self.is_looked_up(**id));
+        if let Some(id) = left.next().filter(|_| !self.facts.removed.is_empty()) {
             let state = self.core.clients().get(*id).map(|client| client.state());
             let text =
                 format!("RELOAD: the database of {id:?} ({state:?}) is removed, but it lives");

@@ -19,7 +19,9 @@ const INNOCENT: [&str; 7] = [
 ];
 
 /// What clients may be told while nothing goes wrong.
-const CALM: [&str; 7] = [
+const CALM: [&str; 9] = [
+    "no such user",
+    "password authentication failed",
     "transaction blocks not allowed in statement pooling mode",
     "invalid server parameter",
     "server shutting down",
@@ -102,7 +104,10 @@ impl World {
         }
         let server = self.memory.servers.get(&who.pointer);
         match reason {
-            "database removed" if database == "(nodb)" => !facts.removed.is_empty(),
+            // It may be looked up in another one.
+            "database removed" if database == "(nodb)" || !who.is_server => {
+                !facts.removed.is_empty()
+            }
             "database removed" => facts.removed.contains(database),
             "admin forced disconnect" => facts.killed,
             "suspend_timeout" => facts.restless.contains(&who.pointer),
@@ -170,7 +175,13 @@ impl World {
     /// While nothing goes wrong, clients are closed for few reasons only.
     pub fn check_told(&self, told: Option<&str>) {
         let Some(told) = told else { return };
-        let starts = ["no such database", "database \"", "database removed", "admin forced"];
+        let starts = [
+            "no such database",
+            "database \"",
+            "database removed",
+            "admin forced",
+            "authentication database \"",
+        ];
         if !CALM.contains(&told) && !starts.iter().any(|start| told.starts_with(start)) {
             self.fail(&format!("REASONS: a client was told: {told}"));
         }

@@ -1,10 +1,12 @@
 //! A model of a client: logs in, asks, and checks that every reply is the one to its own request,
 //! in order, with none missing.
 
+use crate::auth_query::SECRET_MARK;
 use crate::line::Line;
 use crate::speech::{self, Mark};
 use pgturnstile::core::ClientId;
 use pgturnstile::wire::read::ErrorFields;
+use pgturnstile::wire::write;
 use std::collections::{BTreeMap, VecDeque};
 
 /// How far a client has come.
@@ -56,6 +58,9 @@ pub struct Client {
     pub phase: Phase,
     /// Name of its database.
     pub database: String,
+    /// Who it says that it is, and its password.
+    pub user: String,
+    pub password: String,
     /// Replies to come.
     pub expected: VecDeque<Expected>,
     /// Status of the last ReadyForQuery.
@@ -95,6 +100,8 @@ impl Client {
             line,
             phase: Phase::Login,
             database: database.to_owned(),
+            user: String::new(),
+            password: String::new(),
             expected: VecDeque::new(),
             status: b'I',
             copying: None,
@@ -181,6 +188,9 @@ impl Client {
         if let Some(mark) = mark.filter(|mark| mark.client != self.number) {
             return Err(format!("got '{}' of another client: {mark}", tag as char));
         }
+        if body.windows(SECRET_MARK.len()).any(|bytes| bytes == SECRET_MARK) {
+            return Err("LOOK-UPS: it is sent a secret".into());
+        }
         match tag {
             b'N' | b'A' => return Ok(()),
             b'S' => {
@@ -210,6 +220,11 @@ impl Client {
 
     fn login_packet(&mut self, tag: u8, body: &[u8]) -> Result<(), String> {
         match tag {
+            b'R' if body == [0, 0, 0, 3] => {
+                let mut out = Vec::new();
+                write::password(&mut out, self.password.as_bytes());
+                self.line.borrow_mut().say(&out);
+            }
             b'R' | b'v' => {}
             b'K' => self.key = body.try_into().ok().map(u64::from_be_bytes),
             b'Z' if self.key.is_some() => self.phase = Phase::Ready,

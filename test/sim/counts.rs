@@ -16,11 +16,14 @@ impl World {
             matches!(client.state(), ClientState::WaitingCancel | ClientState::ActiveCancel)
         };
         let all = || core.clients().iter().map(|(_, client)| client);
-        let undecided = all().filter(|client| client.pool().is_none()).count();
+        // Who is looked up is in the pool where that is done.
+        let is_undecided = |client: &Client| client.pool().is_none() || client.is_looked_up();
+        let undecided = all().filter(|client| is_undecided(client)).count();
         for (id, database) in core.databases() {
             let of = |client: &Client| client.pool().and_then(|pool| core.pool(pool));
             let mine = |client: &&Client| of(client).is_some_and(|pool| pool.database() == id);
-            let clients = all().filter(mine).filter(|client| !is_cancel(client)).count();
+            let counts = |client: &&Client| !is_cancel(client) && !is_undecided(client);
+            let clients = all().filter(mine).filter(counts).count();
             let shown = (database.server_count(), database.client_count());
             let fits = (clients..=clients + undecided).contains(&shown.1);
             if shown.0 != servers(&|pool| pool.database() == id) || !fits {

@@ -19,10 +19,11 @@ enum Kind {
     Fault,
     Cancel,
     Admin,
+    People,
 }
 
 /// How often each kind comes, per thousand or so.
-const OFTEN: [(usize, Kind); 11] = [
+const OFTEN: [(usize, Kind); 12] = [
     (300, Kind::Arrive),
     (240, Kind::Work),
     (150, Kind::Hear),
@@ -34,6 +35,7 @@ const OFTEN: [(usize, Kind); 11] = [
     (6, Kind::Fault),
     (25, Kind::Cancel),
     (10, Kind::Admin),
+    (15, Kind::People),
 ];
 
 impl World {
@@ -54,6 +56,7 @@ impl World {
             Kind::Fault if !self.plan.calm => self.some_server_fails(),
             Kind::Cancel => self.somebody_cancels(),
             Kind::Admin => self.administrate(),
+            Kind::People => self.people_change(),
             Kind::Nonsense | Kind::Fault => {}
         }
     }
@@ -145,14 +148,13 @@ impl World {
                 removed.unwrap_or(&self.plan.databases[at]).name.clone()
             }
         };
-        let user = match console {
-            true => "pgbouncer".to_owned(),
-            false => {
-                let at = self.dice.below(self.plan.users.len());
-                self.plan.users[at].clone()
-            }
+        let (user, password) = match console {
+            true => ("pgbouncer".to_owned(), String::new()),
+            false => self.somebody(),
         };
         let at = self.connect_client(&database);
+        self.clients[at].user.clone_from(&user);
+        self.clients[at].password = password;
         self.trace(|world| {
             let client = &world.clients[at];
             format!("client {} ({:?}) connects: {database}/{user}", client.number, client.id)

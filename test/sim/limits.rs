@@ -1,6 +1,7 @@
 //! The limits on servers and clients (pooling 2.3 to 2.7), worked out from the plan and from who
 //! exists; never from what the core thinks of them.
 
+use crate::auth_query::STRANGERS;
 use crate::watch::Admission;
 use crate::world::World;
 use pgturnstile::base::Micros;
@@ -145,6 +146,9 @@ impl World {
             let reason = self.facts.closed.get(&client::pointer(admission.number));
             let reason = reason.map(String::as_str);
             let refused = reason.filter(|reason| TOO_MANY.contains(reason));
+            // A stranger's own limit is looked at when somebody has found out who that is.
+            let stranger = STRANGERS.contains(&admission.names.1.as_str());
+            let refused = refused.filter(|reason| !stranger || *reason != TOO_MANY[2]);
             let over = admission.judged.unwrap_or_else(|| self.over_limit(admission));
             if refused != over {
                 self.fail(&format!(

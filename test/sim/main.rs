@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "a test has no other users")]
 
 mod admin;
+mod auth_query;
 mod bytes;
 mod causes;
 mod client;

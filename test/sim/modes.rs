@@ -154,6 +154,7 @@ impl World {
         }
         for (id, client) in self.core.clients().iter() {
             let inside = matches!(client.state(), ClientState::Active | ClientState::Waiting);
+            let inside = inside && !client.is_looked_up();
             if inside && !client.is_console() && !self.memory.inside.contains(&id) {
                 self.fail(&format!("SHUTDOWN: {id:?} has logged in"));
             }

@@ -171,7 +171,8 @@ impl World {
     /// for an answer, be it the end of the process.
     fn check_held_back(&self) {
         for (id, client) in self.core.clients().iter() {
-            if !self.net.holds_back(id) || client.state() == ClientState::Waiting {
+            let waits = client.state() == ClientState::Waiting || client.is_looked_up();
+            if !self.net.holds_back(id) || waits {
                 continue;
             }
             let server = client.server().and_then(|id| self.core.servers().get(id));

@@ -1,5 +1,6 @@
 //! What a run's configuration is: drawn from the seed, changed by RELOAD.
 
+use crate::auth_query::LISTED;
 use crate::dice::Dice;
 use pgturnstile::base::Micros;
 use pgturnstile::config::{
@@ -64,6 +65,9 @@ impl Plan {
         if !calm {
             plan.draw_timeouts(dice);
         }
+        if dice.chance(40) {
+            plan.draw_auth_query(dice);
+        }
         plan
     }
 
@@ -83,7 +87,7 @@ impl Plan {
     /// The user list as the core takes it.
     pub fn user_list(&self) -> Vec<(String, Vec<u8>)> {
         let listed = self.users.iter().filter(|name| !self.unlisted.contains(*name));
-        listed.map(|name| (name.clone(), Vec::new())).collect()
+        listed.map(|name| (name.clone(), LISTED.into())).collect()
     }
 
     /// Sizes and limits of servers and clients.

@@ -1,6 +1,7 @@
 //! A model of a PostgreSQL process: speaks the protocol properly unless its nature is another, and
 //! complains about everything that one client must not see of another.
 
+use crate::auth_query;
 use crate::dice::Dice;
 use crate::line::Line;
 use crate::speech::{self, Mark};
@@ -84,6 +85,13 @@ pub struct Server {
     pub is_reset: bool,
     /// It has sent a completion too many.
     pub overdid: bool,
+    /// Whom it can find when it is asked, and whether it may fail to.
+    pub people: auth_query::Shared,
+    pub is_wild: bool,
+    /// The user that it logged in.
+    pub(super) user: String,
+    /// The user that it is asked for, while it is.
+    pub(super) looked_up: Option<String>,
     pub(super) inbox: Vec<u8>,
     stage: Stage,
     defaults: BTreeMap<String, String>,
@@ -129,6 +137,10 @@ impl Server {
             chatty: false,
             is_reset: false,
             overdid: false,
+            people: auth_query::Shared::default(),
+            is_wild: false,
+            user: String::new(),
+            looked_up: None,
             inbox: Vec::new(),
             stage: Stage::Opening,
             defaults: BTreeMap::new(),
@@ -308,6 +320,9 @@ impl Server {
             let (name, after) = speech::text(rest);
             let (value, after) = speech::text(after);
             rest = after;
+            if name == "user" {
+                self.user.clone_from(&value);
+            }
             if let Some(slot) = self.param_slot(&name) {
                 self.defaults.insert(slot, value);
             }
@@ -342,7 +357,7 @@ impl Server {
         self.ready();
     }
 
-    fn say(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn say(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut out = Vec::new();
         write(&mut out);
         self.line.borrow_mut().say(&out);
@@ -399,6 +414,7 @@ impl Server {
             b'S' => {
                 self.skip = false;
                 self.series = false;
+                self.looked_up = None;
                 self.statements.remove("");
                 self.misbehave_or_ready();
             }
@@ -409,7 +425,10 @@ impl Server {
                 return self.simple(&text, dice);
             }
             b'F' => return self.function_call(body),
-            _ => return self.extended(tag, body, dice),
+            _ => {
+                let done = self.look_up(tag, body, dice);
+                return done.unwrap_or_else(|| self.extended(tag, body, dice));
+            }
         }
         Ok(())
     }
@@ -454,6 +473,9 @@ impl Server {
         }
         if text.is_empty() {
             self.say(|out| write::packet(out, b'I', |_| {}));
+        }
+        if self.user == auth_query::LOOKER && text.starts_with("SET ") {
+            return Err(format!("LOOK-UPS: {text} reaches a server for look-ups"));
         }
         for statement in text.split(';').filter(|statement| !statement.is_empty()) {
             let done = self.utility(statement);

@@ -72,6 +72,7 @@ impl World {
         }
         for server in self.servers.values_mut() {
             server.line.borrow_mut().widen();
+            server.is_wild = false;
             if server.hangs() || server.nature != crate::server::Nature::Good {
                 server.die(false);
             }

@@ -236,7 +236,7 @@ impl World {
             let is_mid = client.as_ref().is_some_and(|line| !line.borrow().read.is_between());
             let is_full =
                 own.borrow().is_full() || client.is_some_and(|line| line.borrow().is_full());
-            let needed = waits || is_mid || server.is_aligning();
+            let needed = waits || is_mid || server.is_aligning() || server.is_looking_up();
             if needed && own.borrow().has_bytes() && !is_full {
                 self.fail(&format!(
                     "SUSPEND: {id:?} ({:?}) is not read; aligning {}, waiting {waits}, client {is_mid}",
@@ -254,6 +254,7 @@ impl World {
         let waits = |id, state| state == ClientState::Waiting || !self.is_still(Peer::Client(id));
         let is_full = |line: Line| line.borrow().is_full();
         !rests
+            || server.is_looking_up()
             || self.net.line(Peer::Server(id)).is_some_and(is_full)
             || clients.any(|(id, c)| c.pool() == Some(server.pool()) && waits(id, c.state()))
     }

@@ -120,7 +120,9 @@ impl World {
             let Some((since, seen)) = self.clocks.unused.get(&id) else { continue };
             let limit = self.plan.settings.pool_idle_timeout;
             if self.over(limit, Some(*since)) && !self.is_kept(pool) {
-                let is_used = pool.client_count() + pool.server_count() > 0;
+                // Somebody who is logging in may have it, and may be late, too.
+                let logs_in = self.core.clients().iter().any(|(_, c)| c.pool() == Some(id));
+                let is_used = logs_in || pool.client_count() + pool.server_count() > 0;
                 due.unused.insert((database.to_owned(), user.to_owned()));
                 due.freed.extend((self.over(limit, *seen) && !is_used).then_some(id));
             }
@@ -160,7 +162,10 @@ impl World {
     /// What a client that has no server is closed for.
     fn client_due(&self, id: ClientId, client: &Client, pool: &Pool) -> Option<&'static str> {
         let heard = self.watch.borrow().heard.get(&id).copied();
-        let (database, user) = (pool.names().0, client.user_name().unwrap_or(""));
+        let looked_up = client.is_looked_up();
+        // Nobody knows yet who that is.
+        let user = client.user_name().filter(|_| !looked_up).unwrap_or("");
+        let database = pool.names().0;
         let settings = &self.plan.settings;
         match client.state() {
             ClientState::Active if client.server().is_none() => {
@@ -171,11 +176,11 @@ impl World {
                 let limit = settings.cancel_wait_timeout;
                 self.over(limit, heard).then_some("cancel_wait_timeout")
             }
-            ClientState::Waiting => {
+            ClientState::Waiting | ClientState::Joined => {
                 // Who waits for its welcome has no query.
                 let since = client.query_start().or(heard);
                 let accepted = self.clocks.accepted.get(&id).copied();
-                let unwelcome = client.query_start().is_none() && !self.knows(pool);
+                let unwelcome = client.query_start().is_none() && !self.knows(pool) && !looked_up;
                 if self.over(settings.query_timeout, since) {
                     Some("query_timeout")
                 } else if self.over(self.plan.query_wait(database, user), since) {
@@ -228,7 +233,9 @@ impl World {
         let in_transaction =
             matches!(server.status(), Status::InTransaction | Status::InFailedTransaction);
         let said = self.watch.borrow().said.get(&id).copied();
-        let span = self.clocks.transactions.get(&client_id);
+        let asked = client.query_start().filter(|_| client.is_looked_up());
+        let asked = asked.map(|at| (at, at));
+        let span = self.clocks.transactions.get(&client_id).copied().or(asked);
         let (why, certain) = if self.over(query, client.query_start()) {
             ("query timeout", true)
         } else if in_transaction && client.query_start().is_none() && self.over(idle, said) {

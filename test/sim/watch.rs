@@ -1,6 +1,7 @@
 //! The border of the core: both rings ask it through here. What goes over sets the oracles' own
 //! clocks, and each login is compared with the limits on clients.
 
+use crate::auth_query::Lookups;
 use crate::speech;
 use crate::statistics::{Flow, Speaker};
 use pgturnstile::base::Micros;
@@ -47,6 +48,8 @@ pub struct Watch {
     pub openings: BTreeMap<ClientId, Names>,
     /// Pools that know what to welcome clients with.
     pub welcome: BTreeSet<Names>,
+    /// The look-ups that are under way.
+    pub lookups: Lookups,
     /// The logins of this turn.
     pub admissions: Vec<Admission>,
     /// What pools must have counted.
@@ -87,6 +90,9 @@ pub fn ask(
             }
             if verdict != Verdict::Whole {
                 watch.said.insert(id, core.now);
+            }
+            if tag == b'Z' {
+                watch.lookups.ended(id);
             }
             if tag == b'Z' && verdict == Verdict::Pass {
                 watch.ready.extend(client);
@@ -201,11 +207,20 @@ impl Watch {
             }
         }
         self.openings.insert(id, names.clone());
+        if exists(core, &names.0) {
+            self.lookups.meet(id, &names.1, core.now);
+        }
         let alive = self.openings.iter().filter(|(id, _)| core.clients().get(**id).is_some());
         let (mut of_database, mut of_user) = (0, 0);
-        for (_, (database, user)) in alive {
+        // Whose user is being looked up counts as nobody's yet, nor does who asked for nothing that
+        // exists and still proves who it is.
+        let nobody = |id, database: &str| {
+            let client = core.clients().get(id);
+            !exists(core, database) || client.is_some_and(|client| client.is_looked_up())
+        };
+        for (id, (database, user)) in alive {
             of_database += usize::from(*database == names.0);
-            of_user += usize::from(*user == names.1);
+            of_user += usize::from(*user == names.1 && !nobody(*id, database));
         }
         let total = core.clients().len();
         let number = core.clients().get(id).map_or(0, |client| client.number());
@@ -222,4 +237,8 @@ impl Watch {
         self.openings.retain(|id, _| core.clients().get(*id).is_some());
         self.said.retain(|id, _| core.servers().get(*id).is_some());
     }
+}
+
+fn exists(core: &Core, database: &str) -> bool {
+    core.databases().any(|(_, known)| &**known.name() == database)
 }

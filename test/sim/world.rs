@@ -1,5 +1,6 @@
 //! The world around a core: model clients, model servers, time, and the pooler's net between them.
 
+use crate::auth_query;
 use crate::causes::Facts;
 use crate::client::Client;
 use crate::dice::Dice;
@@ -56,6 +57,8 @@ pub struct World {
     pub facts: Facts,
     pub clocks: Clocks,
     pub watch: Shared,
+    /// Who can be looked up.
+    pub people: auth_query::Shared,
     /// Consoles that await the answer to PAUSE.
     pub pausing: BTreeSet<ClientId>,
     /// Consoles that wait until no server of a database, or of all, has to be replaced.
@@ -103,6 +106,7 @@ impl World {
             facts: Facts::default(),
             clocks: Clocks::default(),
             watch,
+            people: auth_query::Shared::default(),
             pausing: BTreeSet::new(),
             closing: BTreeMap::new(),
             suspended: None,
@@ -222,6 +226,7 @@ impl World {
                 self.check_suspend_answer(peer, &bytes);
                 self.note_answer(peer, &bytes);
                 self.note_fatal(peer, &bytes);
+                self.note_lookup(peer, &bytes);
                 self.check_notice(peer, &bytes);
                 self.net.send(peer, &bytes, &mut self.core);
             }
@@ -332,6 +337,8 @@ impl World {
         self.next_key += 1;
         let patience = self.dice.below(6) as u32;
         let mut model = Server::new(line.clone(), nature, self.next_key, patience);
+        model.people = self.people.clone();
+        model.is_wild = !self.plan.calm && !self.settling;
         if let Some(pool) = self.core.pool(pool) {
             let session = self.core.effective(pool).pool_mode() == PoolMode::Session;
             let settings = self.core.settings();
@@ -407,9 +414,11 @@ impl World {
 
     /// A model client reads.
     pub fn client_hears(&mut self, at: usize) {
+        let was = self.clients[at].phase;
         if let Err(text) = self.clients[at].hear() {
             self.fail(&text);
         }
+        self.check_lookup(&self.clients[at], was);
         let id = self.clients[at].id;
         self.net.writable(Peer::Client(id), &mut self.core);
         let client = &self.clients[at];
