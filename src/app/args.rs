@@ -79,12 +79,14 @@ pub fn parse(argv: &[OsString], posixly_correct: bool, adns: &str) -> Args {
 
 /// The text of `-V`: one component a line (config 1.2).
 pub fn version_text(adns: &str) -> String {
-    format!("{COMPATIBLE} ({PRODUCT})\n{EVENTS}\nadns: {adns}\n")
+    let tls = openssl::version::version();
+    format!("{COMPATIBLE} ({PRODUCT})\n{EVENTS}\nadns: {adns}\ntls: {tls}\n")
 }
 
 /// The last line of a start, without its level (config 6.7).
 pub fn process_up(adns: &str) -> String {
-    format!("process up: {COMPATIBLE}, {EVENTS} (epoll), adns: {adns}, {PRODUCT}")
+    let tls = openssl::version::version();
+    format!("process up: {COMPATIBLE}, {EVENTS} (epoll), adns: {adns}, tls: {tls}, {PRODUCT}")
 }
 
 struct Reader<'a> {
@@ -311,7 +313,7 @@ mod tests {
     fn version_and_help_act_where_they_are_met() {
         let version = version_text("libc-2.36");
         assert!(version.starts_with("PgBouncer 1.25.2 (pgturnstile "), "{version}");
-        assert!(version.ends_with("\nadns: libc-2.36\n"), "{version}");
+        assert!(version.contains("\nadns: libc-2.36\ntls: OpenSSL "), "{version}");
         for line in [&["-V", "junk", "junk"][..], &["--vers", "-x"], &["a", "b", "-qV"]] {
             assert_eq!(parsed(line, false), Args::Print(version.clone()), "{line:?}");
         }

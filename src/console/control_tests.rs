@@ -282,6 +282,13 @@ fn set_changes_what_may_be_changed() {
         let row = config.rows.iter().find(|row| row[0] == key).unwrap();
         assert_eq!(row[1], value, "{key}");
     }
+    // There are no files for TLS: the value stays, without any effect.
+    at.run(boss, "set client_tls_sslmode = 'require'");
+    let reply = at.taken(boss);
+    let text = "TLS settings could not be applied, still using old configuration";
+    assert_eq!(reply[0], ("N".into(), format!("SNOTICE C00000 M{text}")));
+    assert_eq!(reply[1], ("C".into(), "SET client_tls_sslmode=require".into()));
+    at.tag(boss, "set client_tls_sslmode = 'disable'");
     let watcher = at.console("watcher");
     at.run(watcher, "set DATESTYLE = iso");
     let reply = at.taken(watcher);

@@ -6,7 +6,7 @@
 use super::conn::Wire;
 use super::stream::{Socket, Stream};
 use super::tls::Progress;
-use super::{token_of, Event, Net};
+use super::{sys, token_of, Event, Net};
 use crate::base::Level;
 use crate::core::{Decisions, Facts, Loss, Peer};
 use crate::wire::write;
@@ -197,6 +197,8 @@ impl Net {
             },
             Progress::Done => {
                 let facts = session.facts(end_point);
+                // The end of a handshake of TLS 1.3 gets no other answer.
+                let _ = sys::acknowledge(socket.stream());
                 let names = facts.names.as_deref();
                 let deceived = name.filter(|name| !names.is_some_and(|names| names.include(name)));
                 match deceived {

@@ -5,6 +5,8 @@
 //! connection; as long as they are the same files as before, so is the context.
 
 mod session;
+#[cfg(test)]
+mod tests;
 mod words;
 
 pub(in crate::net) use session::Progress;

@@ -162,8 +162,8 @@ impl Session {
         self.stalled = false;
     }
 
-    /// Sends as much as there is room for. What is refused has to be offered again, in front of
-    /// anything else: OpenSSL may have begun to send it.
+    /// Sends as much as there is room for. What is refused has to be offered again, all of it and in
+    /// front of anything else: OpenSSL may have begun to send it.
     pub(in crate::net) fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut count = 0_usize;
         while let Some(rest) = bytes.get(count..).filter(|rest| !rest.is_empty()) {
