@@ -8,7 +8,7 @@ use std::panic;
 use std::path::{Path, PathBuf};
 
 /// Changed inputs per target.
-const CHANGED: usize = 2000;
+const CHANGED: usize = 10_000;
 
 fn folder(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("test/fuzz/corpus").join(target)
