@@ -205,6 +205,8 @@ impl Core {
                 self.lookup_reply(id, client, kind, packet.seen)
             }
             (Fate::For(Asker::Align | Asker::Test | Asker::Lookup), _) | (_, None) => Verdict::Drop,
+            // Behind the end of a look-up: nothing of it is for the client.
+            (_, Some(client)) if self.is_looked_up(client) => Verdict::Drop,
             (_, Some(client)) => {
                 if kind == FromServer::ReadyForQuery {
                     return self.query_ended(id, client);
@@ -301,7 +303,9 @@ impl Core {
         // While a server is being aligned the client's own wishes count.
         if server.replies.next_asker() != Some(Asker::Align) {
             self.shared.share(&mut server.vars);
-            if let Some(client) = client.and_then(|client| self.clients.get_mut(client)) {
+            let client = client.and_then(|client| self.clients.get_mut(client));
+            // What the server of a look-up reports is not about the client's own servers.
+            if let Some(client) = client.filter(|client| !client.is_looked_up()) {
                 client.vars.set(&self.tracked, at, value);
                 self.shared.share(&mut client.vars);
             }

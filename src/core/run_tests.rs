@@ -208,3 +208,40 @@ fn parameter_that_servers_do_not_report_costs_no_detour_for_ever() {
     assert_eq!(scene.core.server_of(a), None);
     assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()), "they agree already");
 }
+
+#[test]
+fn server_that_is_asked_for_a_user_says_nothing_to_the_client() {
+    let mut scene = Scene::new("auth_user = u");
+    let a = scene.beginner_with("stranger", b"UTC");
+    scene.core.turn_end();
+    scene.act();
+    let server = scene.server();
+    scene.core.turn_end();
+    scene.act();
+    assert_eq!(scene.core.client_of(server), Some(a), "the look-up goes on");
+    let row = b"D\0\0\0\x1a\0\x02\0\0\0\x08stranger\0\0\0\x02pw";
+    let zone = b"S\0\0\0\x12TimeZone\0Asia\0";
+    for bytes in [
+        &b"1\0\0\0\x04"[..],
+        b"2\0\0\0\x04",
+        b"T\0\0\0\x06\0\x02",
+        row,
+        b"C\0\0\0\x05\0",
+        zone,
+        b"Z\0\0\0\x05I",
+        // Behind the end of the look-up, before the client is told that it is over.
+        zone,
+        b"N\0\0\0\x05\0",
+        b"A\0\0\0\x0a\0\0\0\x01\0\0",
+    ] {
+        let verdict = scene.core.server_packet(server, packet(bytes), &mut Sink::default());
+        assert_eq!(verdict, Verdict::Drop, "{bytes:?}");
+    }
+    let client = scene.core.clients.get(a).unwrap();
+    let own = client.vars().packets(&scene.core.tracked);
+    assert_eq!(own, b"S\0\0\0\x11TimeZone\0UTC\0");
+    scene.core.server_drained(server);
+    scene.act();
+    assert_eq!(scene.core.client_of(server), None);
+    assert!(!scene.core.clients.get(a).unwrap().is_looked_up());
+}

@@ -247,9 +247,14 @@ fn key_exchange(ssl: &SslRef) -> String {
             _ => String::new(),
         },
     };
-    // Nothing that was asked for in vain may look like the failure of what comes next.
-    drop(ErrorStack::get());
+    forget_errors();
     shown
+}
+
+/// Nothing that was asked for in vain may look like the failure of what comes next, on whatever
+/// connection: OpenSSL keeps its errors by thread.
+fn forget_errors() {
+    drop(ErrorStack::get());
 }
 
 /// The names in a certificate.
@@ -262,6 +267,8 @@ pub(super) fn names(certificate: &X509Ref) -> Names {
         Ok(text) => text.into_bytes().into(),
         Err(_) => Box::from(&b"\0"[..]),
     });
+    // The list may have made no sense.
+    forget_errors();
     Names::new(
         listed().filter_map(|name| name.dnsname()).map(|name| name.as_bytes().into()),
         listed().filter_map(|name| name.ipaddress()).map(Box::from),
@@ -280,5 +287,6 @@ pub(super) fn end_point_of(certificate: &X509Ref) -> Rc<[u8]> {
         None => None,
     };
     let hash = digest.and_then(|digest| certificate.digest(digest).ok());
+    forget_errors();
     hash.map_or_else(|| Rc::from([]), |hash| Rc::from(&*hash))
 }

@@ -4,12 +4,12 @@ use super::*;
 use crate::config::Settings;
 use mio::net::TcpStream;
 use nix::sys::socket::{setsockopt, sockopt};
-use openssl::asn1::Asn1Time;
+use openssl::asn1::{Asn1Object, Asn1OctetString, Asn1Time};
 use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::x509::extension::SubjectAlternativeName;
-use openssl::x509::X509;
+use openssl::x509::{X509Extension, X509v3Context, X509};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
@@ -27,6 +27,13 @@ impl Folder {
 
     /// A new pair that signs itself.
     fn make(&self, common: &str) {
+        self.make_for(common, |context| {
+            let mut listed = SubjectAlternativeName::new();
+            listed.dns("*.example.com").ip("10.0.0.1").build(context).unwrap()
+        });
+    }
+
+    fn make_for(&self, common: &str, listed: impl Fn(&X509v3Context<'_>) -> X509Extension) {
         let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
         let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
         let mut name = X509Name::builder().unwrap();
@@ -39,9 +46,7 @@ impl Folder {
         made.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
         made.set_not_after(&Asn1Time::days_from_now(9).unwrap()).unwrap();
         made.set_pubkey(&key).unwrap();
-        let context = made.x509v3_context(None, None);
-        let mut listed = SubjectAlternativeName::new();
-        let listed = listed.dns("*.example.com").ip("10.0.0.1").build(&context).unwrap();
+        let listed = listed(&made.x509v3_context(None, None));
         made.append_extension(listed).unwrap();
         made.sign(&key, MessageDigest::sha256()).unwrap();
         fs::write(self.file("a.crt"), made.build().to_pem().unwrap()).unwrap();
@@ -181,4 +186,21 @@ fn servers_context_is_made_again_when_a_file_changes() {
     assert!(tls.changes_servers(&plain) && !plain.changes_servers(&Tls::new(&settings).unwrap()));
     settings.server_tls13_ciphers = Some("TLS_AES_128_GCM_SHA256".into());
     assert!(plain.changes_servers(&Tls::new(&settings).unwrap()));
+}
+
+#[test]
+fn certificate_that_makes_no_sense_harms_no_other_connection() {
+    let folder = Folder::new("broken");
+    let (_accepts, mut innocent) = pair(&Tls::new(&folder.settings()).unwrap());
+    folder.make_for("broken", |_| {
+        let name = Asn1Object::from_str("subjectAltName").unwrap();
+        let value = Asn1OctetString::new_from_bytes(b"\x30\x05\x82").unwrap();
+        X509Extension::new_from_der(&name, false, &value).unwrap()
+    });
+    // OpenSSL shows no such certificate, but takes one.
+    let shown = X509::from_pem(&fs::read(folder.file("a.crt")).unwrap()).unwrap();
+    assert!(!session::names(&shown).include("db.example.com"));
+    innocent.set_readable(false);
+    let received = innocent.recv(&mut [0; 10]).map_err(|error| error.kind());
+    assert_eq!(received, Err(ErrorKind::WouldBlock));
 }
