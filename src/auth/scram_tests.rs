@@ -15,7 +15,7 @@ fn log_in(
     mut alter: impl FnMut(&mut Vec<u8>),
 ) -> Result<(), ScramError> {
     let password = Zeroizing::new(password.to_vec());
-    let mut client = ClientExchange::new(Credential::Password(password), [9; 18], None);
+    let mut client = ClientExchange::new(Credential::Password(password), [9; 18]);
     let mut server = ServerExchange::new(verifier);
     let mut message = client.begin(b"SCRAM-SHA-256\0\0")?;
     alter(&mut message);
@@ -23,10 +23,7 @@ fn log_in(
     let mut message = client.step(&reply)?;
     alter(&mut message);
     let accepted = server.last(&message)?;
-    client.finish(&accepted.server_final)?;
-    let keys = client.salted_keys().map(|salted| salted.keys.clone());
-    assert_eq!(Some(accepted.keys), keys);
-    Ok(())
+    client.finish(&accepted.server_final)
 }
 
 #[test]

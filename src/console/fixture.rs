@@ -303,7 +303,10 @@ impl Fixture {
                     self.waiting.remove(&id);
                     self.read(id);
                 }
-                Action::Send(Peer::Server(_), _) | Action::Suspend(_) => {}
+                Action::Send(Peer::Server(_), _)
+                | Action::Suspend(_)
+                | Action::Job(..)
+                | Action::Abandon(_) => {}
             }
         }
     }

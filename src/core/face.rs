@@ -1,6 +1,7 @@
 //! The words in which `net` and the core talk: what happened, and what to do about it.
 
 use super::client::Client;
+use super::jobs::{Job, JobId, Outcome};
 use super::server::Server;
 use crate::base::Id;
 use std::net::SocketAddr;
@@ -146,6 +147,10 @@ pub enum Action {
     SendRow(ClientId, Vec<u8>, Handed),
     /// Close the socket; unsent bytes are lost.
     Close(Peer),
+    /// Have this done by a helper thread; [`Decisions::job_done`] tells how it ended.
+    Job(JobId, Job),
+    /// Nobody waits for this job any more: it need not be done, but its end is told.
+    Abandon(JobId),
     /// A console client has commands waiting (`Core::next_command`).
     Console(ClientId),
     /// Read the configuration again; the console client, if any, awaits the answer.
@@ -217,6 +222,8 @@ pub trait Decisions {
     }
     /// The largest packet that this peer may send, in bytes.
     fn max_packet(&self, from: Peer) -> u32;
+    /// A job has ended ([`Action::Job`]).
+    fn job_done(&mut self, _id: JobId, _outcome: Outcome) {}
     /// Connecting to this address begins; the host's name, if it has one, has been looked up.
     fn dialling(&mut self, id: ServerId, remote: Addr);
     /// The system's words about a connection that can't be opened; `lost` follows.

@@ -45,16 +45,22 @@ impl Core {
                 }
                 None
             }
+            // Others say who they are; nothing is kept of who fails (auth 10.3-H).
+            AuthType::Pam | AuthType::Ldap => {
+                self.refuse_lookup(id, database)?;
+                None
+            }
             _ => self.listed_user(user),
         };
-        if is_console && known.is_some() {
+        let is_outside = matches!(self.settings.auth_type, AuthType::Pam | AuthType::Ldap);
+        if is_console && (known.is_some() || is_outside) {
             match self.console_access(user) {
                 Some(access) => self.set_admin(id, access),
                 None => return Err(fault::NOT_ALLOWED),
             }
         }
         let log_name = known.is_some() || self.settings.auth_type == AuthType::Any;
-        if !log_name {
+        if !log_name && !is_outside {
             self.client_log(id, Level::Log, &format!("no such user: {user}"));
         }
         if let Some(client) = self.clients.get_mut(id) {
@@ -69,6 +75,18 @@ impl Core {
         }
         self.log_attempt(id);
         self.ask(id, known, sink)
+    }
+
+    /// PAM and LDAP don't go together with users that are looked up (auth 10.2).
+    fn refuse_lookup(&mut self, id: ClientId, database: Option<DatabaseId>) -> Result<(), Fault> {
+        let database = database.and_then(|database| self.databases.get(database));
+        if database.is_none_or(|database| database.entry.auth_user.is_none()) {
+            return Ok(());
+        }
+        let name = self.settings.auth_type.word().to_ascii_uppercase();
+        let line = format!("{name} can't be used together with database authentication");
+        self.client_log(id, Level::Error, &line);
+        Err(fault::BOUNCER_CONFIG_ERROR)
     }
 
     pub(super) fn console_access(&self, user: &str) -> Option<Access> {

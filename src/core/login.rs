@@ -5,6 +5,7 @@ use super::console::Console;
 use super::database::{DatabaseId, Source, UserId, CONSOLE};
 use super::face::{Addr, ClientId, Packet, Sink, Verdict};
 use super::fault::{self, Fault};
+use super::jobs::JobId;
 use super::pool::PoolId;
 use super::stats::Counter;
 use super::Core;
@@ -27,6 +28,8 @@ pub(super) struct Login {
     /// The user whose secret counts; `None` for unknown users, whose login always fails.
     pub(super) known: Option<UserId>,
     admin: Option<Access>,
+    /// The job that has to end before it is read on.
+    pub(super) job: Option<JobId>,
 }
 
 /// What the client has to send next.
@@ -37,15 +40,32 @@ pub(super) enum Stage {
     Plain,
     /// The answer to an MD5 challenge.
     Md5([u8; 4]),
-    /// SASL messages. The flag tells that a stored secret is used, whose keys may be kept.
+    /// SASLInitialResponse.
+    SaslBegin,
+    /// Further SASL messages. The flag tells that a stored secret is used, whose keys may be kept.
     Sasl(Box<ServerExchange>, bool),
+    /// A password in clear text for PAM.
+    Pam,
+    /// A password in clear text for an LDAP server, with the options for that.
+    Ldap(String),
+    /// The password that a job has judged, once again.
+    Judged(Result<Proof, Fault>),
     /// Nothing: authentication is over.
     Done,
 }
 
+/// Who says that a password is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// We, by the secret of a known user.
+    Known,
+    /// PAM or LDAP: the user need not have been known.
+    Outside,
+}
+
 impl Login {
     pub(super) fn new() -> Login {
-        Login { stage: Stage::Opening, database: None, known: None, admin: None }
+        Login { stage: Stage::Opening, database: None, known: None, admin: None, job: None }
     }
 }
 
@@ -59,7 +79,7 @@ impl Core {
     ) -> Verdict {
         // Nobody who has not logged in makes us collect much (auth 10.3-I): what is too long waits,
         // unread, for client_login_timeout.
-        if packet.len > LOGIN_PACKET_MAX {
+        if packet.len > LOGIN_PACKET_MAX || self.awaits_job(id) {
             return Verdict::Wait;
         }
         if !packet.is_whole() {
@@ -78,6 +98,8 @@ impl Core {
             Ok(()) if self.clients.get(id).is_some_and(|client| client.cancels.is_some()) => {
                 Verdict::Stop
             }
+            // It is looked at once more when the job has ended.
+            Ok(()) if self.awaits_job(id) => Verdict::Wait,
             Ok(()) => Verdict::Drop,
             Err(fault) => {
                 self.close_client(id, &fault);

@@ -8,6 +8,7 @@
 pub mod address;
 pub mod conn;
 mod dial;
+pub mod jobs;
 pub mod listen;
 pub mod options;
 pub mod relay;
@@ -17,10 +18,11 @@ pub mod sys;
 
 use crate::base::{Journal, Level, Micros, Side};
 use crate::core::server::Server;
-use crate::core::{Addr, ClientId, Decisions, Handed, Loss, Origin, Peer, ServerId};
+use crate::core::{Addr, ClientId, Decisions, Handed, Job, JobId, Loss, Origin, Peer, ServerId};
 use address::{Host, Place};
 use conn::Wire;
 use dial::Dial;
+use jobs::Jobs;
 use listen::{Fatal, ListenOptions, Listeners};
 use mio::event::{Event as Ready, Source};
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
@@ -52,7 +54,7 @@ pub enum Event {
     Writable(Peer),
     /// An attempt to connect has ended.
     Dialled(ServerId),
-    /// A helper thread has something: a look-up has ended, or whatever the holder of
+    /// A helper thread has something: a look-up or a job has ended, or whatever the holder of
     /// [`Net::waker`] means by it.
     Woken,
     /// Something happened to a source of the caller's own.
@@ -83,6 +85,7 @@ pub struct Net {
     looking: Vec<ServerId>,
     listeners: Listeners,
     resolver: Resolver,
+    jobs: Jobs,
     sockets: SocketOptions,
     journal: Journal,
 }
@@ -121,6 +124,7 @@ impl Net {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), token(KIND_INTERNAL, 0, WOKEN))?);
         let resolver = Resolver::new(Arc::clone(&waker), options.dns, resolve::getaddrinfo);
+        let jobs = Jobs::new(Arc::clone(&waker));
         Ok(Net {
             registry: Rc::new(poll.registry().try_clone()?),
             poll,
@@ -133,6 +137,7 @@ impl Net {
             looking: Vec::new(),
             listeners: Listeners::default(),
             resolver,
+            jobs,
             sockets: options.sockets,
             journal: Journal::default(),
         })
@@ -200,7 +205,12 @@ impl Net {
                 self.relay.flush_with(peer, core, &|number| listeners.descriptor(number));
             }
             Event::Dialled(id) => self.dialled(id, core),
-            Event::Woken => self.looked_up(core),
+            Event::Woken => {
+                self.looked_up(core);
+                while let Some((id, outcome)) = self.jobs.next_outcome() {
+                    core.job_done(id, outcome);
+                }
+            }
             Event::Accept(_) | Event::Internal(_) => {}
         }
     }
@@ -320,6 +330,16 @@ impl Net {
     ) {
         let listeners = &self.listeners;
         self.relay.send_row(id, row, socket, core, &|number| listeners.descriptor(number));
+    }
+
+    /// Has a job done by a helper thread (`Action::Job`). The core is told how it ended.
+    pub fn start_job(&mut self, id: JobId, job: Job) {
+        self.jobs.start(id, job);
+    }
+
+    /// Nobody waits for this job any more (`Action::Abandon`).
+    pub fn abandon_job(&mut self, id: JobId) {
+        self.jobs.abandon(id);
     }
 
     /// The descriptor of an open connection.

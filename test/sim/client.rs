@@ -1,10 +1,12 @@
 //! A model of a client: logs in, asks, and checks that every reply is the one to its own request,
 //! in order, with none missing.
 
+use crate::jobs::PASSWORD;
 use crate::line::Line;
 use crate::speech::{self, Mark};
 use pgturnstile::core::ClientId;
 use pgturnstile::wire::read::ErrorFields;
+use pgturnstile::wire::write;
 use std::collections::{BTreeMap, VecDeque};
 
 /// How far a client has come.
@@ -207,6 +209,11 @@ impl Client {
 
     fn login_packet(&mut self, tag: u8, body: &[u8]) -> Result<(), String> {
         match tag {
+            b'R' if body == [0, 0, 0, 3] => {
+                let mut out = Vec::new();
+                write::password(&mut out, PASSWORD);
+                self.line.borrow_mut().say(&out);
+            }
             b'R' | b'v' => {}
             b'K' => self.key = body.try_into().ok().map(u64::from_be_bytes),
             b'Z' if self.key.is_some() => self.phase = Phase::Ready,

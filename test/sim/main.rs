@@ -10,6 +10,7 @@ mod causes;
 mod client;
 mod dice;
 mod event;
+mod jobs;
 mod limits;
 mod line;
 mod modes;

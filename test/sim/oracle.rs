@@ -163,10 +163,11 @@ impl World {
         }
     }
 
-    /// A client that is not read waits in the queue, or for its server to be aligned.
+    /// A client that is not read waits in the queue, for a job, or for its server to be aligned.
     fn check_held_back(&self) {
         for (id, client) in self.core.clients().iter() {
-            if !self.net.holds_back(id) || client.state() == ClientState::Waiting {
+            let awaits = client.state() == ClientState::Waiting || self.core.awaits_job(id);
+            if !self.net.holds_back(id) || awaits {
                 continue;
             }
             let server = client.server().and_then(|id| self.core.servers().get(id));

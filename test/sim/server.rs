@@ -2,8 +2,10 @@
 //! complains about everything that one client must not see of another.
 
 use crate::dice::Dice;
+use crate::jobs::stored_secret;
 use crate::line::Line;
 use crate::speech::{self, Mark};
+use pgturnstile::auth::{ServerExchange, Verifier, MECHANISM};
 use pgturnstile::wire::startup::{Opening, CANCEL_REQUEST};
 use pgturnstile::wire::write;
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +66,7 @@ struct Running {
 #[derive(PartialEq, Eq)]
 enum Stage {
     Opening,
+    Asking,
     Ready,
     Gone,
 }
@@ -82,6 +85,9 @@ pub struct Server {
     pub chatty: bool,
     /// What one client leaves behind is cleared before the next one comes.
     pub is_reset: bool,
+    /// It asks for a SCRAM proof.
+    pub asks: bool,
+    exchange: Option<ServerExchange>,
     /// It has sent a completion too many.
     pub overdid: bool,
     pub(super) inbox: Vec<u8>,
@@ -128,6 +134,8 @@ impl Server {
             excused: false,
             chatty: false,
             is_reset: false,
+            asks: false,
+            exchange: None,
             overdid: false,
             inbox: Vec::new(),
             stage: Stage::Opening,
@@ -204,7 +212,7 @@ impl Server {
 
     /// True if it has read part of a message.
     pub fn is_mid_message(&self) -> bool {
-        let typed = self.stage == Stage::Ready;
+        let typed = self.stage != Stage::Opening;
         let len = speech::packet_len(&self.inbox, typed);
         len.is_none_or(|len| self.inbox.len() < len)
     }
@@ -278,7 +286,11 @@ impl Server {
             });
         }
         if let Some((tag, body)) = speech::take_packet(&mut self.inbox) {
-            self.message(tag, &body, dice)?;
+            match self.stage {
+                Stage::Asking if tag == b'p' => self.prove(&body),
+                Stage::Asking => self.die(false),
+                _ => self.message(tag, &body, dice)?,
+            }
         }
         Ok(Effect::None)
     }
@@ -329,6 +341,36 @@ impl Server {
             }
             _ => {}
         }
+        if self.asks {
+            self.stage = Stage::Asking;
+            self.exchange = Some(ServerExchange::new(Verifier::Secret(stored_secret())));
+            return self.say(|out| write::authentication(out, 10, b"SCRAM-SHA-256\0\0"));
+        }
+        self.welcome();
+    }
+
+    /// A message of the SCRAM exchange.
+    fn prove(&mut self, body: &[u8]) {
+        let Some(exchange) = &mut self.exchange else { return };
+        if !exchange.is_challenged() {
+            let first = body.get(MECHANISM.len() + 5..).unwrap_or_default();
+            let challenge = exchange.first(MECHANISM.as_bytes(), first, [7; 18]);
+            let challenge = challenge.expect("a proper message");
+            return self.say(|out| write::authentication(out, 11, &challenge));
+        }
+        match exchange.last(body) {
+            Ok(accepted) => {
+                self.say(|out| write::authentication(out, 12, &accepted.server_final));
+                self.welcome();
+            }
+            Err(_) => {
+                self.say(|out| write::error(out, "FATAL", b"28P01", b"wrong password"));
+                self.die(false);
+            }
+        }
+    }
+
+    fn welcome(&mut self) {
         let params = self.params.clone();
         let key = self.key;
         self.say(|out| {

@@ -197,7 +197,8 @@ impl Watch {
         let (mut of_database, mut of_user) = (0, 0);
         for (_, (database, user)) in alive {
             of_database += usize::from(*database == names.0);
-            of_user += usize::from(*user == names.1);
+            let exists = core.existing_database(database).is_some();
+            of_user += usize::from(*user == names.1 && exists);
         }
         let total = core.clients().len();
         let number = core.clients().get(id).map_or(0, |client| client.number());
