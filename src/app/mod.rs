@@ -186,7 +186,7 @@ fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), F
         starting.say(Level::Warning, text)?;
     }
     let auth_type = config.settings.auth_type;
-    if matches!(auth_type, AuthType::Hba | AuthType::Cert | AuthType::Pam | AuthType::Ldap) {
+    if matches!(auth_type, AuthType::Hba | AuthType::Cert) {
         let text = format!(
             "auth_type={} is not available in this version of pgturnstile: all logins are refused",
             auth_type.word()

@@ -4,6 +4,8 @@
 pub mod connstr;
 pub mod entries;
 pub mod ini;
+pub mod ldap;
+mod ldap_url;
 pub mod manual;
 pub mod settings;
 pub mod users;

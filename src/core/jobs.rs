@@ -26,7 +26,6 @@ impl JobId {
 }
 
 /// Something that takes long; it owns all that it needs.
-#[derive(Debug)]
 pub enum Job {
     /// Keys from a password (RFC 5802, Hi).
     Derive(Derivation),
@@ -34,6 +33,15 @@ pub enum Job {
     Pam(Attempt),
     /// Ask an LDAP server; the text are the options (auth 8.2).
     Ldap(Attempt, String),
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Job::Derive(derivation) => derivation.fmt(f),
+            Job::Pam(attempt) | Job::Ldap(attempt, _) => attempt.fmt(f),
+        }
+    }
 }
 
 /// What keys are derived from.

@@ -2,6 +2,7 @@
 //! nothing of the core's; what it finds out comes back as [`Outcome`], after which it wakes the loop.
 //! The core bounds how many jobs there are at a time.
 
+use super::{ldap, pam};
 use crate::auth::SaltedKeys;
 use crate::core::{Derivation, Job, JobId, Lane, Outcome};
 use mio::Waker;
@@ -141,7 +142,8 @@ fn carry_out(job: &Job, abandoned: &AtomicBool) -> Outcome {
             SaltedKeys::derive_while(password, salt, *iterations, goes_on)
                 .map_or(Outcome::GivenUp, Outcome::Keys)
         }
-        Job::Pam(_) | Job::Ldap(..) => Outcome::GivenUp,
+        Job::Pam(attempt) => pam::judge(attempt),
+        Job::Ldap(attempt, options) => ldap::judge(attempt, options),
     }
 }
 
