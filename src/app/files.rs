@@ -1,6 +1,8 @@
 //! Configuration and user list come in from the file system (config 5.1, 5.4).
 
 use crate::base::{Journal, Level};
+use crate::config::hba::{self, Rules};
+use crate::config::ident::{self, IdentMaps};
 use crate::config::{self, users, AuthType, Config, Settings};
 use crate::net::options::reason;
 use std::fs::{self, File};
@@ -49,4 +51,30 @@ pub(super) fn load_users(settings: &Settings, journal: &mut Journal) -> Option<U
         journal.line(Level::Error, text.into());
     }
     Some(entries.into_iter().map(|user| (user.name, user.secret.0)).collect())
+}
+
+/// Reads the HBA file, and the ident file for its maps; `None` if they don't count, or if the HBA
+/// file can't be opened (which is logged).
+pub(super) fn load_rules(settings: &Settings, journal: &mut Journal) -> Option<Rules> {
+    if settings.auth_type != AuthType::Hba {
+        return None;
+    }
+    let maps = match settings.auth_ident_file.as_deref().map(|name| (name, read(name))) {
+        None => IdentMaps::default(),
+        Some((_, Ok(bytes))) => ident::parse(&bytes, journal),
+        Some((name, Err(error))) => {
+            let text = format!("could not open ident config file {name}: {}", reason(&error));
+            journal.line(Level::Error, text);
+            IdentMaps::default()
+        }
+    };
+    let name = &settings.auth_hba_file;
+    match read(name) {
+        Ok(bytes) => Some(hba::parse(name, &bytes, &maps, &mut read, journal)),
+        Err(error) => {
+            let text = format!("could not open hba config file {name}: {}", reason(&error));
+            journal.line(Level::Error, text);
+            None
+        }
+    }
 }

@@ -86,6 +86,7 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let config = load(run, &mut starting)?;
     let settings = config.settings.clone();
     let users = files::load_users(&settings, &mut starting.journal);
+    let rules = files::load_rules(&settings, &mut starting.journal);
     // Nothing has been written so far, so that the log file belongs to the user to switch to.
     let user = run.user.as_deref().or(settings.user.as_deref());
     starting.check(daemon::become_user(user.unwrap_or("")))?;
@@ -105,6 +106,7 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let mut core = Core::new(settings.clone(), around);
     core.configure(config, true);
     core.set_users(users.unwrap_or_default());
+    core.set_rules(rules.unwrap_or_default());
     let expected = expected_descriptors(&core, &settings);
     let limit = daemon::limit_line(i64::from(settings.max_client_conn), expected);
     starting.say(Level::Log, limit)?;
@@ -186,7 +188,7 @@ fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), F
         starting.say(Level::Warning, text)?;
     }
     let auth_type = config.settings.auth_type;
-    if matches!(auth_type, AuthType::Hba | AuthType::Cert) {
+    if auth_type == AuthType::Cert {
         let text = format!(
             "auth_type={} is not available in this version of pgturnstile: all logins are refused",
             auth_type.word()

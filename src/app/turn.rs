@@ -5,12 +5,14 @@ use super::log::{Broken, LocalZone, Log};
 use super::signal::{Signal, Signals};
 use super::{files, options};
 use crate::base::{Level, Micros, Objects};
+use crate::config::{AuthType, Settings};
 use crate::console::{self, Around, Listening};
 use crate::core::pause;
 use crate::core::{Action, ClientId, Core, Peer};
 use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
 use crate::net::{Event, Net};
+use nix::unistd::User;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -69,6 +71,11 @@ impl Around for Surrounding<'_> {
     }
 }
 
+/// True if everything that was said to this client has been sent.
+fn is_heard(net: &Net, id: ClientId) -> bool {
+    net.relay().pending_on(Peer::Client(id)).unsent == 0
+}
+
 impl Process {
     /// Turns until something ends the process; its exit code.
     pub(super) fn run(&mut self) -> u8 {
@@ -80,7 +87,9 @@ impl Process {
     }
 
     fn turn(&mut self) {
-        let until_tick = match self.core.is_pending() {
+        let net = &self.net;
+        let is_due = self.core.is_pending() || self.core.has_left(|id| is_heard(net, id));
+        let until_tick = match is_due {
             true => Micros(0),
             false => self.next_tick.since(self.clock.now()),
         };
@@ -112,6 +121,9 @@ impl Process {
                 return self.print();
             }
         }
+        let net = &self.net;
+        self.core.go_on_console(|id| is_heard(net, id));
+        self.perform();
         // Whom a client that has gone makes room for comes before what happens next.
         for _ in 0..ROUNDS {
             self.core.turn_end();
@@ -131,7 +143,20 @@ impl Process {
     fn accept(&mut self, listener: usize) {
         while let Some((stream, origin)) = self.net.accept(listener) {
             let id = self.core.accepted(origin);
+            if origin.uid.is_some() {
+                self.name_peers();
+            }
             self.net.add_client(id, stream, &mut self.core);
+        }
+    }
+
+    /// Looks up who is at the other end of Unix sockets, if that is asked for. The system's user
+    /// database may answer slowly if it is a network service; everybody waits for it.
+    fn name_peers(&mut self) {
+        for (id, uid) in self.core.unnamed_peers() {
+            if let Ok(Some(user)) = User::from_uid(uid.into()) {
+                self.core.name_peer(id, user.name);
+            }
         }
     }
 
@@ -196,11 +221,13 @@ impl Process {
         let file = settings.conffile.clone().unwrap_or_default();
         let (config, complete) = files::load(&settings, &file, false, &mut self.core.journal);
         self.core.configure(config, complete);
+        let mut succeeded = complete;
         if complete {
             let settings = self.core.settings().clone();
             if let Some(users) = files::load_users(&settings, &mut self.core.journal) {
                 self.core.set_users(users);
             }
+            succeeded = self.reload_rules(&settings);
         } else {
             let line = "config file loading failed".to_owned();
             self.core.journal.line(Level::Warning, line);
@@ -209,8 +236,20 @@ impl Process {
         self.print();
         self.log.reopen();
         if let Some(id) = console {
-            console::reload_done(&mut self.core, id, complete);
+            console::reload_done(&mut self.core, id, succeeded);
         }
+    }
+
+    /// Reads the HBA file again; false if it can't be opened: then the rules in force stay (config
+    /// 5.4).
+    fn reload_rules(&mut self, settings: &Settings) -> bool {
+        let rules = files::load_rules(settings, &mut self.core.journal);
+        let missing = rules.is_none() && settings.auth_type == AuthType::Hba;
+        if !missing {
+            self.core.set_rules(rules.unwrap_or_default());
+        }
+        self.name_peers();
+        !missing
     }
 
     /// Hands changed settings on to the net floor and the log.

@@ -3,6 +3,7 @@
 
 mod key;
 mod md5;
+mod names;
 mod scram;
 mod scram_client;
 mod scram_error;
@@ -14,6 +15,7 @@ mod secret;
 
 pub use self::md5::{md5_answer, md5_hash, Md5Hash};
 pub use key::{same, Key};
+pub use names::Names;
 pub use scram::{mock_salt, PassKeys, SaltedKeys, ScramSecret, MECHANISM};
 pub use scram_client::{Challenge, ClientExchange, Credential};
 pub use scram_error::ScramError;

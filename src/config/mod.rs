@@ -3,11 +3,14 @@
 
 pub mod connstr;
 pub mod entries;
+pub mod hba;
+pub mod ident;
 pub mod ini;
 pub mod ldap;
 mod ldap_url;
 pub mod manual;
 pub mod settings;
+mod token;
 pub mod users;
 pub mod value;
 

@@ -101,9 +101,9 @@ settings! {
     /// File with user names and passwords; read at start and reload only.
     auth_file: Option<String> = NULL, Reload, NOW;
     /// HBA file, read at start and reload if auth_type is hba.
-    auth_hba_file: String = text(""), Reload, LATER;
+    auth_hba_file: String = text(""), Reload, NOW;
     /// File that maps system users to database users, for HBA rules with peer and cert.
-    auth_ident_file: Option<String> = NULL, Reload, LATER;
+    auth_ident_file: Option<String> = NULL, Reload, NOW;
     /// Options for auth_type ldap.
     auth_ldap_options: Option<String> = NULL, Reload, NOW;
     /// Query that fetches a user's password; must return the name and the password.
@@ -144,7 +144,8 @@ settings! {
     conffile: Option<String> = NULL, Reload, NOW;
     /// How many servers a pool (a database and a user) may have; 0 is without limit.
     default_pool_size: i32 = text("20"), Reload, NOW;
-    /// Drop clients that use the simple query protocol. This includes every console client.
+    /// Drop clients that use the simple query protocol, also those of the console: it speaks the
+    /// extended one, too.
     disable_pqexec: Flag = text("0"), Restart, NOW;
     /// How long an address found in the DNS is used.
     dns_max_ttl: Micros = text("15"), Reload, NOW;

@@ -47,9 +47,10 @@ impl Call<'_> {
     }
 
     /// The database of this name if it exists already.
-    fn existing_database(&self, name: &str, verb: &str) -> Result<DatabaseId, Refusal> {
+    fn existing_database(&mut self, name: &str, verb: &str) -> Result<DatabaseId, Refusal> {
         let admin = format!("cannot {verb} admin db: {name}");
-        self.not_admin(self.core.existing_database(name), name, admin)
+        let id = self.core.existing_database(name);
+        self.not_admin(id, name, admin)
     }
 
     fn not_admin(

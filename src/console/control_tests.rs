@@ -228,6 +228,20 @@ fn commands_make_databases_from_the_star_entry() {
 }
 
 #[test]
+fn a_database_that_is_spoken_of_is_shown_again() {
+    let mut at = Fixture::new();
+    let boss = at.console("boss");
+    let is_shown =
+        |at: &mut Fixture| at.show(boss, "show databases").column("name").contains(&"new");
+    at.tag(boss, "disable new");
+    at.core.tick();
+    at.pump();
+    assert!(!is_shown(&mut at), "nobody uses it");
+    at.tag(boss, "enable new");
+    assert!(is_shown(&mut at));
+}
+
+#[test]
 fn reconnect_replaces_servers() {
     let mut at = Fixture::new();
     let boss = at.console("boss");

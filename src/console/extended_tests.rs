@@ -219,6 +219,28 @@ fn rows_come_in_portions() {
     assert_eq!(kinds(&all), "12Ds2DDsDCTDDCZ");
 }
 
+#[test]
+fn rows_that_are_kept_have_a_bound() {
+    let (mut at, boss, server) = with_busy_server();
+    at.client("two", "alice");
+    let other = at.serve();
+    let long = [&b"application_name\0"[..], &[b'x'; 60_000], b"\0"].concat();
+    for server in [server, other] {
+        at.say(server, b'S', &long);
+    }
+    at.throw(boss, &parse("s", "show servers"));
+    assert_eq!(at.kinds(boss), "1");
+    let one = |n: usize| [bind(&n.to_string(), "s"), execute_some(&n.to_string(), 1)].concat();
+    // Each keeps the second row.
+    let kept = (1..).take_while(|n| answer(&mut at, boss, &[one(*n)]).0 == "2Ds").count();
+    assert_eq!(kept, 16 * 1024 * 1024 / 60_000 - 1, "a row has some more bytes");
+    assert_eq!(answer(&mut at, boss, &[query("show version"), sync()]).0, "Z");
+    assert_eq!(answer(&mut at, boss, &[one(1), one(2)]).0, "2Ds2Ds", "Sync has ended them");
+    let full = answer(&mut at, boss, &[sync(), (1..=kept + 1).flat_map(one).collect()]);
+    let text = "SERROR C53400 Mtoo many rows of open portals".to_owned();
+    assert_eq!((full.0.len(), full.1), (1 + 3 * kept + 4, vec![text]));
+}
+
 /// A value in binary, read back as text.
 fn decoded(oid: u32, bytes: &[u8]) -> String {
     match oid {
@@ -325,4 +347,62 @@ fn a_function_call_is_refused_when_its_turn_comes() {
     let text = "SERROR C08P01 Munsupported packet type for admin console: 70";
     assert_eq!(errors, [text, "SFATAL C08P01 Mbad packet"]);
     assert!(at.is_closed(boss));
+}
+
+/// Pseudo-random numbers below a bound.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 33) as usize % bound
+    }
+}
+
+#[test]
+fn any_packets_are_answered_as_the_protocol_says() {
+    let words = [
+        parse("", "show state"),
+        parse("a", "show lists"),
+        parse("b", "reconnect"),
+        parse("a", ""),
+        bind("", ""),
+        bind_as("p", "a", &[0, 1]),
+        bind("", "b"),
+        describe("S", "a"),
+        describe("P", ""),
+        execute(""),
+        execute_some("p", 3),
+        close("S", "a"),
+        close("P", "p"),
+        query("show timezone"),
+        query("nonsense"),
+        sync(),
+        sync(),
+    ];
+    let mut dice = Dice(7);
+    let mut at = Fixture::new();
+    let boss = at.console("boss");
+    let (mut failed, mut done) = (false, String::new());
+    for _ in 0..20_000 {
+        let mut packet = words[dice.below(words.len())].clone();
+        let is_query = packet[0] == b'Q';
+        if !is_query && packet.len() > 5 && dice.below(4) == 0 {
+            let place = 5 + dice.below(packet.len() - 5);
+            packet[place] = [0, 1, 0xff, b'x'][dice.below(4)];
+        }
+        at.throw(boss, &packet);
+        let kinds = at.kinds(boss);
+        match packet[0] {
+            b'S' => assert_eq!(kinds, "Z"),
+            _ if failed => assert_eq!(kinds, ""),
+            b'Q' => assert!(["TDCZ", "EZ"].contains(&&*kinds), "{kinds}"),
+            _ => assert!(!kinds.is_empty() && !kinds.contains('Z'), "{kinds}"),
+        }
+        failed = packet[0] != b'S' && (failed || !is_query && kinds.contains('E'));
+        done.extend(kinds.chars().filter(|kind| !done.contains(*kind)).collect::<Vec<_>>());
+    }
+    for kind in "123tTnDCsIEZ".chars() {
+        assert!(done.contains(kind), "{kind} never came");
+    }
 }

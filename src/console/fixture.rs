@@ -44,6 +44,12 @@ pub(super) struct Process {
     pub(super) pending: Vec<(Peer, Pending)>,
 }
 
+impl Process {
+    fn is_heard(&self, id: ClientId) -> bool {
+        self.pending(Peer::Client(id)).unsent == 0
+    }
+}
+
 impl Around for Process {
     fn time_text(&self, at: Micros) -> String {
         format!("second {}", at.secs())
@@ -269,11 +275,15 @@ impl Fixture {
     pub(super) fn pump(&mut self) {
         self.perform();
         loop {
+            let process = &self.process;
+            self.core.go_on_console(|id| process.is_heard(id));
+            self.perform();
             self.core.turn_end();
             self.perform();
             self.core.check_suspension(|_| true);
             self.perform();
-            if !self.core.is_pending() {
+            let process = &self.process;
+            if !self.core.is_pending() && !self.core.has_left(|id| process.is_heard(id)) {
                 break;
             }
         }

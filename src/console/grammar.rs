@@ -71,16 +71,24 @@ fn set<'a>(text: &'a [u8], read: impl Fn(&'a [u8]) -> Split<'a>) -> Option<(Raw<
         Some(b'"') => longest.len(),
         _ => 1,
     };
-    (shortest..=longest.len()).rev().find_map(|len| {
+    let splits = (shortest..=longest.len()).rev().filter_map(|len| {
         let (key, rest) = rest.split_at_checked(len)?;
-        let rest = blanks(rest);
-        let rest = match rest {
-            [b'=', rest @ ..] | [b't' | b'T', b'o' | b'O', rest @ ..] => rest,
-            _ => return None,
-        };
+        Some((key, behind_sign(blanks(rest))?))
+    });
+    // The sign stands behind the key, is its last two letters, or is among them. If what follows it
+    // does not fit there, it does not fit at an earlier place either.
+    splits.take(3).find_map(|(key, rest)| {
         let (value, rest) = read(blanks(rest))?;
         is_end(rest).then_some((key, value))
     })
+}
+
+/// What follows `=` or `to`.
+fn behind_sign(text: &[u8]) -> Option<&[u8]> {
+    match text {
+        [b'=', rest @ ..] | [b't' | b'T', b'o' | b'O', rest @ ..] => Some(rest),
+        _ => None,
+    }
 }
 
 /// A word at the start of the text: letters, digits and underscores, or anything in double quotes.
@@ -250,9 +258,21 @@ mod tests {
             ("SET toto 1", set("to", "1")),
             ("SET to to to", set("to", "to")),
             ("\nset\tk\t=\r\n1", set("k", "1")),
+            ("SET totoxto 1", set("totox", "1")),
         ] {
             assert_eq!(parse(text.as_bytes()), want, "{text}");
         }
+    }
+
+    #[test]
+    fn a_long_text_is_read_in_one_go() {
+        let begun = std::time::Instant::now();
+        for _ in 0..20 {
+            let text = format!("set {}!", "to".repeat(32_000));
+            assert_eq!(parse(text.as_bytes()), Err(Malformed::Invalid));
+        }
+        // Looking at each of the places again would take minutes.
+        assert!(begun.elapsed().as_secs() < 5);
     }
 
     #[test]

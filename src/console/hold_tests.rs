@@ -3,7 +3,8 @@
 use super::fixture::Fixture;
 use super::messages::*;
 use super::reload_done;
-use crate::core::ClientId;
+use crate::core::{ClientId, Peer};
+use crate::net::conn::Pending;
 use crate::wire::write::TERMINATE;
 
 /// Has the server become free.
@@ -170,6 +171,39 @@ fn what_is_kept_has_a_bound() {
     let want = ["C", &"TDCZ".repeat(1000), "ZTDDDCZ"].concat();
     assert_eq!(at.kinds(boss), want);
     assert!(at.is_closed(boss));
+}
+
+#[test]
+fn long_answers_come_in_shares_and_only_to_who_takes_them() {
+    let describe = [parse("c", "show config"), describe("S", "c").repeat(25)].concat();
+    for (packets, kind, want) in [
+        (query("show config").repeat(25), 'Z', 25),
+        (whole("show config").repeat(6), 'Z', 6),
+        ([describe, sync()].concat(), 'T', 25),
+    ] {
+        let mut at = Fixture::new();
+        let boss = at.console("boss");
+        let count = |at: &mut Fixture| at.kinds(boss).matches(kind).count();
+        at.process.pending =
+            vec![(Peer::Client(boss), Pending { unsent: 1, ..Pending::default() })];
+        at.throw(boss, &packets);
+        let first = count(&mut at);
+        assert!(first > 0 && first <= 10, "{first}");
+        at.pump();
+        assert_eq!(count(&mut at), 0);
+        let other = at.console("boss");
+        assert_eq!(at.tag(other, "reconnect"), "RECONNECT");
+        at.process.pending.clear();
+        at.pump();
+        assert_eq!(first + count(&mut at), want);
+        at.process.pending =
+            vec![(Peer::Client(boss), Pending { unsent: 1, ..Pending::default() })];
+        at.throw(boss, &query("show config").repeat(25));
+        at.lose(boss);
+        at.process.pending.clear();
+        at.pump();
+        assert!(!at.core.has_left(|_| true));
+    }
 }
 
 #[test]

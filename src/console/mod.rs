@@ -87,6 +87,8 @@ struct Call<'a> {
     id: ClientId,
     /// Bytes of the packet that it came in.
     asked: usize,
+    /// How many rows were made for it.
+    rows: usize,
 }
 
 /// What a command leads to.
@@ -238,14 +240,23 @@ fn find(name: &str, argument: &str) -> Option<&'static Command> {
 /// The help line of SET, in front of those of [`COMMANDS`].
 const SET_HELP: &str = "SET key = arg";
 
+/// A console that has been given so many rows has to let others have their turn.
+const ROWS_MAX: usize = 1000;
+
 /// Runs what a console has asked for; for `Action::Console`. True if that has changed the settings.
 pub fn run(core: &mut Core, around: &dyn Around, id: ClientId) -> bool {
     let settings = core.settings().clone();
+    let mut rows = 0_usize;
     while let Some(ask) = core.next_ask(id) {
-        let mut call = Call { core, around, id, asked: ask.size() };
+        let mut call = Call { core, around, id, asked: ask.size(), rows: 0 };
         match ask {
             Ask::Query(text) => call.query(&text),
             ask => extended::run(&mut call, ask),
+        }
+        rows = rows.saturating_add(call.rows);
+        if rows >= ROWS_MAX {
+            core.leave_console(id);
+            break;
         }
     }
     !Rc::ptr_eq(&settings, core.settings())
@@ -308,19 +319,24 @@ impl Call<'_> {
     /// Logs an error; its packet, or `None` if it is too long: then it ends the connection.
     fn refuse(&mut self, sqlstate: &[u8], text: &[u8]) -> Option<Vec<u8>> {
         self.core.journal.line(Level::Error, lossy(text));
+        let packet = error(self.core, self.id, sqlstate, text);
         if text.len() > ERROR_MAX {
             self.core.fail_console(self.id);
             return None;
         }
-        Some(error(self.core, self.id, sqlstate, text))
+        Some(packet)
     }
 
     fn perform(&mut self, statement: &Statement) -> Outcome {
-        match statement {
+        let outcome = match statement {
             Statement::Empty => Err(Refusal::Invalid),
             Statement::Set { key, value } => control::set(self, key, value),
             Statement::Command { name, argument } => self.command(name, argument),
+        };
+        if let Ok(Answer::Rows(table) | Answer::Handed(table, _)) = &outcome {
+            self.rows = self.rows.saturating_add(table.height());
         }
+        outcome
     }
 
     /// Looks a command up and checks in the order of admin 2.3: form, rights, argument.

@@ -276,6 +276,8 @@ fn memory_is_counted_by_kind_of_object() {
         let exists = !matches!(&*row[0], "peer_pool_cache" | "server_prepared_statement_cache");
         assert_eq!(size > 0, exists, "{row:?}");
     }
+    let nobody = Fixture::new().core.memory();
+    assert!(nobody.replies.size > 0 && nobody.replies.used == 0);
     let shown_size = |name: &str| number(&shown.rows.iter().find(|row| row[0] == name).unwrap()[1]);
     assert_eq!(shown_size("client_cache"), size_of::<(u32, Client)>() + 100);
     let user = shown_size("user_cache") + shown_size("credentials_cache");

@@ -203,6 +203,11 @@ impl Table {
         self.heads.len()
     }
 
+    /// How many rows it has.
+    pub(super) fn height(&self) -> usize {
+        self.rows.len()
+    }
+
     /// RowDescription; `binary` as in [`is_binary`].
     pub(super) fn describe(&self, out: &mut Vec<u8>, binary: &[bool]) {
         let columns = self.heads.iter().enumerate();

@@ -266,6 +266,28 @@ impl Core {
         ask
     }
 
+    /// A console has had its share of this turn: what else it has asked for is run in a later one.
+    pub fn leave_console(&mut self, id: ClientId) {
+        let Some(console) = self.console_mut(id) else { return };
+        let has_more = console.stalled || !console.queue.is_empty();
+        if has_more && !self.left_consoles.contains(&id) {
+            self.left_consoles.push_back(id);
+        }
+    }
+
+    /// True if a console that was left may go on; `is_heard` tells whether it has been sent all that
+    /// it was answered, so that nobody makes us keep more than one share of answers.
+    pub fn has_left(&self, is_heard: impl Fn(ClientId) -> bool) -> bool {
+        self.left_consoles.iter().any(|id| is_heard(*id))
+    }
+
+    /// Lets the next one of them go on; once in each turn.
+    pub fn go_on_console(&mut self, is_heard: impl Fn(ClientId) -> bool) {
+        let next = self.left_consoles.iter().position(|id| is_heard(*id));
+        let next = next.and_then(|at| self.left_consoles.remove(at));
+        self.actions.extend(next.map(Action::Console));
+    }
+
     /// A Query or Execute is answered with what is sent next. Says how it came; `None` if the console
     /// is gone.
     pub fn answered(&mut self, id: ClientId) -> Option<Way> {

@@ -175,10 +175,7 @@ impl Core {
     /// The database of this name; made from the `*` entry if there is one (config 4.1). One that
     /// was made so and has been idle since is in use again.
     pub(super) fn find_database(&mut self, name: &str, client: ClientId) -> Option<DatabaseId> {
-        if let Some(id) = self.database_names.get(name).copied() {
-            if let Some(database) = self.databases.get_mut(id) {
-                database.idle_since = None;
-            }
+        if let Some(id) = self.existing_database(name) {
             return Some(id);
         }
         let string = self.autodb.clone()?;

@@ -151,7 +151,7 @@ pub enum Action {
     Job(JobId, Job),
     /// Nobody waits for this job any more: it need not be done, but its end is told.
     Abandon(JobId),
-    /// A console client has commands waiting (`Core::next_command`).
+    /// A console client has requests waiting (`Core::next_ask`).
     Console(ClientId),
     /// Read the configuration again; the console client, if any, awaits the answer.
     Reload(Option<ClientId>),

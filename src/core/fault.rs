@@ -94,6 +94,8 @@ faults! {
     told PAM_FAILED "PAM authentication failed"
     told LDAP_FAILED "LDAP authentication failed"
     told LDAP_OPTIONS_MISSING "auth_ldap_options is null"
+    told PEER_FAILED "unix socket login rejected"
+    told REJECTED "login rejected"
     told NO_METHOD "no authentication method is found"
     told EMPTY_PASSWORD "empty password returned by client"
     told USER_NAME_TOO_LONG "username too long"

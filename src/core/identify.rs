@@ -7,6 +7,7 @@ use super::fault::{self, Fault};
 use super::Core;
 use crate::base::text::in_word_list;
 use crate::base::Level;
+use crate::config::hba::Method;
 use crate::config::AuthType;
 
 impl Core {
@@ -30,6 +31,15 @@ impl Core {
             self.log_attempt(id);
             return self.authenticated_client(id, sink);
         }
+        self.choose_method(id, user);
+        let outside = match self.method(id) {
+            Some(Method::Pam) => Some("PAM"),
+            Some(Method::Ldap(_)) => Some("LDAP"),
+            _ => None,
+        };
+        if let Some(name) = outside {
+            self.refuse_lookup(id, database, name)?;
+        }
         let known = match self.settings.auth_type {
             AuthType::Any => {
                 if is_console {
@@ -46,13 +56,10 @@ impl Core {
                 None
             }
             // Others say who they are; nothing is kept of who fails (auth 10.3-H).
-            AuthType::Pam | AuthType::Ldap => {
-                self.refuse_lookup(id, database)?;
-                None
-            }
+            _ if outside.is_some() => None,
             _ => self.listed_user(user),
         };
-        let is_outside = matches!(self.settings.auth_type, AuthType::Pam | AuthType::Ldap);
+        let is_outside = outside.is_some();
         if is_console && (known.is_some() || is_outside) {
             match self.console_access(user) {
                 Some(access) => self.set_admin(id, access),
@@ -78,12 +85,16 @@ impl Core {
     }
 
     /// PAM and LDAP don't go together with users that are looked up (auth 10.2).
-    fn refuse_lookup(&mut self, id: ClientId, database: Option<DatabaseId>) -> Result<(), Fault> {
+    fn refuse_lookup(
+        &mut self,
+        id: ClientId,
+        database: Option<DatabaseId>,
+        name: &str,
+    ) -> Result<(), Fault> {
         let database = database.and_then(|database| self.databases.get(database));
         if database.is_none_or(|database| database.entry.auth_user.is_none()) {
             return Ok(());
         }
-        let name = self.settings.auth_type.word().to_ascii_uppercase();
         let line = format!("{name} can't be used together with database authentication");
         self.client_log(id, Level::Error, &line);
         Err(fault::BOUNCER_CONFIG_ERROR)

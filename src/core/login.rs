@@ -11,6 +11,7 @@ use super::stats::Counter;
 use super::Core;
 use crate::auth::ServerExchange;
 use crate::base::{Level, Micros};
+use crate::config::hba::Method;
 use crate::wire::startup::Opening;
 use crate::wire::{write, FromClient};
 
@@ -27,6 +28,10 @@ pub(super) struct Login {
     pub(super) database: Option<DatabaseId>,
     /// The user whose secret counts; `None` for unknown users, whose login always fails.
     pub(super) known: Option<UserId>,
+    /// How it has to prove that; none if no rule of the HBA file fits.
+    pub(super) method: Option<Method>,
+    /// Name of the user at the other end of a Unix socket, if some rule asks for it.
+    pub(super) system_user: Option<Box<str>>,
     admin: Option<Access>,
     /// The job that has to end before it is read on.
     pub(super) job: Option<JobId>,
@@ -65,7 +70,15 @@ pub(super) enum Proof {
 
 impl Login {
     pub(super) fn new() -> Login {
-        Login { stage: Stage::Opening, database: None, known: None, admin: None, job: None }
+        Login {
+            stage: Stage::Opening,
+            database: None,
+            known: None,
+            method: None,
+            system_user: None,
+            admin: None,
+            job: None,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the core's objects take, for the console (admin 3.10).
 
 use super::derive::{Adhoc, KeptKeys};
+use super::replies::Replies;
 use super::Core;
 use crate::auth::{PassKeys, Secret};
 use crate::base::Objects;
@@ -39,10 +40,9 @@ impl Core {
     /// What everything takes.
     pub fn memory(&self) -> Memory {
         let users = self.users.objects();
-        let mut replies = Objects::default();
+        let mut replies = Replies::default().objects();
         for (_, server) in self.servers.iter() {
             let owed = server.replies.objects();
-            replies.size = owed.size;
             replies.used = replies.used.saturating_add(owed.used);
             replies.free = replies.free.saturating_add(owed.free);
         }

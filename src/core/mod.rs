@@ -20,6 +20,7 @@ pub mod jobs;
 mod limits;
 mod login;
 pub mod memory;
+mod method;
 pub mod pause;
 pub mod pool;
 mod prove;
@@ -48,6 +49,7 @@ pub use jobs::{Attempt, Derivation, Job, JobId, Lane, Outcome};
 
 use crate::base::random::Random;
 use crate::base::{Arena, Journal, Level, Links, List, Micros};
+use crate::config::hba::Rules;
 use crate::config::{DatabaseEntry, PeerEntry, PoolMode, Settings};
 use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
@@ -89,6 +91,8 @@ pub struct Core {
     database_names: BTreeMap<Rc<str>, DatabaseId>,
     autodb: Option<String>,
     users: Arena<User>,
+    /// The rules of the HBA file.
+    rules: Rules,
     user_names: BTreeMap<Rc<str>, UserId>,
     peers: BTreeMap<u32, PeerEntry>,
     pools: Arena<Pool>,
@@ -110,8 +114,10 @@ pub struct Core {
     mode: Mode,
     shutdown: Option<Shutdown>,
     waiters: Vec<Waiter>,
-    /// Consoles that are read again from the next turn on.
+    /// Consoles that are read again from the end of this turn on.
     stalled: Vec<ClientId>,
+    /// Consoles that go on in a later turn, one in each, the first that was left first.
+    left_consoles: VecDeque<ClientId>,
     suspension: Option<Suspension>,
     period: Period,
     stats_period: i32,
@@ -135,6 +141,7 @@ impl Core {
             database_names: BTreeMap::new(),
             autodb: None,
             users: Arena::default(),
+            rules: Rules::default(),
             user_names: BTreeMap::new(),
             peers: BTreeMap::new(),
             pools: Arena::default(),
@@ -153,6 +160,7 @@ impl Core {
             shutdown: None,
             waiters: Vec::new(),
             stalled: Vec::new(),
+            left_consoles: VecDeque::new(),
             suspension: None,
             period: Period {
                 newer: around.now,
@@ -240,7 +248,8 @@ impl Core {
         self.actions.extend(self.stalled.drain(..).map(Action::Resume));
     }
 
-    /// True if the next turn has something to do without waiting for an event.
+    /// True if the next turn has something to do without waiting for an event; see also
+    /// [`Core::has_left`].
     pub fn is_pending(&self) -> bool {
         !(self.actions.is_empty() && self.pending.is_empty() && self.stalled.is_empty())
     }
@@ -362,9 +371,11 @@ impl Core {
     pub fn database_named(&mut self, name: &str, console: ClientId) -> Option<DatabaseId> {
         self.find_database(name, console)
     }
-    /// The database of this name if it exists.
-    pub fn existing_database(&self, name: &str) -> Option<DatabaseId> {
-        self.database_names.get(name).copied()
+    /// The database of this name if it exists; who asks for it shows it again (admin 4, lookup B).
+    pub fn existing_database(&mut self, name: &str) -> Option<DatabaseId> {
+        let id = self.database_names.get(name).copied()?;
+        self.databases.get_mut(id)?.idle_since = None;
+        Some(id)
     }
     /// One database.
     pub fn database(&self, id: DatabaseId) -> Option<&Database> {

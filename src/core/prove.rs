@@ -10,7 +10,7 @@ use super::login::{Proof, Stage};
 use super::Core;
 use crate::auth::{self, Accepted, ScramError, Secret, ServerExchange};
 use crate::base::Level;
-use crate::config::AuthType;
+use crate::config::hba::Method;
 use crate::wire::{write, Reader};
 use zeroize::Zeroizing;
 
@@ -27,34 +27,41 @@ impl Core {
     ) -> Result<(), Fault> {
         let secret = known.and_then(|user| self.users.get(user)).map(|user| &user.secret);
         let is_scram = matches!(secret, Some(Secret::Scram(_)));
-        let stage = match self.settings.auth_type {
-            AuthType::Any => return self.authenticated_client(id, sink),
-            AuthType::Trust if known.is_some() => return self.authenticated_client(id, sink),
-            AuthType::Trust => return Err(fault::TRUST_FAILED),
-            AuthType::Plain => {
+        let stage = match self.method(id).ok_or(fault::NO_METHOD)? {
+            Method::Any => return self.authenticated_client(id, sink),
+            Method::Trust if known.is_some() => return self.authenticated_client(id, sink),
+            Method::Trust => return Err(fault::TRUST_FAILED),
+            Method::Reject => return Err(fault::REJECTED),
+            Method::Peer(map) => {
+                self.check_peer(id, known, map.as_deref())?;
+                return self.authenticated_client(id, sink);
+            }
+            Method::Cert(map) => {
+                self.check_certificate(id, known, map.as_deref())?;
+                return self.authenticated_client(id, sink);
+            }
+            Method::Password => {
                 write::authentication(&mut sink.to_client, 3, b"");
                 Stage::Plain
             }
-            AuthType::Md5 if !is_scram => {
+            Method::Md5 if !is_scram => {
                 let salt = self.random.bytes();
                 write::authentication(&mut sink.to_client, 5, &salt);
                 Stage::Md5(salt)
             }
-            AuthType::Md5 | AuthType::ScramSha256 => {
+            Method::Md5 | Method::ScramSha256 => {
                 // What takes long begins while the client makes up its answer.
                 self.verifier(id, known);
                 write::authentication(&mut sink.to_client, 10, b"SCRAM-SHA-256\0\0");
                 Stage::SaslBegin
             }
-            AuthType::Pam => return self.ask_outside(id, Stage::Pam, sink),
-            AuthType::Ldap => {
-                let options = self.settings.auth_ldap_options.clone();
+            Method::Pam => return self.ask_outside(id, Stage::Pam, sink),
+            Method::Ldap(options) => {
+                let options = options.map(|options| options.to_string());
+                let options = options.or_else(|| self.settings.auth_ldap_options.clone());
                 let stage = Stage::Ldap(options.ok_or(fault::LDAP_OPTIONS_MISSING)?);
                 return self.ask_outside(id, stage, sink);
             }
-            // These come with a later version; until then they let nobody in.
-            AuthType::Cert => return Err(fault::CERT_FAILED),
-            AuthType::Hba => return Err(fault::NO_METHOD),
         };
         self.set_stage(id, stage);
         Ok(())

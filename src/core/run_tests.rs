@@ -130,7 +130,7 @@ fn client_that_turns_into_a_cancel_request_counts_no_more() {
     scene.server();
     assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
     let counts = |core: &Core| {
-        let database = core.databases.get(core.existing_database("d").unwrap()).unwrap();
+        let database = core.databases.get(core.database_names["d"]).unwrap();
         let user = core.users.get(core.user_names["u"]).unwrap();
         (database.clients, user.clients)
     };

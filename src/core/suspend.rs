@@ -96,6 +96,8 @@ impl Core {
             for id in &restless.servers {
                 self.close_server(*id, &fault::SUSPEND_TIMEOUT, true);
             }
+            // Servers of clients that have just been closed would first have to be reset.
+            self.close_unusable();
         }
         if is_over || restless.clients.is_empty() && restless.servers.is_empty() {
             if let Some(suspension) = self.suspension.as_mut() {

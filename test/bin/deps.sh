@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes sure that what is named on the command line is there; on Debian and its relatives missing
 # packages are installed. Names: build, checks, postgresql, pgbouncer,
-# drivers, pam, ldap, bench. Silent if nothing is missing.
+# exporter, drivers, pam, ldap, bench. Silent if nothing is missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -43,6 +43,7 @@ want() {
     checks) ;;
     postgresql) have_postgresql && have psql || packages+=(postgresql) ;;
     pgbouncer) have pgbouncer || [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer) ;;
+    exporter) have prometheus-pgbouncer-exporter || packages+=(prometheus-pgbouncer-exporter) ;;
     drivers)
         have_python_module psycopg || packages+=(python3-psycopg)
         have_python_module asyncpg || packages+=(python3-asyncpg)

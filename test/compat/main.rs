@@ -5,7 +5,10 @@
 #[expect(dead_code, reason = "the rig serves the live tests, too; these need a part of it")]
 mod rig;
 
+mod console;
+mod exporter;
 mod fds;
+mod hba;
 mod limits;
 mod sessions;
 mod tables;

@@ -13,7 +13,7 @@ use crate::rig::wire::{
 use crate::transcript::{same, Transcript};
 
 /// One database, always reached as `trusty`, and users with all kinds of secrets.
-fn setup(settings: &str) -> Setup {
+pub(crate) fn setup(settings: &str) -> Setup {
     let scram = scram_secret("scrammer-pw", b"salt salt salt 1", 4096);
     let users = format!(
         "\"trusty\" \"\"\n\"plain\" \"plain-pw\"\n\"md\" \"{}\"\n\"scrammer\" \"{scram}\"\n",
@@ -328,84 +328,6 @@ fn limits_and_waiting() {
     down.databases = format!("shop = host=127.0.0.1 port={}\n", dead.port);
     same(&down, |pooler, seen| {
         seen.login("server down", pooler.login("trusty", "shop", ""));
-    });
-}
-
-#[test]
-fn console_sessions() {
-    same(&setup("pool_mode = transaction\n"), |pooler, seen| {
-        let login = pooler.login("admin", "pgbouncer", "admin-pw");
-        let mut raw = seen.login("console", login).unwrap();
-        let long = format!("show {}", "x".repeat(70));
-        for command in [
-            "nonsense",
-            "",
-            ";",
-            "show",
-            "show nothing",
-            "select 1",
-            "SHOW a; SHOW b",
-            &long,
-            "this_command_is_too_long",
-            "set nothing = 1",
-            "set default_pool_size = 'x'",
-            "set default_pool_size = 5",
-            "SET default_pool_size to '6';",
-            "set client_encoding = 'x'",
-            "show client_encoding",
-            "show datestyle",
-            "SHOW TimeZone",
-            "select standard_conforming_strings",
-            "begin",
-            "pause pgbouncer",
-            "disable",
-            "disable pgbouncer",
-            "resume",
-            "pause",
-            "pause",
-            "resume",
-            "pause shop",
-            "resume shop",
-            "resume shop",
-            "pause nowhere",
-            "disable shop",
-            "enable shop",
-            "reconnect",
-            "reconnect shop",
-            "reload",
-            "reload now",
-            "kill shop",
-            "resume shop",
-        ] {
-            seen.query(&mut raw, command);
-        }
-        for bytes in [msg(b'F', b""), msg(b'y', b""), msg(b'Q', b"no zero")] {
-            seen.throw(pooler.console(), &bytes);
-        }
-    });
-}
-
-#[test]
-fn rights_on_the_console() {
-    let mut with_stats = setup("auth_type = plain\n");
-    with_stats.users.push_str("\"stats\" \"stats-pw\"\n");
-    same(&with_stats, |pooler, seen| {
-        for (user, password) in [("stats", "wrong"), ("plain", "plain-pw"), ("nobody", "x")] {
-            seen.login(user, pooler.login(user, "pgbouncer", password));
-        }
-        let login = pooler.login("stats", "pgbouncer", "stats-pw");
-        let mut raw = seen.login("stats", login).unwrap();
-        for command in [
-            "pause",
-            "reload",
-            "shutdown",
-            "set x = 1",
-            "set datestyle = x",
-            "show fds",
-            "kill shop",
-        ] {
-            seen.query(&mut raw, command);
-        }
     });
 }
 

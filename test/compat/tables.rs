@@ -55,6 +55,7 @@ const ADDED: &[Added] = &[
         "credentials_cache peer_cache peer_pool_cache outstanding_request_cache var_list_cache \
          server_prepared_statement_cache",
     ),
+    same("FDS"),
     same("DNS_HOSTS"),
     same("DNS_ZONES"),
     keys(

@@ -143,7 +143,7 @@ impl Transcript {
             Some(l[at..].split(" (age=").next().unwrap_or_default().to_owned())
         });
         // When an end of file is noticed, and whether before the end of this log, is a matter of timing.
-        let timed = ["client close request", "client unexpected eof", "end of log"];
+        let timed = ["close req", "client unexpected eof", "end of log"];
         let kept = |text: &String| !timed.iter().any(|t| text.contains(t));
         let mut texts: Vec<String> = texts.filter(kept).collect();
         texts.sort();

@@ -1,11 +1,8 @@
-//! The admin console, PAUSE and RESUME, RELOAD (admin 2 to 4).
-
-use nix::sys::signal::Signal;
+//! The admin console: its language and its tables (admin 2 and 3).
 
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
-use crate::rig::wait_until;
 use crate::rig::wire::{last_error, msg, query, rows, tags};
 
 fn start(more: &str) -> (Pooler, String) {
@@ -14,7 +11,7 @@ fn start(more: &str) -> (Pooler, String) {
 }
 
 /// The text of a console ERROR, which must be followed by ReadyForQuery.
-fn refused(console: &mut Raw, command: &str) -> String {
+pub(crate) fn refused(console: &mut Raw, command: &str) -> String {
     let answer = console.query(command);
     assert_eq!(tags(&answer), "EZ", "{command}: {answer:?}");
     assert_eq!(answer[0].field(b'S'), "ERROR");
@@ -126,19 +123,6 @@ fn bad_commands_are_refused_with_their_text() {
 }
 
 #[test]
-fn stats_user_may_look_but_not_touch() {
-    let mut setup = Setup::trust("");
-    setup.users.push_str("\"stats\" \"stats-pw\"\n");
-    let pooler = Pooler::start(&setup);
-    let (mut console, _) = pooler.login("stats", "pgbouncer", "stats-pw").unwrap();
-    assert_eq!(tags(&console.query("show version")), "TDCZ");
-    for command in ["pause", "reload", "shutdown", "set verbose = 1", "show fds", "kill_client 1"] {
-        assert_eq!(refused(&mut console, command), "admin access needed", "{command}");
-    }
-    assert_eq!(pooler.refusal("trusty", "pgbouncer", ""), "not allowed");
-}
-
-#[test]
 fn function_calls_and_nonsense_are_not_for_the_console() {
     let (mut pooler, database) = start("");
     let mut console = pooler.console();
@@ -152,56 +136,6 @@ fn function_calls_and_nonsense_are_not_for_the_console() {
     console.send(&msg(b'y', b""));
     assert_eq!(last_error(&console.rest()).2, "unknown pkt");
     pooler.assert_serves(&database);
-}
-
-#[test]
-fn paused_clients_wait_for_resume() {
-    let (pooler, database) = start("");
-    let (mut one, mut two) = (pooler.client(&database), pooler.client(&database));
-    assert_eq!(one.value("begin; select 1"), "1");
-    let mut console = pooler.console();
-    console.send(&query("PAUSE"));
-    pooler.wait_log("PAUSE command issued");
-    two.send(&query("select 2"));
-    wait_until("the client waits", || pooler.pool(&database, "cl_waiting") == 1);
-    assert_eq!(one.value("select 3"), "3", "an open transaction goes on");
-    one.query("commit");
-    let done = console.until(b'Z');
-    assert_eq!((tags(&done).as_str(), &done[0].body[..]), ("CZ", &b"PAUSE\0"[..]));
-    let left = format!("select count(*) from pg_stat_activity where datname = '{database}'");
-    wait_until("all servers are closed", || postgres().value("postgres", &left) == "0");
-    assert_eq!(refused(&mut console, "PAUSE"), "already suspended/paused");
-    assert_eq!(console.query("RESUME")[0].body, b"RESUME\0");
-    assert_eq!(two.until(b'Z')[1].cells()[0].as_deref(), Some("2"));
-}
-
-#[test]
-fn one_database_is_paused_while_others_go_on() {
-    let (pooler, database) = start("");
-    let other = postgres().new_database();
-    let (mut one, mut two) = (pooler.client(&database), pooler.client(&other));
-    assert_eq!(one.value("select 1"), "1");
-    pooler.command(&format!("PAUSE {database}"));
-    assert_eq!(pooler.show("DATABASES", "paused", ("name", &database)), ["1"]);
-    one.send(&query("select 10"));
-    wait_until("the client waits", || pooler.pool(&database, "cl_waiting") == 1);
-    assert_eq!(two.value("select 2"), "2");
-    pooler.command(&format!("RESUME {database}"));
-    assert_eq!(one.until(b'Z')[1].cells()[0].as_deref(), Some("10"));
-    let text = format!("database {database} is not paused");
-    assert_eq!(refused(&mut pooler.console(), &format!("RESUME {database}")), text);
-}
-
-#[test]
-fn disabled_database_lets_nobody_in() {
-    let (pooler, database) = start("");
-    let mut old = pooler.client(&database);
-    pooler.command(&format!("DISABLE {database}"));
-    let text = format!("database \"{database}\" is disabled");
-    assert_eq!(pooler.refusal("trusty", &database, ""), text);
-    assert_eq!(old.value("select 1"), "1", "old clients stay");
-    pooler.command(&format!("ENABLE {database}"));
-    assert_eq!(pooler.client(&database).value("select 2"), "2");
 }
 
 #[test]
@@ -220,131 +154,12 @@ fn state_shows_pause() {
 }
 
 #[test]
-fn kill_closes_clients_and_servers() {
-    let (pooler, database) = start("");
-    let mut one = pooler.client(&database);
-    assert_eq!(one.value("select 1"), "1");
-    pooler.command(&format!("KILL {database}"));
-    assert_eq!(last_error(&one.rest()).2, "database removed");
-    pooler.command(&format!("RESUME {database}"));
-    assert_eq!(pooler.client(&database).value("select 2"), "2");
-}
-
-#[test]
-fn kill_client_closes_one_client() {
-    let (pooler, database) = start("");
-    let (mut one, mut two) = (pooler.client(&database), pooler.client(&database));
-    assert_eq!((one.value("select 1"), two.value("select 2")), ("1".into(), "2".into()));
-    let ids = pooler.show("CLIENTS", "id", ("database", &database));
-    assert_eq!(ids.len(), 2, "{ids:?}");
-    let mut console = pooler.console();
-    assert_eq!(refused(&mut console, "kill_client 999999"), "client not found");
-    assert_eq!(refused(&mut console, "kill_client x"), "invalid client pointer supplied");
-    pooler.command(&format!("KILL_CLIENT {}", ids[0]));
-    assert_eq!(last_error(&one.rest()).2, "admin forced disconnect");
-    assert_eq!(two.value("select 3"), "3");
-}
-
-#[test]
-fn reconnect_replaces_servers_after_their_transaction() {
-    let (pooler, database) = start("");
-    let mut one = pooler.client(&database);
-    let pid = one.value("begin; select pg_backend_pid()");
-    pooler.command("RECONNECT");
-    assert_eq!(one.value("select pg_backend_pid()"), pid, "the transaction keeps its server");
-    one.query("commit");
-    assert_ne!(one.value("select pg_backend_pid()"), pid);
-    pooler.wait_log("closing because: close_needed");
-}
-
-#[test]
-fn reload_changes_the_pool_size() {
-    for by_signal in [false, true] {
-        let mut setup = Setup::trust("pool_mode = transaction\ndefault_pool_size = 1\n");
-        let pooler = Pooler::start(&setup);
-        let database = postgres().new_database();
-        let (mut one, mut two) = (pooler.client(&database), pooler.client(&database));
-        one.query("begin");
-        two.send(&query("select 2"));
-        wait_until("the other waits", || pooler.pool(&database, "cl_waiting") == 1);
-        setup.settings = "pool_mode = transaction\ndefault_pool_size = 2\n".to_owned();
-        pooler.rewrite(&setup);
-        if by_signal {
-            pooler.signal(Signal::SIGHUP);
-            pooler.wait_log("got SIGHUP, re-reading config");
-        } else {
-            assert_eq!(pooler.command("RELOAD")[0].body, b"RELOAD\0");
-        }
-        assert_eq!(two.until(b'Z')[1].cells()[0].as_deref(), Some("2"), "a second server");
-        assert_eq!(one.value("select 1"), "1");
-        assert_eq!(pooler.show("CONFIG", "value", ("key", "default_pool_size")), ["2"]);
-    }
-}
-
-#[test]
-fn reload_of_a_broken_file_keeps_the_old_settings() {
-    let mut setup = Setup::trust("default_pool_size = 7\n");
-    let mut pooler = Pooler::start(&setup);
-    let database = postgres().new_database();
-    setup.settings = "nonsense = 1\n".to_owned();
-    pooler.rewrite(&setup);
-    let answer = pooler.console().query("RELOAD");
-    assert_eq!(tags(&answer), "EZ");
-    assert_eq!(answer[0].field(b'C'), "F0000");
-    assert_eq!(answer[0].field(b'M'), "RELOAD failed, see logs for additional details");
-    pooler.wait_log("unknown parameter: pgbouncer/nonsense");
-    pooler.assert_serves(&database);
-}
-
-#[test]
-fn reload_removes_a_database_with_its_clients() {
-    let database = postgres().new_database();
-    let mut setup = Setup::trust("");
-    setup.databases = format!("shop = host=127.0.0.1 port={} dbname={database}\n", postgres().port);
-    let pooler = Pooler::start(&setup);
-    let mut one = pooler.client("shop");
-    assert_eq!(one.value("select 1"), "1");
-    setup.databases.clear();
-    pooler.rewrite(&setup);
-    pooler.command("RELOAD");
-    assert_eq!(last_error(&one.rest()).2, "database removed");
-    let gone = "dropping database 'shop' as it does not exist anymore or inactive auto-database";
-    pooler.wait_log(gone);
-    assert_eq!(pooler.refusal("trusty", "shop", ""), "no such database: shop");
-}
-
-#[test]
-fn set_changes_a_setting_until_reload() {
-    let (pooler, _) = start("");
-    let answer = pooler.command("SET default_pool_size = 33");
-    assert_eq!(answer[0].body, b"SET default_pool_size=33\0");
-    let value = || pooler.show("CONFIG", "value", ("key", "default_pool_size"));
-    assert_eq!(value(), ["33"]);
-    pooler.command("RELOAD");
-    assert_eq!(value(), ["20"]);
-    let ignored = pooler.command("SET client_encoding = 'UTF8'");
-    assert_eq!((tags(&ignored).as_str(), ignored[0].field(b'M')), ("NCZ", "SET ignored".into()));
-}
-
-#[test]
-fn counters_of_a_database_grow() {
-    let (pooler, database) = start("");
-    let mut one = pooler.client(&database);
-    for _ in 0..10 {
-        assert_eq!(one.value("begin; select 1; commit"), "1");
-    }
-    let total = |column| pooler.show("STATS_TOTALS", column, ("database", &database))[0].clone();
-    assert_eq!((total("xact_count"), total("query_count")), ("10".into(), "10".into()));
-    assert!(total("bytes_received").parse::<u64>().unwrap() >= 10 * 28);
-    assert!(total("bytes_sent").parse::<u64>().unwrap() > 300);
-}
-
-#[test]
 fn commands_ahead_of_a_terminate_are_run() {
     let (pooler, database) = start("");
     let mut console = pooler.console();
     let disable = query(&format!("DISABLE {database}"));
-    console.send(&[disable, query("SHOW VERSION"), msg(b'X', b"")].concat());
+    let copy = [msg(b'd', b"data"), msg(b'c', b""), msg(b'f', b"text\0")].concat();
+    console.send(&[disable, copy, query("SHOW VERSION"), msg(b'X', b"")].concat());
     assert_eq!(tags(&console.rest()), "CZTDCZ");
     let expected = format!("database \"{database}\" is disabled");
     assert_eq!(pooler.refusal("trusty", &database, ""), expected);

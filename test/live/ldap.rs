@@ -129,6 +129,28 @@ fn tls_is_spoken_if_the_certificate_is_trusted() {
     }
 }
 
+/// An HBA rule brings options of its own; nobody needs to be listed for it, and other rules have
+/// nothing of the password.
+#[test]
+fn hba_rules_bring_their_own_options() {
+    let slapd = Slapd::start();
+    let rules = scratch().folder().join("hba");
+    let text = format!(
+        "host own all 127.0.0.1/32 md5\nhost all all 127.0.0.1/32 ldap ldapserver=127.0.0.1 \
+         ldapport={} ldapbasedn=\"dc=example,dc=org\" # people\n",
+        slapd.port
+    );
+    write(&rules, text);
+    let mut setup =
+        Setup::trust(&format!("auth_type = hba\nauth_hba_file = {}\n", rules.display()));
+    let place = format!("host=127.0.0.1 port={} user=trusty dbname=template1", postgres().port);
+    setup.databases = format!("shop = {place}\nown = {place}\n");
+    let pooler = Pooler::start(&setup);
+    assert!(pooler.login("ann", "shop", "ann-pw").is_ok(), "{}", pooler.log());
+    assert_eq!(pooler.refusal("ann", "shop", "wrong"), FAILED);
+    assert_eq!(pooler.refusal("ann", "own", "ann-pw"), "password authentication failed");
+}
+
 #[test]
 fn mistakes_in_options_appear_at_login() {
     let pooler = start("nonsense=1", "/dev/null");

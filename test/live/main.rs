@@ -4,9 +4,13 @@
 mod rig;
 
 mod auth;
+mod averages;
 mod cancel;
 mod console;
+mod console_commands;
 mod console_drivers;
+mod console_settings;
+mod console_stats;
 mod console_tables;
 mod console_waits;
 mod copy;
@@ -14,6 +18,7 @@ mod defects;
 mod drivers;
 mod fds;
 mod garbage;
+mod hba;
 mod jobs;
 mod ldap;
 mod limits;

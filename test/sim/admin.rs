@@ -75,7 +75,7 @@ const COMMANDS: [(usize, &str, bool); 27] = [
 impl World {
     /// A console gives a command.
     pub fn console_speaks(&mut self, at: usize) {
-        if !self.clients[at].expected.is_empty() || !self.dice.chance(30) {
+        if !self.clients[at].expected.is_empty() || !self.dice.chance(30) || self.executes(at) {
             return;
         }
         let weights = COMMANDS.map(|(weight, text, wild)| (weight, (text, wild)));
@@ -97,20 +97,47 @@ impl World {
             }
             text = format!("KILL_CLIENT {}", self.dice.pick(&numbers));
         }
+        // What is refused by Parse would need a Sync.
+        if self.dice.chance(50) && text != "NONSENSE" {
+            self.trace(|world| format!("client {} prepares {text}", world.clients[at].number));
+            return talk::prepare(&mut self.clients[at], &text);
+        }
         self.command(at, &text);
+    }
+
+    /// A console executes what it has prepared, if it has.
+    fn executes(&mut self, at: usize) -> bool {
+        let Some(text) = self.clients[at].prepared.take() else { return false };
+        self.trace(|world| format!("client {} executes {text}", world.clients[at].number));
+        self.note_command(at, text);
+        let more = self.dice.pick(&[&[][..], &["SHOW STATE"], &["SHOW LISTS", "NONSENSE"]]);
+        talk::execute(&mut self.clients[at], more);
+        true
+    }
+
+    fn note_command(&mut self, at: usize, text: String) {
+        let id = self.clients[at].id;
+        self.memory.commands.insert(id, text);
+        self.memory.unrun.insert(id);
     }
 
     /// A console says this.
     pub fn command(&mut self, at: usize, text: &str) {
         self.trace(|world| format!("client {} says {text}", world.clients[at].number));
-        self.memory.commands.insert(self.clients[at].id, text.to_owned());
+        self.note_command(at, text.to_owned());
+        self.clients[at].prepared = None;
         talk::command(&mut self.clients[at], text);
     }
 
-    /// Runs the commands of a console.
+    /// Runs what a console has asked for.
     pub fn console(&mut self, id: ClientId) {
         if self.core.clients().get(id).is_none() {
             // It has talked nonsense right behind its command.
+            return;
+        }
+        if !self.memory.unrun.remove(&id) {
+            // It prepares a command, or goes on behind one.
+            console::run(&mut self.core, &Nowhere, id);
             return;
         }
         let command = self.memory.commands.get(&id).cloned().unwrap_or_default();

@@ -122,7 +122,9 @@ impl World {
             "server lifetime over" => {
                 let opened = server.and_then(|id| self.clocks.opened.get(id));
                 let lifetime = self.plan.lifetime(database);
-                opened.is_none_or(|opened| self.now.since(*opened) >= lifetime)
+                let is_old = opened.is_none_or(|opened| self.now.since(*opened) >= lifetime);
+                // The plan has forgotten how long servers of a removed database lived.
+                is_old || facts.removed.contains(database)
             }
             "too many servers in the pool" => {
                 let pool = (who.database.clone(), who.user.clone());

@@ -66,6 +66,8 @@ pub struct Client {
     pub copying: Option<Copying>,
     /// Messages of the extended protocol without their Sync.
     pub unsynced: bool,
+    /// A console's command that it has prepared and not executed.
+    pub prepared: Option<String>,
     /// Number of the last request.
     pub last: u32,
     /// Its cancel key.
@@ -99,6 +101,7 @@ impl Client {
             status: b'I',
             copying: None,
             unsynced: false,
+            prepared: None,
             last: 0,
             key: None,
             params: BTreeMap::new(),

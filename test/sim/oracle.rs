@@ -39,6 +39,8 @@ pub struct Memory {
     pub noticed: BTreeMap<ClientId, Micros>,
     /// The last command of each console.
     pub commands: BTreeMap<ClientId, String>,
+    /// Consoles whose last command has not been run.
+    pub unrun: BTreeSet<ClientId>,
     /// Databases that were paused at the end of the last turn.
     pub paused: BTreeSet<String>,
     /// A shutdown was under way at the end of the last turn.
@@ -86,11 +88,13 @@ impl World {
     /// Asks all oracles that can be asked after any turn.
     pub fn check(&mut self, ticked: bool, at_rest: bool) {
         self.check_lists();
+        self.check_counts();
         self.check_links();
         self.check_held_back();
         self.check_free_servers();
         self.check_cancels();
         self.check_clocks();
+        self.check_statistics();
         self.check_admissions();
         self.check_order();
         self.check_logins();
@@ -163,7 +167,8 @@ impl World {
         }
     }
 
-    /// A client that is not read waits in the queue, for a job, or for its server to be aligned.
+    /// A client that is not read waits in the queue, for a job, for its server to be aligned, or, as a
+    /// console, for an answer, be it the end of the process.
     fn check_held_back(&self) {
         for (id, client) in self.core.clients().iter() {
             let awaits = client.state() == ClientState::Waiting || self.core.awaits_job(id);
@@ -171,7 +176,11 @@ impl World {
                 continue;
             }
             let server = client.server().and_then(|id| self.core.servers().get(id));
-            if !server.is_some_and(|server| server.is_aligning()) {
+            let awaits_answer = self.exit.is_some()
+                || self.pausing.contains(&id)
+                || self.closing.contains_key(&id)
+                || self.suspender == Some(id);
+            if !awaits_answer && !server.is_some_and(|server| server.is_aligning()) {
                 self.fail(&format!(
                     "WAKE-UP: {id:?} is held back in state {:?} with server {:?}",
                     client.state(),

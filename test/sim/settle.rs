@@ -359,6 +359,11 @@ impl World {
                 self.fail(&format!("LEAK: everybody has left, but {id:?} is {state:?}"));
             }
         }
+        let counted = self.core.databases().map(|(_, database)| database.client_count());
+        let counted: usize = counted.chain(self.core.users().map(|(_, u)| u.client_count())).sum();
+        if counted > 0 {
+            self.fail(&format!("LEAK: everybody has left, but {counted} clients count"));
+        }
         let open = self.net.peers().len();
         if open + self.dials.len() != self.core.servers().len() {
             self.fail(&format!("LEAK: {open} lines for {} servers", self.core.servers().len()));

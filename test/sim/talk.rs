@@ -63,6 +63,39 @@ pub fn command(client: &mut Client, text: &str) {
     client.line.borrow_mut().say(&out);
 }
 
+/// A console prepares a command, to execute it later.
+pub fn prepare(client: &mut Client, text: &str) {
+    client.next_mark();
+    let number = client.last;
+    let mut out = Vec::new();
+    write::packet(&mut out, b'P', |out| {
+        out.push(0);
+        write::text(out, text.as_bytes());
+        out.extend_from_slice(&[0, 0]);
+    });
+    write::packet(&mut out, b'B', |out| out.extend_from_slice(&[0; 8]));
+    for tag in [b'P', b'B'] {
+        client.expect(tag, number);
+    }
+    client.prepared = Some(text.to_owned());
+    client.line.borrow_mut().say(&out);
+}
+
+/// A console executes what it has prepared; some have more to say than that.
+pub fn execute(client: &mut Client, more: &[&str]) {
+    let number = client.last;
+    let mut out = Vec::new();
+    write::packet(&mut out, b'E', |out| out.extend_from_slice(&[0; 5]));
+    client.expect(b'E', number);
+    write::packet(&mut out, b'S', |_| {});
+    client.expect(b'S', number);
+    for text in more {
+        write::query(&mut out, text.as_bytes());
+        client.expect(b'Q', number);
+    }
+    client.line.borrow_mut().say(&out);
+}
+
 /// What a client says in one go.
 struct Words<'a> {
     client: &'a mut Client,

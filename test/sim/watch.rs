@@ -2,8 +2,10 @@
 //! clocks, and each login is compared with the limits on clients.
 
 use crate::speech;
+use crate::statistics::{Flow, Speaker};
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
+use pgturnstile::core::pool::PoolId;
 use pgturnstile::core::server::ServerState;
 use pgturnstile::core::{ClientId, Core, Decisions, Packet, Peer, Run, ServerId, Sink, Verdict};
 use pgturnstile::wire::startup::Opening;
@@ -47,6 +49,8 @@ pub struct Watch {
     pub welcome: BTreeSet<Names>,
     /// The logins of this turn.
     pub admissions: Vec<Admission>,
+    /// What pools must have counted.
+    pub flows: BTreeMap<PoolId, Flow>,
 }
 
 /// Shared by the world and its net.
@@ -62,6 +66,7 @@ pub fn ask(
     tracing: bool,
 ) -> Verdict {
     let (tag, len, whole) = (packet.tag, packet.len, packet.is_whole());
+    let speaker = Speaker::of(core, peer);
     let verdict = match peer {
         Peer::Client(id) => {
             let state = core.clients().get(id).map(|client| client.state());
@@ -89,6 +94,7 @@ pub fn ask(
             verdict
         }
     };
+    watch.borrow_mut().counted(speaker, u64::from(len), verdict, core);
     if tracing {
         println!("      {peer:?} '{}' {len}: {verdict:?}", tag as char);
     }
@@ -105,6 +111,7 @@ pub fn client_run(
 ) -> Run {
     let waited = core.clients().get(id).is_some_and(|c| c.state() == ClientState::Waiting);
     let run = core.client_run(id, data);
+    watch.borrow_mut().client_ran(id, &run, core);
     if run != Run::Pass(0) && !waited {
         let mut watch = watch.borrow_mut();
         watch.heard.insert(id, core.now);
@@ -126,6 +133,7 @@ pub fn server_run(
 ) -> usize {
     let client = core.client_of(id);
     let len = core.server_run(id, data);
+    watch.borrow_mut().server_ran(id, len, core);
     if len > 0 {
         let mut watch = watch.borrow_mut();
         watch.said.insert(id, core.now);
@@ -197,7 +205,7 @@ impl Watch {
         let (mut of_database, mut of_user) = (0, 0);
         for (_, (database, user)) in alive {
             of_database += usize::from(*database == names.0);
-            let exists = core.existing_database(database).is_some();
+            let exists = core.databases().any(|(_, known)| **known.name() == **database);
             of_user += usize::from(*user == names.1 && exists);
         }
         let total = core.clients().len();

@@ -162,6 +162,8 @@ impl World {
             self.next_tick = self.now + Micros(TICK);
             self.tick();
         }
+        self.core.go_on_console(|_| true);
+        self.perform();
         self.core.turn_end();
         self.perform();
         self.suspend_further();
@@ -169,7 +171,9 @@ impl World {
         // and then other events come first, but not before some rounds.
         let at_rest = ticked || self.settling || self.dice.chance(70);
         let mut turns = 0;
-        while self.core.is_pending() && (at_rest || turns < 15) {
+        let is_pending = |core: &Core| core.is_pending() || core.has_left(|_| true);
+        while is_pending(&self.core) && (at_rest || turns < 15) {
+            self.core.go_on_console(|_| true);
             self.core.turn_end();
             self.perform();
             self.suspend_further();

@@ -1,0 +1,119 @@
+//! Statistics beside what went over the core's border (admin 5): bytes of logged-in clients' and
+//! servers' packets, and logins.
+
+use crate::watch::Watch;
+use crate::world::World;
+use pgturnstile::core::client::ClientState;
+use pgturnstile::core::pool::PoolId;
+use pgturnstile::core::server::ServerState;
+use pgturnstile::core::stats::Counter;
+use pgturnstile::core::{ClientId, Core, Peer, Run, ServerId, Verdict};
+
+/// What a pool's counters must say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    received: u64,
+    sent: u64,
+    logins: u64,
+}
+
+/// Whose packet is going to be looked at.
+#[derive(Clone, Copy)]
+pub struct Speaker {
+    id: Peer,
+    /// Its pool, once it is logged in; consoles are not counted.
+    pool: Option<PoolId>,
+    logs_in: bool,
+}
+
+impl Speaker {
+    /// Who it is before the core has a look.
+    pub fn of(core: &Core, id: Peer) -> Speaker {
+        match id {
+            Peer::Client(client) => {
+                let client = core.clients().get(client);
+                let logs_in = client.is_some_and(|c| c.state() == ClientState::Login);
+                let counts = client.filter(|c| !logs_in && !c.is_console());
+                Speaker { id, pool: counts.and_then(|c| c.pool()), logs_in }
+            }
+            Peer::Server(server) => {
+                let server = core.servers().get(server).filter(|server| {
+                    !matches!(server.state(), ServerState::Login | ServerState::ActiveCancel)
+                });
+                Speaker { id, pool: server.map(|server| server.pool()), logs_in: false }
+            }
+        }
+    }
+}
+
+impl Watch {
+    fn flow(&mut self, pool: Option<PoolId>) -> Option<&mut Flow> {
+        Some(self.flows.entry(pool?).or_default())
+    }
+
+    /// A packet of so many bytes has been decided.
+    pub fn counted(&mut self, speaker: Speaker, len: u64, verdict: Verdict, core: &Core) {
+        match speaker.id {
+            Peer::Client(id) if speaker.logs_in => self.entered(id, core),
+            Peer::Client(_) if verdict == Verdict::Pass => {
+                let Some(flow) = self.flow(speaker.pool) else { return };
+                flow.received += len;
+            }
+            Peer::Server(_) if !matches!(verdict, Verdict::Whole | Verdict::Need(_)) => {
+                let Some(flow) = self.flow(speaker.pool) else { return };
+                flow.sent += len;
+            }
+            _ => {}
+        }
+    }
+
+    /// A client's packet has been read in its login.
+    fn entered(&mut self, id: ClientId, core: &Core) {
+        let inside = [ClientState::Active, ClientState::Waiting];
+        let client = core.clients().get(id).filter(|client| inside.contains(&client.state()));
+        if let Some(flow) = self.flow(client.and_then(|client| client.pool())) {
+            flow.logins += 1;
+        }
+    }
+
+    /// Some of a client's words have been let pass.
+    pub fn client_ran(&mut self, id: ClientId, run: &Run, core: &Core) {
+        let pool = core.clients().get(id).and_then(|client| client.pool());
+        if let (Run::Pass(bytes), Some(flow)) = (run, self.flow(pool)) {
+            flow.received += *bytes as u64;
+        }
+    }
+
+    /// So many bytes of a server's words have been let pass.
+    pub fn server_ran(&mut self, id: ServerId, bytes: usize, core: &Core) {
+        let pool = core.servers().get(id).map(|server| server.pool());
+        if let Some(flow) = self.flow(pool) {
+            flow.sent += bytes as u64;
+        }
+    }
+}
+
+impl World {
+    /// Counters are what went over the border; no transaction is without a query.
+    pub fn check_statistics(&self) {
+        let mut watch = self.watch.borrow_mut();
+        watch.flows.retain(|id, _| self.core.pool(*id).is_some());
+        for (id, pool) in self.core.pools() {
+            let get = |counter| pool.stats().total.get(counter);
+            let has = Flow {
+                received: get(Counter::Received),
+                sent: get(Counter::Sent),
+                logins: get(Counter::Logins),
+            };
+            let want = watch.flows.get(&id).copied().unwrap_or_default();
+            let of = pool.names();
+            if has != want {
+                self.fail(&format!("STATISTICS: {of:?} counts {has:?}, {want:?} went over"));
+            }
+            let [transactions, queries] = [Counter::Transactions, Counter::Queries].map(get);
+            if transactions > queries {
+                self.fail(&format!("STATISTICS: {of:?} has {transactions} for {queries} queries"));
+            }
+        }
+    }
+}
