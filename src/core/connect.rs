@@ -397,10 +397,8 @@ impl Core {
             .and_then(|database| database.entry.password.as_ref())
             .map(|password| Secret::classify(&password.0));
         let secret = own.or_else(|| {
-            // Who is proved by others has one password, whatever is looked up for a database.
-            let proved = self.users.get(pool.user).and_then(|user| user.proved.clone());
-            let kept = || self.users.get(self.credentials(pool)).map(|user| user.secret.clone());
-            proved.map(Secret::Plain).or_else(kept)
+            let user = self.users.get(self.credentials(pool))?;
+            Some(user.proved.clone().map_or_else(|| user.secret.clone(), Secret::Plain))
         });
         (secret.unwrap_or_default(), name)
     }

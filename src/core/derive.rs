@@ -216,7 +216,7 @@ impl Core {
         let pool = self.pools.get(pool)?;
         Some(match self.has_own_password(pool) {
             true => Owner::Database(pool.database),
-            false => Owner::User(pool.user),
+            false => Owner::User(self.credentials(pool)),
         })
     }
 

@@ -157,8 +157,10 @@ impl Core {
         let name = client.user_name.clone().ok_or(fault::BAD_PACKET)?;
         let given = Reader::new(body).text().ok_or(fault::BAD_PACKET)?;
         let user_id = self.user(&name);
-        if let Some(user) = self.users.get_mut(user_id) {
-            user.proved = Some(limited(given));
+        for user in [Some(user_id), self.fetched_before(id)].into_iter().flatten() {
+            if let Some(user) = self.users.get_mut(user) {
+                user.proved = Some(limited(given));
+            }
         }
         if let Some(client) = self.clients.get_mut(id) {
             client.user = Some(user_id);

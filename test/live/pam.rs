@@ -113,6 +113,33 @@ fn pam_and_auth_user_do_not_go_together() {
     pooler.wait_log("PAM can't be used together with database authentication");
 }
 
+/// A user whom PAM has let in for one database and a look-up for another: servers of each are logged
+/// in with what was proved last for it.
+#[test]
+fn pam_and_look_ups_leave_passwords_of_their_own() {
+    let port = postgres().port;
+    let entry = |name: &str| format!("{name} = host=127.0.0.1 port={port} dbname=template1\n");
+    let service = "auth required pam_permit.so\naccount required pam_permit.so\n";
+    let settings = "auth_user = trusty\npool_mode = session\nserver_login_retry = 0";
+    let pooler = start(service, settings, &[entry("one"), entry("other")].concat());
+    let mut console = pooler.console();
+    let user = |database: &str, password: &str| {
+        let (mut client, _) = pooler.login("scramy", database, password).ok()?;
+        Some(client.value("select current_user"))
+    };
+    let is_in = Some("scramy".to_owned());
+    assert_eq!(user("one", "wrong"), None, "PAM likes it, the server does not");
+    console.query("SET auth_type = 'scram-sha-256'");
+    assert_eq!(user("other", "wrong"), None);
+    assert_eq!(user("other", "scramy-pw"), is_in, "by the keys of its login");
+    console.query("SET auth_type = 'pam'");
+    assert_eq!(user("one", "scramy-pw"), is_in);
+    console.query("RECONNECT");
+    assert_eq!(user("other", "scramy-pw"), is_in);
+    console.query("RECONNECT");
+    assert_eq!(user("other", "wrong"), None, "the last password counts");
+}
+
 /// A module that takes its time holds up nobody but those who wait for it; the warning comes once.
 #[test]
 fn full_queue_does_not_stall_queries() {
