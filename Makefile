@@ -65,7 +65,7 @@ install: ## copy to $(DESTDIR)$(prefix) what `make` has built; changes no runnin
 		$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page));)
 
 deps: ## install what build and tests need: compiler, PostgreSQL, PgBouncer to compare with, drivers
-	@test/bin/deps.sh build checks postgresql pgbouncer exporter drivers
+	@test/bin/deps.sh build checks postgresql pgbouncer exporter drivers pam ldap
 
 build-deps:
 	@test/bin/deps.sh build

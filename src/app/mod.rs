@@ -11,7 +11,7 @@ mod syslog;
 mod turn;
 
 use crate::base::{Journal, Level};
-use crate::config::{self, AuthType, Config, Settings};
+use crate::config::{self, Config, Settings};
 use crate::core::{Core, Surroundings};
 use crate::net::options::reason;
 use crate::net::tls::Tls;
@@ -201,14 +201,6 @@ fn set_up_tls(settings: &Settings, starting: &mut Starting) -> Result<Tls, Fatal
 fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), Fatal> {
     for name in config::without_effect(config) {
         let text = format!("{name} has no effect in this version of pgturnstile");
-        starting.say(Level::Warning, text)?;
-    }
-    let auth_type = config.settings.auth_type;
-    if matches!(auth_type, AuthType::Pam | AuthType::Ldap) {
-        let text = format!(
-            "auth_type={} is not available in this version of pgturnstile: all logins are refused",
-            auth_type.word()
-        );
         starting.say(Level::Warning, text)?;
     }
     Ok(())

@@ -202,6 +202,8 @@ impl Process {
                 }
                 Action::StartTls(peer) => self.net.start_tls(peer, &mut self.core),
                 Action::Close(peer) => self.net.close(peer),
+                Action::Job(id, job) => self.net.start_job(id, job),
+                Action::Abandon(id) => self.net.abandon_job(id),
                 Action::Console(id) => self.console(id),
                 Action::Reload(console) => self.reload(console),
                 Action::Suspend(on) => self.net.suspend(on),

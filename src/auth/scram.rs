@@ -60,9 +60,9 @@ impl ScramSecret {
         )
     }
 
-    /// True if this is the password. Slow.
-    pub fn matches(&self, password: &[u8]) -> bool {
-        SaltedKeys::derive(password, &self.salt, self.iterations).keys.server_key == self.server_key
+    /// True if the keys are those of the password.
+    pub fn is_of(&self, keys: &SaltedKeys) -> bool {
+        keys.fit(&self.salt, self.iterations) && keys.keys.server_key == self.server_key
     }
 }
 
@@ -97,10 +97,23 @@ impl SaltedKeys {
     /// Derives the keys from a password: SASLprep (the raw bytes if that refuses them), then
     /// PBKDF2. Slow; an iteration count of 0 counts as 1.
     pub fn derive(password: &[u8], salt: &[u8], iterations: u32) -> Self {
-        let iterations = iterations.max(1);
-        let salted = salted_password(&prepare(password), salt, iterations);
+        Self::of(salted_password(&prepare(password), salt, iterations), salt, iterations)
+    }
+
+    /// As `derive`, but asks `goes_on` now and then, and gives up if that says no.
+    pub fn derive_while(
+        password: &[u8],
+        salt: &[u8],
+        iterations: u32,
+        goes_on: impl FnMut() -> bool,
+    ) -> Option<Self> {
+        let salted = salted_while(&prepare(password), salt, iterations, goes_on)?;
+        Some(Self::of(salted, salt, iterations))
+    }
+
+    fn of(salted: Key, salt: &[u8], iterations: u32) -> Self {
         Self {
-            iterations,
+            iterations: iterations.max(1),
             salt: salt.to_vec(),
             keys: PassKeys {
                 client_key: hmac(salted.as_bytes(), &[b"Client Key"]),
@@ -163,21 +176,64 @@ fn keyed(key: &[u8]) -> Hmac<Sha256> {
 }
 
 /// PBKDF2 with HMAC-SHA-256, one block. The keyed state is made once and copied for each round.
-fn salted_password(password: &[u8], salt: &[u8], iterations: u32) -> Key {
-    let mac = keyed(password);
-    let mut round =
-        mac.clone().chain_update(salt).chain_update(1u32.to_be_bytes()).finalize().into_bytes();
-    let mut sum: [u8; 32] = round.into();
-    for _ in 1..iterations {
-        round = mac.clone().chain_update(round).finalize().into_bytes();
-        for (out, b) in sum.iter_mut().zip(round) {
-            *out ^= b;
+struct Rounds {
+    mac: Hmac<Sha256>,
+    round: [u8; 32],
+    sum: [u8; 32],
+}
+
+impl Rounds {
+    /// The first round is done.
+    fn new(password: &[u8], salt: &[u8]) -> Self {
+        let mac = keyed(password);
+        let first = mac.clone().chain_update(salt).chain_update(1u32.to_be_bytes());
+        let round = first.finalize().into_bytes().into();
+        Self { mac, round, sum: round }
+    }
+
+    fn go_on(&mut self, rounds: u32) {
+        for _ in 0..rounds {
+            self.round = self.mac.clone().chain_update(self.round).finalize().into_bytes().into();
+            for (out, b) in self.sum.iter_mut().zip(self.round) {
+                *out ^= b;
+            }
         }
     }
-    let key = Key::new(sum);
-    round.as_mut_slice().zeroize();
-    sum.zeroize();
-    key
+}
+
+impl Drop for Rounds {
+    fn drop(&mut self) {
+        self.round.zeroize();
+        self.sum.zeroize();
+    }
+}
+
+fn salted_password(password: &[u8], salt: &[u8], iterations: u32) -> Key {
+    let mut rounds = Rounds::new(password, salt);
+    rounds.go_on(iterations.saturating_sub(1));
+    Key::new(rounds.sum)
+}
+
+/// Rounds between two questions whether to go on: about a millisecond.
+const ROUNDS_AT_ONCE: u32 = 2048;
+
+fn salted_while(
+    password: &[u8],
+    salt: &[u8],
+    iterations: u32,
+    mut goes_on: impl FnMut() -> bool,
+) -> Option<Key> {
+    let mut rounds = Rounds::new(password, salt);
+    let mut left = iterations.saturating_sub(1);
+    while left > 0 {
+        if !goes_on() {
+            return None;
+        }
+        let now = left.min(ROUNDS_AT_ONCE);
+        rounds.go_on(now);
+        left -= now;
+    }
+    Some(Key::new(rounds.sum))
 }
 
 /// SASLprep (RFC 4013). What it refuses, or would make empty, stays as it is, as in PostgreSQL.
@@ -228,6 +284,20 @@ mod tests {
     }
 
     #[test]
+    fn a_derivation_can_be_given_up() {
+        let want = SaltedKeys::derive(b"pencil", b"salt", 5000);
+        let mut asked = 0;
+        let derived = SaltedKeys::derive_while(b"pencil", b"salt", 5000, || {
+            asked += 1;
+            true
+        });
+        assert_eq!((derived, asked), (Some(want), 3));
+        assert_eq!(SaltedKeys::derive_while(b"pencil", b"salt", u32::MAX, || false), None);
+        let one = SaltedKeys::derive(b"pencil", b"salt", 1);
+        assert_eq!(SaltedKeys::derive_while(b"pencil", b"salt", 0, || false), Some(one));
+    }
+
+    #[test]
     fn hmac_gives_the_vectors_of_rfc_4231() {
         let long = [0xaa; 131];
         let text = b"Test Using Larger Than Block-Size Key - Hash Key First";
@@ -274,9 +344,16 @@ mod tests {
         let text = secret.text();
         assert!(text.starts_with("SCRAM-SHA-256$7:c29tZSBzYWx0$"));
         assert_eq!(ScramSecret::parse(text.as_bytes()), Some(secret.clone()));
-        assert!(secret.matches(b"pencil"));
-        assert!(!secret.matches(b"pencils"));
-        assert!(!secret.matches(b""));
+        for (password, salt, count, fits) in [
+            ("pencil", "some salt", 7, true),
+            ("pencils", "some salt", 7, false),
+            ("", "some salt", 7, false),
+            ("pencil", "some sal", 7, false),
+            ("pencil", "some salt", 8, false),
+        ] {
+            let keys = SaltedKeys::derive(password.as_bytes(), salt.as_bytes(), count);
+            assert_eq!(secret.is_of(&keys), fits, "{password} {salt} {count}");
+        }
         assert_eq!(ScramSecret::derive(b"x", b"y", 0).iterations, 1);
     }
 

@@ -64,12 +64,11 @@ pub enum Challenge {
     },
 }
 
-/// One login to a server: `begin`, `step` (or `challenge` and `answer`), `finish`. Any order is
+/// One login to a server: `begin`, `challenge` (and `answer`), `finish`. Any order is
 /// safe. AuthenticationOk counts only if `is_verified` (auth 10.3-F).
 #[derive(Debug)]
 pub struct ClientExchange {
     credential: Credential,
-    salted: Option<SaltedKeys>,
     /// Hash of the server's certificate; empty if there is none to bind to.
     end_point: Vec<u8>,
     gs2_header: &'static str,
@@ -99,13 +98,11 @@ struct Challenged {
 }
 
 impl ClientExchange {
-    /// `random` makes our nonce. `salted`, from an earlier login with the same password, saves the
-    /// derivation if the server's salt and iteration count are still the same.
-    pub fn new(credential: Credential, random: [u8; 18], salted: Option<SaltedKeys>) -> Self {
+    /// `random` makes our nonce.
+    pub fn new(credential: Credential, random: [u8; 18]) -> Self {
         let nonce = encode(&random);
         Self {
             credential,
-            salted,
             end_point: Vec::new(),
             gs2_header: GS2_UNBOUND,
             bare: format!("n=,r={nonce}"),
@@ -151,24 +148,8 @@ impl ClientExchange {
         Ok(format!("{}{}", self.gs2_header, self.bare).into_bytes())
     }
 
-    /// Takes the body of AuthenticationSASLContinue, after the code. Returns the body of
-    /// SASLResponse; derives keys on the spot if it must, which is slow.
-    pub fn step(&mut self, server_first: &[u8]) -> Result<Vec<u8>, ScramError> {
-        match self.challenge(server_first)? {
-            Challenge::Answer(message) => Ok(message),
-            Challenge::Derive { salt, iterations } => {
-                let keys = match &self.credential {
-                    Credential::Password(password) => {
-                        SaltedKeys::derive(password, &salt, iterations)
-                    }
-                    Credential::Keys(_) => return Err(ScramError::NoKeys),
-                };
-                self.answer(keys)
-            }
-        }
-    }
-
-    /// As `step`, but leaves the slow part to the caller.
+    /// Takes the body of AuthenticationSASLContinue, after the code. The slow part is left to the
+    /// caller.
     pub fn challenge(&mut self, server_first: &[u8]) -> Result<Challenge, ScramError> {
         match self.state {
             State::Begun => {}
@@ -177,10 +158,9 @@ impl ClientExchange {
         }
         let challenged = self.read_first(until_nul(server_first))?;
         let (salt, iterations) = (challenged.salt.clone(), challenged.iterations);
-        let ready = match (&self.credential, &self.salted) {
-            (Credential::Keys(keys), _) => Some(keys.clone()),
-            (_, Some(salted)) if salted.fit(&salt, iterations) => Some(salted.keys.clone()),
-            _ => None,
+        let ready = match &self.credential {
+            Credential::Keys(keys) => Some(keys.clone()),
+            Credential::Password(_) => None,
         };
         match ready {
             Some(keys) => Ok(Challenge::Answer(self.prove(&challenged, &keys))),
@@ -188,6 +168,14 @@ impl ClientExchange {
                 self.state = State::Challenged(Box::new(challenged));
                 Ok(Challenge::Derive { salt, iterations })
             }
+        }
+    }
+
+    /// The password that keys are derived from.
+    pub fn password(&self) -> Option<&Zeroizing<Vec<u8>>> {
+        match &self.credential {
+            Credential::Password(password) => Some(password),
+            Credential::Keys(_) => None,
         }
     }
 
@@ -201,7 +189,6 @@ impl ClientExchange {
             }
         };
         let message = self.prove(&challenged, &salted.keys);
-        self.salted = Some(salted);
         Ok(message)
     }
 
@@ -234,12 +221,6 @@ impl ClientExchange {
     /// True once the server has proved that it knows the secret.
     pub fn is_verified(&self) -> bool {
         matches!(self.state, State::Verified)
-    }
-
-    /// The keys that were used, to be given to the next login; `None` if none were derived, as with
-    /// `Credential::Keys`.
-    pub fn salted_keys(&self) -> Option<&SaltedKeys> {
-        self.salted.as_ref()
     }
 
     /// A further line to log at level ERROR, before that of the error if there is one. Gives it
@@ -288,6 +269,20 @@ fn printable(text: &[u8]) -> String {
 }
 
 #[cfg(test)]
+impl ClientExchange {
+    /// As `challenge`, and derives keys on the spot if it must.
+    pub(super) fn step(&mut self, server_first: &[u8]) -> Result<Vec<u8>, ScramError> {
+        match self.challenge(server_first)? {
+            Challenge::Answer(message) => Ok(message),
+            Challenge::Derive { salt, iterations } => {
+                let password = self.password().cloned().unwrap_or_default();
+                self.answer(SaltedKeys::derive(&password, &salt, iterations))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::auth::{md5_hash, ScramSecret, ServerExchange, Verifier};
@@ -300,15 +295,15 @@ mod tests {
         Credential::Password(Zeroizing::new(b"pencil".to_vec()))
     }
 
-    fn begun(credential: Credential, salted: Option<SaltedKeys>) -> ClientExchange {
-        let mut exchange = ClientExchange::new(credential, [9; 18], salted);
+    fn begun(credential: Credential) -> ClientExchange {
+        let mut exchange = ClientExchange::new(credential, [9; 18]);
         let message = exchange.begin(LIST).unwrap();
         assert_eq!(message, format!("n,,n=,r={NONCE}").into_bytes());
         exchange
     }
 
     fn answered() -> ClientExchange {
-        let mut exchange = begun(password(), None);
+        let mut exchange = begun(password());
         exchange.step(server_first("x", "1").as_bytes()).unwrap();
         exchange
     }
@@ -327,7 +322,7 @@ mod tests {
 
     #[test]
     fn rfc_7677_example_is_produced_and_verified() {
-        let mut exchange = ClientExchange::new(password(), [9; 18], None);
+        let mut exchange = ClientExchange::new(password(), [9; 18]);
         exchange.nonce = "rOprNGfwEbeRWgbNEkqO".into();
         exchange.bare = format!("n=user,r={}", exchange.nonce);
         let message = exchange.begin(b"SCRAM-SHA-256\0\0").unwrap();
@@ -390,7 +385,7 @@ mod tests {
             (b"\0SCRAM-SHA-256\0\0", false),
             (b"", false),
         ] {
-            let result = ClientExchange::new(password(), [9; 18], None).begin(list);
+            let result = ClientExchange::new(password(), [9; 18]).begin(list);
             assert_eq!(result.is_ok(), offered);
             if let Err(error) = result {
                 let text = "none of the server's SASL authentication mechanisms are supported";
@@ -422,12 +417,12 @@ mod tests {
             (server_first(&"x".repeat(428), "1"), "(nonce too long)"),
             (server_first(&"x".repeat(90_000), "1"), "(nonce too long)"),
         ] {
-            let error = begun(password(), None).step(message.as_bytes()).unwrap_err();
+            let error = begun(password()).step(message.as_bytes()).unwrap_err();
             assert_eq!(error.to_string(), whole(want), "{message}");
             assert_eq!(error.waiting_text(), None);
         }
         let message =
-            begun(password(), None).step(server_first(&"x".repeat(427), "1").as_bytes()).unwrap();
+            begun(password()).step(server_first(&"x".repeat(427), "1").as_bytes()).unwrap();
         assert_eq!(message.len(), MAX_FINAL);
     }
 
@@ -457,7 +452,7 @@ mod tests {
     #[test]
     fn messages_out_of_order_are_named() {
         let challenge = server_first("x", "1");
-        let mut exchange = ClientExchange::new(password(), [9; 18], None);
+        let mut exchange = ClientExchange::new(password(), [9; 18]);
         let mut errors = vec![
             exchange.finish(b"v=").unwrap_err(),
             exchange.step(challenge.as_bytes()).unwrap_err(),
@@ -484,25 +479,20 @@ mod tests {
     }
 
     #[test]
-    fn derived_keys_are_used_again_while_they_fit() {
+    fn deriving_is_left_to_the_caller() {
         let first = server_first("x", "2");
-        let mut exchange = begun(password(), None);
+        let mut exchange = begun(password());
         let Challenge::Derive { salt, iterations } = exchange.challenge(first.as_bytes()).unwrap()
         else {
             panic!("keys out of nothing");
         };
         assert_eq!((&salt[..], iterations), (SALT, 2));
-        let keys = SaltedKeys::derive(b"pencil", &salt, iterations);
-        let message = exchange.answer(keys).unwrap();
-        let kept = exchange.salted_keys().cloned();
-        assert!(kept.is_some());
-
-        let mut exchange = begun(password(), kept.clone());
-        let again = exchange.challenge(first.as_bytes()).unwrap();
-        assert_eq!(again, Challenge::Answer(message));
-        let other = server_first("x", "3");
-        let challenge = begun(password(), kept).challenge(other.as_bytes());
-        assert!(matches!(challenge, Ok(Challenge::Derive { iterations: 3, .. })));
+        let again = exchange.challenge(first.as_bytes());
+        assert_eq!(again, Err(ScramError::SecondContinue));
+        let keys = SaltedKeys::derive(exchange.password().unwrap(), &salt, iterations);
+        let message = exchange.answer(keys.clone()).unwrap();
+        assert_eq!(begun(password()).step(first.as_bytes()), Ok(message));
+        assert_eq!(begun(Credential::Keys(keys.keys)).password(), None);
     }
 
     #[test]
@@ -511,7 +501,7 @@ mod tests {
         for (server_salt, opens) in [(SALT, true), (b"another", false)] {
             let secret = ScramSecret::derive(b"pencil", server_salt, 3);
             let mut server = ServerExchange::new(Verifier::Secret(secret));
-            let mut client = begun(Credential::Keys(keys.clone()), None);
+            let mut client = begun(Credential::Keys(keys.clone()));
             let hello = format!("n,,n=,r={NONCE}");
             let first = server.first(MECHANISM.as_bytes(), hello.as_bytes(), [3; 18]).unwrap();
             let accepted = server.last(&client.step(&first).unwrap());
@@ -523,7 +513,6 @@ mod tests {
                     client.take_complaint().map(|e| e.to_string()).as_deref(),
                     Some("malformed SCRAM message (garbage at end of server-final-message)")
                 );
-                assert_eq!(client.salted_keys(), None);
             }
         }
     }
@@ -536,7 +525,7 @@ mod tests {
             (seed >> 8) as usize % below.max(1)
         };
         let first = server_first("x", "1");
-        let keys = SaltedKeys::derive(b"pencil", SALT, 1);
+        let keys = SaltedKeys::derive(b"pencil", SALT, 1).keys;
         let mut server = answered();
         let State::Answered { server_signature } = &mut server.state else {
             panic!("no signature");
@@ -547,14 +536,14 @@ mod tests {
             for _ in 0..=next(3) {
                 alter(&mut message, &mut next);
             }
-            let mut exchange = begun(password(), Some(keys.clone()));
+            let mut exchange = begun(Credential::Keys(keys.clone()));
             if let Ok(Challenge::Answer(_)) = exchange.challenge(&message) {
                 let same_text = until_nul(&message) == first.as_bytes();
                 assert_eq!(exchange.finish(good.as_bytes()).is_ok(), same_text);
             }
             let mut message = good.clone().into_bytes();
             alter(&mut message, &mut next);
-            let mut exchange = begun(password(), Some(keys.clone()));
+            let mut exchange = begun(Credential::Keys(keys.clone()));
             exchange.challenge(first.as_bytes()).unwrap();
             if exchange.finish(&message).is_ok() {
                 assert!(message.starts_with(&good.as_bytes()[..good.len() - 2]));

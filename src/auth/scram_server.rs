@@ -66,25 +66,26 @@ struct Challenged {
     transcript: Vec<u8>,
 }
 
+/// The body of AuthenticationSASL, after the code: names to choose from, the best first. `end_point`
+/// is what the exchange will be bound to.
+pub fn mechanisms(end_point: &[u8]) -> &'static [u8] {
+    match end_point {
+        [] => b"SCRAM-SHA-256\0\0",
+        _ => b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0",
+    }
+}
+
 impl ServerExchange {
     /// Begins where AuthenticationSASL with `mechanisms` has been sent.
     pub fn new(verifier: Verifier) -> Self {
         Self { state: State::Start(verifier), bound: None, complaint: None }
     }
 
-    /// Offers SCRAM-SHA-256-PLUS too. `end_point` is the hash of the certificate that we showed
+    /// Takes SCRAM-SHA-256-PLUS too. `end_point` is the hash of the certificate that we showed
     /// this client (tls-server-end-point, RFC 5929, 4.1); if it is empty, nothing changes.
     pub fn bound_to(self, end_point: &[u8]) -> Self {
         let bound = (!end_point.is_empty()).then(|| binding(GS2_BOUND, end_point));
         Self { bound, ..self }
-    }
-
-    /// The body of AuthenticationSASL, after the code: names to choose from, the best first.
-    pub fn mechanisms(&self) -> &'static [u8] {
-        match self.bound {
-            Some(_) => b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0",
-            None => b"SCRAM-SHA-256\0\0",
-        }
     }
 
     /// Takes what SASLInitialResponse holds; `random` makes our nonce. Returns the body of

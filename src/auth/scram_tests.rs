@@ -1,8 +1,8 @@
 //! Both SCRAM roles against each other.
 
 use super::scram_text::{binding, encode, until_nul};
+use super::{mechanisms, MECHANISM, MECHANISM_PLUS};
 use super::{ClientExchange, Credential, Key, ScramError, ScramSecret, ServerExchange, Verifier};
-use super::{MECHANISM, MECHANISM_PLUS};
 use zeroize::Zeroizing;
 
 fn secret(iterations: u32) -> ScramSecret {
@@ -16,7 +16,7 @@ fn log_in(
     mut alter: impl FnMut(&mut Vec<u8>),
 ) -> Result<(), ScramError> {
     let password = Zeroizing::new(password.to_vec());
-    let mut client = ClientExchange::new(Credential::Password(password), [9; 18], None);
+    let mut client = ClientExchange::new(Credential::Password(password), [9; 18]);
     let mut server = ServerExchange::new(verifier);
     let mut message = client.begin(b"SCRAM-SHA-256\0\0")?;
     alter(&mut message);
@@ -24,10 +24,7 @@ fn log_in(
     let mut message = client.step(&reply)?;
     alter(&mut message);
     let accepted = server.last(&message)?;
-    client.finish(&accepted.server_final)?;
-    let keys = client.salted_keys().map(|salted| salted.keys.clone());
-    assert_eq!(Some(accepted.keys), keys);
-    Ok(())
+    client.finish(&accepted.server_final)
 }
 
 #[test]
@@ -82,9 +79,9 @@ fn log_in_bound(
     list: impl FnOnce(&'static [u8]) -> &'static [u8],
 ) -> Result<(&'static str, char), ScramError> {
     let password = Credential::Password(Zeroizing::new(b"pencil".to_vec()));
-    let mut client = ClientExchange::new(password, [9; 18], None).bound_to(client_sees);
+    let mut client = ClientExchange::new(password, [9; 18]).bound_to(client_sees);
     let mut server = ServerExchange::new(Verifier::Secret(secret(1))).bound_to(server_shows);
-    let first = client.begin(list(server.mechanisms()))?;
+    let first = client.begin(list(mechanisms(server_shows)))?;
     let reply = server.first(client.mechanism().as_bytes(), &first, [3; 18])?;
     let accepted = server.last(&client.step(&reply)?)?;
     client.finish(&accepted.server_final)?;
@@ -133,11 +130,9 @@ fn offer_that_was_changed_on_the_way_is_found_out_by_those_who_can_bind() {
 
 #[test]
 fn better_mechanism_is_offered_first() {
-    let server = || ServerExchange::new(Verifier::Md5Secret);
-    assert_eq!(server().mechanisms(), PLAIN_ONLY);
-    assert_eq!(server().bound_to(b"").mechanisms(), PLAIN_ONLY);
+    assert_eq!(mechanisms(b""), PLAIN_ONLY);
     let both = [&PLUS_ONLY[..PLUS_ONLY.len() - 1], PLAIN_ONLY].concat();
-    assert_eq!(server().bound_to(b"hash").mechanisms(), both);
+    assert_eq!(mechanisms(b"hash"), both);
 }
 
 #[test]

@@ -6,6 +6,8 @@ pub mod entries;
 pub mod hba;
 pub mod ident;
 pub mod ini;
+pub mod ldap;
+mod ldap_url;
 pub mod manual;
 pub mod settings;
 mod token;

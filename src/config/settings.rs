@@ -105,7 +105,7 @@ settings! {
     /// File that maps system users to database users, for HBA rules with peer and cert.
     auth_ident_file: Option<String> = NULL, Reload, NOW;
     /// Options for auth_type ldap.
-    auth_ldap_options: Option<String> = NULL, Reload, LATER;
+    auth_ldap_options: Option<String> = NULL, Reload, NOW;
     /// Query that fetches a user's password; must return the name and the password.
     auth_query: String = text("SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END FROM pg_authid WHERE rolname=$1 AND rolcanlogin"), Reload, NOW;
     /// How clients prove who they are.

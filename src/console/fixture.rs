@@ -319,7 +319,11 @@ impl Fixture {
                     self.waiting.remove(&id);
                     self.read(id);
                 }
-                Action::Send(Peer::Server(_), _) | Action::StartTls(_) | Action::Suspend(_) => {}
+                Action::Send(Peer::Server(_), _)
+                | Action::StartTls(_)
+                | Action::Suspend(_)
+                | Action::Job(..)
+                | Action::Abandon(_) => {}
             }
         }
     }

@@ -286,6 +286,7 @@ impl Core {
         });
         if let Some(user) = self.users.get_mut(credentials) {
             user.set_secret(row.secret.clone());
+            user.proved = None;
         }
         if let Some(client) = self.clients.get_mut(id) {
             client.user_name = Some(name);
@@ -321,6 +322,12 @@ impl Core {
         }
         let key = (pool.database, pool.names.1.clone());
         self.fetched.get(&key).copied().unwrap_or(pool.user)
+    }
+
+    /// What was looked up earlier for the user and the database of a client that PAM or LDAP know.
+    pub(super) fn fetched_before(&self, id: ClientId) -> Option<UserId> {
+        let name = self.clients.get(id)?.user_name.clone()?;
+        self.fetched.get(&(self.login_database(id)?, name)).copied()
     }
 
     /// A database is gone, and what was looked up for it.

@@ -28,6 +28,9 @@ impl Core {
             self.unlink(server);
         }
         if let Some(client) = self.clients.remove(id) {
+            if let Some(job) = client.login.as_ref().and_then(|login| login.job) {
+                self.leave_job(job, Peer::Client(id));
+            }
             self.cancel_keys.remove(&client.cancel_key);
             self.uncount(self.counted_by(&client));
             self.leave_lookup(&client, id);

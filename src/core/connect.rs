@@ -3,13 +3,14 @@
 use super::database::User;
 use super::face::{Action, Addr, Loss, Packet, Peer, ServerId, Sink, Target, Verdict};
 use super::fault::{self, Fault};
+use super::jobs::JobId;
 use super::pool::{PoolId, Welcome};
 use super::release::OWN_QUERY_MAX;
 use super::replies::Replies;
 use super::server::{Server, ServerState, Status};
 use super::vars::Vars;
 use super::Core;
-use crate::auth::{ClientExchange, Credential, ScramError, Secret};
+use crate::auth::{Challenge, ClientExchange, Credential, ScramError, Secret};
 use crate::base::list::Links;
 use crate::base::Level;
 use crate::config::LoadBalance;
@@ -35,7 +36,9 @@ enum Stage {
 /// What exists of a server only until it is ready.
 pub(super) struct ServerLogin {
     stage: Stage,
-    scram: Option<ClientExchange>,
+    pub(super) scram: Option<ClientExchange>,
+    /// The job that makes the keys for it.
+    pub(super) job: Option<JobId>,
     /// ParameterStatus packets of parameters that are not tracked.
     untracked: Vec<u8>,
     /// Why the login failed, if the pooler found it out: for the clients that wait.
@@ -88,6 +91,7 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
         login: Some(Box::new(ServerLogin {
             stage: Stage::Connecting,
             scram: None,
+            job: None,
             untracked: Vec::new(),
             refusal: None,
             error: None,
@@ -269,15 +273,20 @@ impl Core {
         match answered {
             Ok(()) => Verdict::Drop,
             Err(error) => {
-                let refusal = error.as_ref().and_then(ScramError::waiting_text);
-                if let Some(error) = error {
-                    self.server_log(id, Level::Error, &error.to_string());
-                }
-                let refusal = refusal.map(|text| Fault::formatted(text.into()));
-                self.login_failed(id, fault::AUTH_ANSWER_FAILED, refusal, false);
+                self.answer_failed(id, error.as_ref());
                 Verdict::Stop
             }
         }
+    }
+
+    /// No answer to an authentication request; without an error a line has been logged already.
+    pub(super) fn answer_failed(&mut self, id: ServerId, error: Option<&ScramError>) {
+        if let Some(error) = error {
+            self.server_log(id, Level::Error, &error.to_string());
+        }
+        let refusal = error.and_then(ScramError::waiting_text);
+        let refusal = refusal.map(|text| Fault::formatted(text.into()));
+        self.login_failed(id, fault::AUTH_ANSWER_FAILED, refusal, false);
     }
 
     /// Answers an authentication request (auth 6.3). `Err(None)` if a line has been logged already.
@@ -301,24 +310,28 @@ impl Core {
             10 => {
                 let user = self.server_credentials(pool);
                 let keys = user.and_then(|user| user.keys.as_ref());
-                let salted = user.and_then(|user| user.salted.clone());
                 let credential = Credential::for_server(&secret, keys).map_err(Some)?;
                 let random = self.random.bytes();
                 let tls = self.servers.get(id).and_then(|server| server.tls());
                 let end_point = tls.map_or(&b""[..], |tls| &tls.end_point);
-                let exchange = ClientExchange::new(credential, random, salted).bound_to(end_point);
+                let exchange = ClientExchange::new(credential, random).bound_to(end_point);
                 let exchange = self.scram(id)?.get_or_insert(exchange);
                 let first = exchange.begin(rest).map_err(Some)?;
                 write::sasl_initial(out, exchange.mechanism(), &first);
             }
             11 => {
-                let answer = match self.scram(id)? {
-                    Some(exchange) => exchange.step(rest).map_err(Some)?,
+                let challenge = match self.scram(id)? {
+                    Some(exchange) => exchange.challenge(rest).map_err(Some)?,
                     None => return Err(Some(ScramError::ContinueWithoutSasl)),
                 };
-                write::sasl_response(out, &answer);
+                match challenge {
+                    Challenge::Answer(answer) => write::sasl_response(out, &answer),
+                    Challenge::Derive { salt, iterations } => {
+                        return self.derive_for_server(id, pool, (salt, iterations), out);
+                    }
+                }
             }
-            12 => self.scram_final(id, pool, rest)?,
+            12 => self.scram_final(id, rest)?,
             other => {
                 let text = format!("unknown/unsupported auth method: {other}");
                 self.server_log(id, Level::Error, &text);
@@ -328,31 +341,23 @@ impl Core {
         Ok(())
     }
 
+    /// The exchange that a server has begun.
+    pub(super) fn exchange(&mut self, id: ServerId) -> Option<&mut ClientExchange> {
+        self.servers.get_mut(id)?.login.as_mut()?.scram.as_mut()
+    }
+
     fn scram(&mut self, id: ServerId) -> Result<&mut Option<ClientExchange>, Option<ScramError>> {
         let login = self.servers.get_mut(id).and_then(|server| server.login.as_mut());
         login.map(|login| &mut login.scram).ok_or(None)
     }
 
-    fn scram_final(
-        &mut self,
-        id: ServerId,
-        pool: PoolId,
-        rest: &[u8],
-    ) -> Result<(), Option<ScramError>> {
+    fn scram_final(&mut self, id: ServerId, rest: &[u8]) -> Result<(), Option<ScramError>> {
         let Some(exchange) = self.scram(id)? else {
             return Err(Some(ScramError::FinalWithoutContinue));
         };
         exchange.finish(rest).map_err(Some)?;
-        let (salted, complaint) = (exchange.salted_keys().cloned(), exchange.take_complaint());
-        if let Some(complaint) = complaint {
+        if let Some(complaint) = exchange.take_complaint() {
             self.server_log(id, Level::Error, &complaint.to_string());
-        }
-        if let (Some(salted), Some(pool)) = (salted, self.pools.get(pool)) {
-            let forced = self.has_own_password(pool);
-            let user = self.credentials(pool);
-            if let Some(user) = self.users.get_mut(user).filter(|_| !forced) {
-                user.salted = Some(salted);
-            }
         }
         Ok(())
     }
@@ -374,7 +379,7 @@ impl Core {
     }
 
     /// The database entry brings the password for its forced user.
-    fn has_own_password(&self, pool: &super::pool::Pool) -> bool {
+    pub(super) fn has_own_password(&self, pool: &super::pool::Pool) -> bool {
         let database = self.databases.get(pool.database);
         self.forces_user(pool) && database.is_some_and(|database| database.entry.password.is_some())
     }
@@ -391,8 +396,10 @@ impl Core {
             .filter(|_| self.has_own_password(pool))
             .and_then(|database| database.entry.password.as_ref())
             .map(|password| Secret::classify(&password.0));
-        let secret =
-            own.or_else(|| self.users.get(self.credentials(pool)).map(|user| user.secret.clone()));
+        let secret = own.or_else(|| {
+            let user = self.users.get(self.credentials(pool))?;
+            Some(user.proved.clone().map_or_else(|| user.secret.clone(), Secret::Plain))
+        });
         (secret.unwrap_or_default(), name)
     }
 
@@ -492,6 +499,9 @@ impl Core {
         let Some(login) = server.login.take() else {
             return;
         };
+        if let Some(job) = login.job {
+            self.leave_job(job, Peer::Server(id));
+        }
         let Some(pool) = self.pools.get_mut(pool_id) else {
             return;
         };

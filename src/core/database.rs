@@ -1,13 +1,15 @@
 //! Databases and users: what is configured, who is known, which pool a login gets.
 
+use super::derive::{Adhoc, KeptKeys};
 use super::face::ClientId;
 use super::pool::{Pool, PoolId};
 use super::Core;
-use crate::auth::{PassKeys, SaltedKeys, ScramSecret, Secret};
+use crate::auth::{PassKeys, Secret};
 use crate::base::{Id, Level, Micros};
 use crate::config::entries::SERVER_PORT;
 use crate::config::{self, DatabaseEntry, UserEntry};
 use std::rc::Rc;
+use zeroize::Zeroizing;
 
 /// Names a database.
 pub type DatabaseId = Id<Database>;
@@ -46,6 +48,8 @@ pub struct Database {
     pub(super) servers: usize,
     /// Clients from their start-up packet on, for max_db_client_connections.
     pub(super) clients: usize,
+    /// Keys derived from the password in its entry.
+    pub(super) salted: Option<KeptKeys>,
 }
 
 impl Database {
@@ -112,11 +116,13 @@ pub struct User {
     /// Clients that log in as this user, for max_user_client_connections.
     pub(super) clients: usize,
     /// What a plain-text secret is for clients that use SCRAM: made once, its salt stays.
-    pub(super) adhoc: Option<ScramSecret>,
+    pub(super) adhoc: Adhoc,
     /// What the user's own login with a stored SCRAM secret left: logs in to servers in its name.
     pub(super) keys: Option<PassKeys>,
     /// Keys derived from a plain-text secret for the last SCRAM login to a server.
-    pub(super) salted: Option<SaltedKeys>,
+    pub(super) salted: Option<KeptKeys>,
+    /// The password that PAM or LDAP found right last, for servers.
+    pub(super) proved: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl User {
@@ -139,7 +145,8 @@ impl User {
     /// Replaces the secret and forgets everything that came from the old one.
     pub(super) fn set_secret(&mut self, secret: Secret) {
         if self.secret != secret {
-            self.adhoc = None;
+            self.adhoc = Adhoc::None;
+            self.proved = None;
             self.keys = None;
             self.salted = None;
             self.secret = secret;
@@ -200,6 +207,7 @@ impl Core {
             idle_since: None,
             servers: 0,
             clients: 0,
+            salted: None,
         });
         self.database_names.insert(name, id);
         id

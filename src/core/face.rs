@@ -1,6 +1,7 @@
 //! The words in which `net` and the core talk: what happened, and what to do about it.
 
 use super::client::Client;
+use super::jobs::{Job, JobId, Outcome};
 use super::server::Server;
 use crate::auth::Names;
 use crate::base::Id;
@@ -171,6 +172,10 @@ pub enum Action {
     /// Go over to TLS: with a client that has asked for it (its request is the packet that waits),
     /// or with a server if it likes; [`Decisions::secured`] follows.
     StartTls(Peer),
+    /// Have this done by a helper thread; [`Decisions::job_done`] tells how it ended.
+    Job(JobId, Job),
+    /// Nobody waits for this job any more: it need not be done, but its end is told.
+    Abandon(JobId),
     /// A console client has requests waiting (`Core::next_ask`).
     Console(ClientId),
     /// Read the configuration again; the console client, if any, awaits the answer.
@@ -242,6 +247,8 @@ pub trait Decisions {
     }
     /// The largest packet that this peer may send, in bytes.
     fn max_packet(&self, from: Peer) -> u32;
+    /// A job has ended ([`Action::Job`]).
+    fn job_done(&mut self, _id: JobId, _outcome: Outcome) {}
     /// Connecting to this address begins; the host's name, if it has one, has been looked up.
     fn dialling(&mut self, id: ServerId, remote: Addr);
     /// The system's words about a connection that can't be opened; `lost` follows.

@@ -7,6 +7,7 @@ use super::fault::{self, Fault};
 use super::Core;
 use crate::base::text::in_word_list;
 use crate::base::Level;
+use crate::config::hba::Method;
 use crate::config::AuthType;
 
 impl Core {
@@ -31,6 +32,10 @@ impl Core {
             return self.authenticated_client(id, sink);
         }
         self.choose_method(id, user);
+        let outside = self.outside(id);
+        if let Some(name) = outside {
+            self.refuse_lookup(id, database, name)?;
+        }
         let known = match self.settings.auth_type {
             AuthType::Any => {
                 if is_console {
@@ -46,6 +51,8 @@ impl Core {
                 }
                 None
             }
+            // Others say who they are; nothing is kept of who fails (auth 10.3-H).
+            _ if outside.is_some() => None,
             _ => self.listed_user(user),
         };
         if let Some(database) = database.filter(|_| known.is_none() && self.looks_up(id)) {
@@ -54,6 +61,15 @@ impl Core {
             }
         }
         self.identified(id, user, known, known, sink)
+    }
+
+    /// Who knows the client's user, if neither we nor a database do.
+    fn outside(&self, id: ClientId) -> Option<&'static str> {
+        match self.method(id) {
+            Some(Method::Pam) => Some("PAM"),
+            Some(Method::Ldap(_)) => Some("LDAP"),
+            _ => None,
+        }
     }
 
     /// The user of this name is found, or there is none: asks for its proof, which is held against
@@ -70,14 +86,15 @@ impl Core {
         let is_console = login
             .and_then(|login| self.databases.get(login.database?))
             .is_some_and(|database| database.source == Source::Console);
-        if is_console && known.is_some() {
+        let is_outside = self.outside(id).is_some();
+        if is_console && (known.is_some() || is_outside) {
             match self.console_access(user) {
                 Some(access) => self.set_admin(id, access),
                 None => return Err(fault::NOT_ALLOWED),
             }
         }
         let log_name = known.is_some() || self.settings.auth_type == AuthType::Any;
-        if !log_name {
+        if !log_name && !is_outside {
             self.client_log(id, Level::Log, &format!("no such user: {user}"));
         }
         if let Some(client) = self.clients.get_mut(id) {
@@ -92,6 +109,22 @@ impl Core {
         }
         self.log_attempt(id);
         self.ask(id, credentials, sink)
+    }
+
+    /// PAM and LDAP don't go together with users that are looked up (auth 10.2).
+    fn refuse_lookup(
+        &mut self,
+        id: ClientId,
+        database: Option<DatabaseId>,
+        name: &str,
+    ) -> Result<(), Fault> {
+        let database = database.and_then(|database| self.databases.get(database));
+        if database.is_none_or(|database| database.entry.auth_user.is_none()) {
+            return Ok(());
+        }
+        let line = format!("{name} can't be used together with database authentication");
+        self.client_log(id, Level::Error, &line);
+        Err(fault::BOUNCER_CONFIG_ERROR)
     }
 
     pub(super) fn console_access(&self, user: &str) -> Option<Access> {

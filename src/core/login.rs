@@ -6,6 +6,7 @@ use super::console::Console;
 use super::database::{DatabaseId, Source, UserId, CONSOLE};
 use super::face::{ClientId, Packet, Sink, Verdict};
 use super::fault::{self, Fault};
+use super::jobs::JobId;
 use super::pool::PoolId;
 use super::stats::Counter;
 use super::Core;
@@ -33,6 +34,8 @@ pub(super) struct Login {
     /// Name of the user at the other end of a Unix socket, if some rule asks for it.
     pub(super) system_user: Option<Box<str>>,
     admin: Option<Access>,
+    /// The job that has to end before it is read on.
+    pub(super) job: Option<JobId>,
 }
 
 /// What the client has to send next.
@@ -45,12 +48,29 @@ pub(super) enum Stage {
     Plain,
     /// The answer to an MD5 challenge.
     Md5([u8; 4]),
-    /// SASL messages. The flag tells that a stored secret is used, whose keys may be kept.
+    /// SASLInitialResponse.
+    SaslBegin,
+    /// Further SASL messages. The flag tells that a stored secret is used, whose keys may be kept.
     Sasl(Box<ServerExchange>, bool),
     /// Nothing: its user is being looked up.
     Lookup(LookupKey),
+    /// A password in clear text for PAM.
+    Pam,
+    /// A password in clear text for an LDAP server, with the options for that.
+    Ldap(String),
+    /// The password that a job has judged, once again.
+    Judged(Result<Proof, Fault>),
     /// Nothing: authentication is over.
     Done,
+}
+
+/// Who says that a password is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// We, by the secret of a known user.
+    Known,
+    /// PAM or LDAP: the user need not have been known.
+    Outside,
 }
 
 impl Login {
@@ -62,6 +82,7 @@ impl Login {
             method: None,
             system_user: None,
             admin: None,
+            job: None,
         }
     }
 }
@@ -75,8 +96,9 @@ impl Core {
         sink: &mut Sink,
     ) -> Verdict {
         // Nobody who has not logged in makes us collect much (auth 10.3-I): what is too long waits,
-        // unread, for client_login_timeout. What is said during a look-up waits for its end.
-        if packet.len > LOGIN_PACKET_MAX || self.is_looked_up(id) {
+        // unread, for client_login_timeout. What is said during a look-up or a job waits for its end.
+        let waits = self.is_looked_up(id) || self.awaits_job(id);
+        if packet.len > LOGIN_PACKET_MAX || waits {
             return Verdict::Wait;
         }
         if !packet.is_whole() {
@@ -97,6 +119,8 @@ impl Core {
             Ok(()) if self.clients.get(id).is_some_and(|client| client.cancels.is_some()) => {
                 Verdict::Stop
             }
+            // It is looked at once more when the job has ended.
+            Ok(()) if self.awaits_job(id) => Verdict::Wait,
             Ok(()) => Verdict::Drop,
             Err(fault) => {
                 self.close_client(id, &fault);

@@ -1,8 +1,9 @@
 //! What the core's objects take, for the console (admin 3.10).
 
+use super::derive::{Adhoc, KeptKeys};
 use super::replies::Replies;
 use super::Core;
-use crate::auth::{PassKeys, SaltedKeys, ScramSecret, Secret};
+use crate::auth::{PassKeys, Secret};
 use crate::base::Objects;
 use crate::config::PeerEntry;
 
@@ -31,9 +32,9 @@ pub struct Memory {
 
 /// The part of a user that depends on its secret, in bytes.
 const CREDENTIALS: usize = size_of::<Secret>()
-    + size_of::<Option<ScramSecret>>()
+    + size_of::<Adhoc>()
     + size_of::<Option<PassKeys>>()
-    + size_of::<Option<SaltedKeys>>();
+    + size_of::<Option<KeptKeys>>();
 
 impl Core {
     /// What everything takes.

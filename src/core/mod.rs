@@ -12,10 +12,12 @@ mod close;
 mod connect;
 pub mod console;
 pub mod database;
+mod derive;
 pub mod face;
 pub mod fault;
 mod identify;
 pub mod janitor;
+pub mod jobs;
 mod limits;
 mod login;
 pub mod memory;
@@ -45,6 +47,7 @@ pub use face::{
     Action, Addr, ClientId, Decisions, Facts, Handed, Loss, Origin, Packet, Peer, Run, ServerId,
     Sink, Target, Verdict,
 };
+pub use jobs::{Attempt, Derivation, Job, JobId, Lane, Outcome};
 
 use crate::base::random::Random;
 use crate::base::{Arena, Journal, Level, Links, List, Micros};
@@ -53,6 +56,7 @@ use crate::config::{DatabaseEntry, PeerEntry, PoolMode, Settings};
 use auth_query::{Lookup, LookupKey};
 use client::{Client, ClientState, Counted};
 use database::{Database, DatabaseId, Source, User, UserId, CONSOLE};
+use jobs::Jobs;
 use limits::Sharers;
 use login::Login;
 use pause::{Mode, Shutdown};
@@ -107,6 +111,7 @@ pub struct Core {
     some_user_idles: bool,
     cancel_keys: BTreeMap<u64, ClientId>,
     actions: VecDeque<Action>,
+    jobs: Jobs,
     /// Pools that `turn_end` looks at.
     pending: Vec<PoolId>,
     /// Pools that could not open a connection for max_db_connections or max_user_connections.
@@ -157,6 +162,7 @@ impl Core {
             some_user_idles: false,
             cancel_keys: BTreeMap::new(),
             actions: VecDeque::new(),
+            jobs: Jobs::default(),
             pending: Vec::new(),
             starved: Vec::new(),
             exhausted: Vec::new(),
@@ -460,6 +466,10 @@ impl Decisions for Core {
             },
             Peer::Client(_) => limit,
         }
+    }
+
+    fn job_done(&mut self, id: JobId, outcome: Outcome) {
+        self.end_job(id, outcome);
     }
 
     fn dialling(&mut self, id: ServerId, remote: Addr) {

@@ -1,14 +1,21 @@
 //! A client proves who it is: requests and answers of each method (auth 2.3, 2.4, 5).
 
+use super::client::Client;
 use super::database::UserId;
-use super::face::{ClientId, Sink};
+use super::derive::Held;
+use super::face::{Addr, ClientId, Sink};
 use super::fault::{self, Fault};
-use super::login::Stage;
+use super::jobs::{Attempt, Awaited, Job};
+use super::login::{Proof, Stage};
 use super::Core;
-use crate::auth::{self, Accepted, ScramError, ScramSecret, Secret, ServerExchange, Verifier};
+use crate::auth::{self, Accepted, ScramError, Secret, ServerExchange};
 use crate::base::Level;
 use crate::config::hba::Method;
 use crate::wire::{write, Reader};
+use zeroize::Zeroizing;
+
+/// Longest password in bytes that is passed on (auth 2.6).
+const PASSWORD_MAX: usize = 65_530;
 
 impl Core {
     /// Sends the authentication request of the method (auth 2.3, 2.4).
@@ -43,41 +50,34 @@ impl Core {
                 Stage::Md5(salt)
             }
             Method::Md5 | Method::ScramSha256 => {
-                let (verifier, stored) = self.verifier(id, known);
-                let tls = self.clients.get(id).and_then(|client| client.tls());
-                let end_point = tls.map_or(&b""[..], |tls| &tls.end_point);
-                let exchange = ServerExchange::new(verifier).bound_to(end_point);
-                write::authentication(&mut sink.to_client, 10, exchange.mechanisms());
-                Stage::Sasl(Box::new(exchange), stored)
+                // What takes long begins while the client makes up its answer.
+                self.verifier(id, known);
+                let mechanisms = auth::mechanisms(self.end_point(id));
+                write::authentication(&mut sink.to_client, 10, mechanisms);
+                Stage::SaslBegin
             }
-            // These come with a later version; until then they let nobody in.
-            Method::Ldap(_) => return Err(fault::LDAP_MISSING),
-            Method::Pam => return Err(fault::PAM_FAILED),
+            Method::Pam => return self.ask_outside(id, Stage::Pam, sink),
+            Method::Ldap(options) => {
+                let options = options.map(|options| options.to_string());
+                let options = options.or_else(|| self.settings.auth_ldap_options.clone());
+                let stage = Stage::Ldap(options.ok_or(fault::LDAP_OPTIONS_MISSING)?);
+                return self.ask_outside(id, stage, sink);
+            }
         };
         self.set_stage(id, stage);
         Ok(())
     }
 
-    /// What a SCRAM proof is held against, and whether that is a stored SCRAM secret.
-    fn verifier(&mut self, id: ClientId, known: Option<UserId>) -> (Verifier, bool) {
-        let iterations = u32::try_from(self.settings.scram_iterations).unwrap_or(0).max(1);
-        let salt: [u8; 16] = self.random.bytes();
-        if let Some(user) = known.and_then(|user| self.users.get_mut(user)) {
-            match &user.secret {
-                Secret::Scram(secret) => return (Verifier::Secret(secret.clone()), true),
-                Secret::Md5(_) => return (Verifier::Md5Secret, false),
-                Secret::Plain(password) => {
-                    let derive = || ScramSecret::derive(password, &salt, iterations);
-                    let secret = user.adhoc.get_or_insert_with(derive).clone();
-                    return (Verifier::Secret(secret), false);
-                }
-                Secret::Empty => {}
-            }
-        }
-        let name = self.clients.get(id).and_then(|client| client.user_name.clone());
-        let name = name.as_deref().unwrap_or("");
-        let salt = auth::mock_salt(name.as_bytes(), &self.mock_key);
-        (Verifier::Mock { salt, iterations }, false)
+    /// Asks for a password in clear text that others judge (auth 8).
+    pub(super) fn ask_outside(
+        &mut self,
+        id: ClientId,
+        stage: Stage,
+        sink: &mut Sink,
+    ) -> Result<(), Fault> {
+        write::authentication(&mut sink.to_client, 3, b"");
+        self.set_stage(id, stage);
+        Ok(())
     }
 
     /// PasswordMessage, SASLInitialResponse and SASLResponse.
@@ -89,11 +89,14 @@ impl Core {
     ) -> Result<(), Fault> {
         let client = self.clients.get_mut(id).ok_or(fault::BAD_PACKET)?;
         let login = client.login.as_mut().ok_or(fault::BAD_PACKET)?;
-        let known = login.known;
         match std::mem::replace(&mut login.stage, Stage::Done) {
             Stage::Opening => Err(fault::PASSWORD_BEFORE_STARTUP),
             Stage::Done => Err(fault::BAD_PACKET),
+            Stage::SaslBegin => self.sasl_begin(id, body, sink),
             Stage::Sasl(exchange, stored) => self.sasl(id, *exchange, stored, body, sink),
+            Stage::Judged(Ok(Proof::Known)) => self.authenticated_client(id, sink),
+            Stage::Judged(Ok(Proof::Outside)) => self.adopt(id, body, sink),
+            Stage::Judged(Err(fault)) => Err(fault),
             stage => {
                 let Some(given) = Reader::new(body).text() else {
                     self.set_stage(id, stage);
@@ -102,17 +105,88 @@ impl Core {
                 if given.is_empty() {
                     return Err(fault::EMPTY_PASSWORD);
                 }
-                let user = known.and_then(|user| self.users.get(user));
-                let fits = user.is_some_and(|user| match stage {
-                    Stage::Md5(salt) => {
-                        auth::check_md5(&user.secret, user.name.as_bytes(), salt, given)
-                    }
-                    _ => auth::check_plain(&user.secret, user.name.as_bytes(), given),
-                });
-                if !fits {
-                    return Err(fault::PASSWORD_FAILED);
-                }
-                self.authenticated_client(id, sink)
+                self.given(id, stage, given, sink)
+            }
+        }
+    }
+
+    /// The client has answered a request for a password in clear text or as MD5.
+    fn given(
+        &mut self,
+        id: ClientId,
+        stage: Stage,
+        given: &[u8],
+        sink: &mut Sink,
+    ) -> Result<(), Fault> {
+        let client = self.clients.get(id).ok_or(fault::BAD_PACKET)?;
+        let known = client.login.as_ref().and_then(|login| login.known);
+        let user = known.and_then(|user| self.users.get(user));
+        let name = user.map_or(&b""[..], |user| user.name.as_bytes());
+        let secret = user.map_or(&Secret::Empty, |user| &user.secret);
+        let fits = match (stage, secret) {
+            (Stage::Md5(salt), secret) => auth::check_md5(secret, name, salt, given),
+            (Stage::Pam, _) => {
+                self.await_outside(id, Job::Pam(attempt(client, given)));
+                return Ok(());
+            }
+            (Stage::Ldap(options), _) => {
+                self.await_outside(id, Job::Ldap(attempt(client, given), options));
+                return Ok(());
+            }
+            (_, Secret::Scram(stored)) => {
+                let stored = stored.clone();
+                self.judge_password(id, given, &stored);
+                return Ok(());
+            }
+            (_, secret) => auth::check_plain(secret, name, given),
+        };
+        match fits {
+            true => self.authenticated_client(id, sink),
+            false => Err(fault::PASSWORD_FAILED),
+        }
+    }
+
+    fn await_outside(&mut self, id: ClientId, job: Job) {
+        let job = self.start_job(job, Awaited::Outside(id));
+        self.await_job(id, job);
+    }
+
+    /// PAM or LDAP know the client: so do we, from now on; the password serves for servers, too.
+    fn adopt(&mut self, id: ClientId, body: &[u8], sink: &mut Sink) -> Result<(), Fault> {
+        let client = self.clients.get(id).ok_or(fault::BAD_PACKET)?;
+        let name = client.user_name.clone().ok_or(fault::BAD_PACKET)?;
+        let given = Reader::new(body).text().ok_or(fault::BAD_PACKET)?;
+        let user_id = self.user(&name);
+        for user in [Some(user_id), self.fetched_before(id)].into_iter().flatten() {
+            if let Some(user) = self.users.get_mut(user) {
+                user.proved = Some(limited(given));
+            }
+        }
+        if let Some(client) = self.clients.get_mut(id) {
+            client.user = Some(user_id);
+        }
+        self.attach(id);
+        self.admit_user(id, &name)?;
+        self.authenticated_client(id, sink)
+    }
+
+    /// Hash of the certificate that the client was shown, for channel binding; empty without TLS.
+    fn end_point(&self, id: ClientId) -> &[u8] {
+        let tls = self.clients.get(id).and_then(|client| client.tls());
+        tls.map_or(&b""[..], |tls| &tls.end_point)
+    }
+
+    fn sasl_begin(&mut self, id: ClientId, body: &[u8], sink: &mut Sink) -> Result<(), Fault> {
+        let login = self.clients.get(id).and_then(|client| client.login.as_ref());
+        match self.verifier(id, login.and_then(|login| login.known)) {
+            Held::Against(verifier, stored) => {
+                let exchange = ServerExchange::new(verifier).bound_to(self.end_point(id));
+                self.sasl(id, exchange, stored, body, sink)
+            }
+            Held::After(job) => {
+                self.set_stage(id, Stage::SaslBegin);
+                self.await_verifier(id, job);
+                Ok(())
             }
         }
     }
@@ -171,6 +245,21 @@ impl Core {
         }
         self.authenticated_client(id, sink)
     }
+}
+
+/// A password, cut to what we pass on.
+fn limited(given: &[u8]) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(given.get(..PASSWORD_MAX).unwrap_or(given).to_vec())
+}
+
+/// What others are asked about a client.
+fn attempt(client: &Client, given: &[u8]) -> Attempt {
+    let host = match client.remote {
+        Addr::Inet(at) => at.ip().to_string(),
+        Addr::Unix { .. } | Addr::Unknown => "unix".to_owned(),
+    };
+    let user = client.user_name.as_deref().unwrap_or("").to_owned();
+    Attempt { user, password: limited(given), host }
 }
 
 /// Mechanism and message of a SASLInitialResponse.

@@ -71,6 +71,7 @@ impl Core {
             database.forced_user = entry.user.as_deref().map(Rc::from);
         }
         database.entry = Rc::new(entry);
+        database.salted = None;
         database.source = Source::Configured;
         if lost_user {
             let line = "losing forced user not supported, keeping old setting".into();
@@ -95,6 +96,7 @@ impl Core {
             if let Some(entry) = config::parse_autodb(&name, &string, &mut self.journal) {
                 if let Some(database) = self.databases.get_mut(id) {
                     database.entry = Rc::new(entry);
+                    database.salted = None;
                 }
                 self.reconnect(Some(id));
             }

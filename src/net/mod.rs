@@ -8,8 +8,11 @@
 pub mod address;
 pub mod conn;
 mod dial;
+pub mod jobs;
+mod ldap;
 pub mod listen;
 pub mod options;
+mod pam;
 pub mod relay;
 pub mod resolve;
 mod shake;
@@ -19,10 +22,11 @@ pub mod tls;
 
 use crate::base::{Journal, Level, Micros, Side};
 use crate::core::server::Server;
-use crate::core::{Addr, ClientId, Decisions, Handed, Loss, Origin, Peer, ServerId};
+use crate::core::{Addr, ClientId, Decisions, Handed, Job, JobId, Loss, Origin, Peer, ServerId};
 use address::{Host, Place};
 use conn::Wire;
 use dial::Dial;
+use jobs::Jobs;
 use listen::{Fatal, ListenOptions, Listeners};
 use mio::event::{Event as Ready, Source};
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -59,7 +63,7 @@ pub enum Event {
     Dialled(ServerId),
     /// A connection on its way to TLS may go on.
     Handshake(Peer),
-    /// A helper thread has something: a look-up has ended, or whatever the holder of
+    /// A helper thread has something: a look-up or a job has ended, or whatever the holder of
     /// [`Net::waker`] means by it.
     Woken,
     /// Something happened to a source of the caller's own.
@@ -94,6 +98,7 @@ pub struct Net {
     looking: Vec<ServerId>,
     listeners: Listeners,
     resolver: Resolver,
+    jobs: Jobs,
     sockets: SocketOptions,
     journal: Journal,
 }
@@ -132,6 +137,7 @@ impl Net {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), token(KIND_INTERNAL, 0, WOKEN))?);
         let resolver = Resolver::new(Arc::clone(&waker), options.dns, resolve::getaddrinfo);
+        let jobs = Jobs::new(Arc::clone(&waker));
         Ok(Net {
             common: Rc::new(Common {
                 registry: poll.registry().try_clone()?,
@@ -150,6 +156,7 @@ impl Net {
             looking: Vec::new(),
             listeners: Listeners::default(),
             resolver,
+            jobs,
             sockets: options.sockets,
             journal: Journal::default(),
         })
@@ -236,7 +243,12 @@ impl Net {
             }
             Event::Handshake(peer) => self.shake(peer, core),
             Event::Dialled(id) => self.dialled(id, core),
-            Event::Woken => self.looked_up(core),
+            Event::Woken => {
+                self.looked_up(core);
+                while let Some((id, outcome)) = self.jobs.next_outcome() {
+                    core.job_done(id, outcome);
+                }
+            }
             Event::Accept(_) | Event::Internal(_) => {}
         }
     }
@@ -358,6 +370,16 @@ impl Net {
     ) {
         let listeners = &self.listeners;
         self.relay.send_row(id, row, socket, core, &|number| listeners.descriptor(number));
+    }
+
+    /// Has a job done by a helper thread (`Action::Job`). The core is told how it ended.
+    pub fn start_job(&mut self, id: JobId, job: Job) {
+        self.jobs.start(id, job);
+    }
+
+    /// Nobody waits for this job any more (`Action::Abandon`).
+    pub fn abandon_job(&mut self, id: JobId) {
+        self.jobs.abandon(id);
     }
 
     /// The descriptor of an open connection.

@@ -1,5 +1,5 @@
-//! The unsafe lines: socket options that `nix` lacks, fork, the allocator's own call, and a question
-//! to OpenSSL that its crate lacks.
+//! The unsafe lines: socket options that `nix` lacks, fork, the allocator's own call, a question to
+//! OpenSSL that its crate lacks, and OpenLDAP's client library.
 #![allow(unsafe_code)]
 
 use foreign_types::ForeignTypeRef;
@@ -8,8 +8,10 @@ use nix::libc;
 use nix::unistd::{fork, ForkResult};
 use openssl::nid::Nid;
 use openssl::ssl::SslRef;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
 
 /// Forks. Only the child returns; the parent ends with exit code 0, without running destructors.
 /// Fails with EBUSY if the process has more than one thread.
@@ -65,6 +67,231 @@ pub(super) fn shared_group(ssl: &SslRef) -> Option<Nid> {
     let nid =
         unsafe { openssl_sys::SSL_ctrl(ssl.as_ptr(), GET_SHARED_GROUP, 0, std::ptr::null_mut()) };
     i32::try_from(nid).ok().filter(|nid| *nid > 0).map(Nid::from_raw)
+}
+
+/// What OpenLDAP's client library says of a failure.
+fn ldap_text(code: libc::c_int) -> String {
+    // SAFETY: the text is static; any number has one.
+    let text = unsafe { ldap::ldap_err2string(code) };
+    if text.is_null() {
+        return format!("error {code}");
+    }
+    // SAFETY: it ends with a zero and is never freed.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+fn ldap_check(code: libc::c_int) -> Result<(), String> {
+    match code {
+        0 => Ok(()),
+        code => Err(ldap_text(code)),
+    }
+}
+
+/// A connection to an LDAP server by OpenLDAP's client library (2.5 or later, whose handles may be
+/// used in any thread, by one at a time). Everything blocks; errors are the library's words.
+pub(super) struct Ldap {
+    handle: NonNull<libc::c_void>,
+}
+
+impl Ldap {
+    /// Prepares connections to the first of these URIs (separated by spaces) that can be reached.
+    pub(super) fn new(uris: &CStr) -> Result<Ldap, String> {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the text ends with a zero; the handle is written to a pointer of ours.
+        ldap_check(unsafe { ldap::ldap_initialize(&mut handle, uris.as_ptr()) })?;
+        let handle = NonNull::new(handle).ok_or_else(|| ldap_text(ldap::NO_MEMORY))?;
+        Ok(Ldap { handle })
+    }
+
+    /// LDAPv3.
+    pub(super) fn set_version(&self) -> Result<(), String> {
+        let version: libc::c_int = 3;
+        self.set_option(ldap::OPT_PROTOCOL_VERSION, &version)
+    }
+
+    /// How long connecting, and then an answer, may take.
+    pub(super) fn set_timeouts(&self, connect: i32, answer: i32) -> Result<(), String> {
+        let secs = |secs: i32| libc::timeval { tv_sec: secs.into(), tv_usec: 0 };
+        self.set_option(ldap::OPT_NETWORK_TIMEOUT, &secs(connect))?;
+        self.set_option(ldap::OPT_TIMEOUT, &secs(answer))
+    }
+
+    /// `T` is what the option's documentation says.
+    fn set_option<T>(&self, option: libc::c_int, value: &T) -> Result<(), String> {
+        let value = std::ptr::from_ref(value).cast();
+        // SAFETY: the handle is alive; the value is copied from a reference of the option's type.
+        ldap_check(unsafe { ldap::ldap_set_option(self.handle.as_ptr(), option, value) })
+    }
+
+    /// StartTLS; certificates are checked as ldap.conf says.
+    pub(super) fn start_tls(&self) -> Result<(), String> {
+        let none = std::ptr::null_mut;
+        // SAFETY: the handle is alive; there are no controls.
+        ldap_check(unsafe { ldap::ldap_start_tls_s(self.handle.as_ptr(), none(), none()) })
+    }
+
+    /// A simple bind.
+    pub(super) fn bind(&self, dn: &CStr, password: &[u8]) -> Result<(), String> {
+        let password = ldap::BerVal {
+            len: password.len() as libc::c_ulong,
+            value: password.as_ptr().cast_mut().cast(),
+        };
+        let none = std::ptr::null_mut;
+        // SAFETY: the handle is alive, the DN ends with a zero, the password's bytes outlive the
+        // call and are not written to; there are no controls, and no answer of the server is asked
+        // for.
+        ldap_check(unsafe {
+            ldap::ldap_sasl_bind_s(
+                self.handle.as_ptr(),
+                dn.as_ptr(),
+                std::ptr::null(),
+                &password,
+                none(),
+                none(),
+                none(),
+            )
+        })
+    }
+
+    /// The DNs that a search finds.
+    pub(super) fn search(
+        &self,
+        base: &CStr,
+        scope: libc::c_int,
+        filter: &CStr,
+    ) -> Result<Vec<CString>, String> {
+        let attributes = [c"1.1".as_ptr(), std::ptr::null()];
+        let mut found = std::ptr::null_mut();
+        let none = std::ptr::null_mut;
+        let handle = self.handle.as_ptr();
+        // SAFETY: the handle is alive, texts end with a zero, the list of attributes with a null
+        // pointer; all outlive the call. The result is written to a pointer of ours.
+        let code = unsafe {
+            ldap::ldap_search_ext_s(
+                handle,
+                base.as_ptr(),
+                scope,
+                filter.as_ptr(),
+                attributes.as_ptr(),
+                0,
+                none(),
+                none(),
+                std::ptr::null_mut(),
+                0,
+                &mut found,
+            )
+        };
+        let mut names = Vec::new();
+        // SAFETY: entries belong to the result, which is freed once, at the end, also if it came
+        // with an error; each DN is copied, then freed as the library wants it.
+        unsafe {
+            let mut entry = match found.is_null() {
+                true => none(),
+                false => ldap::ldap_first_entry(handle, found),
+            };
+            while !entry.is_null() {
+                let name = ldap::ldap_get_dn(handle, entry);
+                if !name.is_null() {
+                    names.push(CStr::from_ptr(name).to_owned());
+                    ldap::ldap_memfree(name.cast());
+                }
+                entry = ldap::ldap_next_entry(handle, entry);
+            }
+            ldap::ldap_msgfree(found);
+        }
+        ldap_check(code).map(|()| names)
+    }
+}
+
+impl Drop for Ldap {
+    fn drop(&mut self) {
+        let none = std::ptr::null_mut;
+        // SAFETY: the handle is alive and not used again.
+        unsafe { ldap::ldap_unbind_ext_s(self.handle.as_ptr(), none(), none()) };
+    }
+}
+
+/// The hosts, with ports and separated by spaces, that a domain's SRV records name.
+pub(super) fn ldap_hosts(domain: &CStr) -> Option<String> {
+    let mut list = std::ptr::null_mut();
+    // SAFETY: the text ends with a zero; the list is written to a pointer of ours.
+    let code = unsafe { ldap::ldap_domain2hostlist(domain.as_ptr(), &mut list) };
+    if code != 0 || list.is_null() {
+        return None;
+    }
+    // SAFETY: the list ends with a zero; it is copied, then freed as the library wants it.
+    let text = unsafe {
+        let text = CStr::from_ptr(list).to_string_lossy().into_owned();
+        ldap::ldap_memfree(list.cast());
+        text
+    };
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// OpenLDAP's client library, as its manual pages declare it.
+mod ldap {
+    use nix::libc::{c_char, c_int, c_ulong, c_void, timeval};
+
+    pub(super) const OPT_PROTOCOL_VERSION: c_int = 0x11;
+    pub(super) const OPT_TIMEOUT: c_int = 0x5002;
+    pub(super) const OPT_NETWORK_TIMEOUT: c_int = 0x5005;
+    pub(super) const NO_MEMORY: c_int = -10;
+
+    #[repr(C)]
+    pub(super) struct BerVal {
+        pub(super) len: c_ulong,
+        pub(super) value: *mut c_char,
+    }
+
+    #[link(name = "ldap")]
+    extern "C" {
+        pub(super) fn ldap_initialize(handle: *mut *mut c_void, uris: *const c_char) -> c_int;
+        pub(super) fn ldap_err2string(code: c_int) -> *const c_char;
+        pub(super) fn ldap_set_option(
+            handle: *mut c_void,
+            option: c_int,
+            value: *const c_void,
+        ) -> c_int;
+        pub(super) fn ldap_start_tls_s(
+            handle: *mut c_void,
+            server_controls: *mut c_void,
+            client_controls: *mut c_void,
+        ) -> c_int;
+        pub(super) fn ldap_sasl_bind_s(
+            handle: *mut c_void,
+            dn: *const c_char,
+            mechanism: *const c_char,
+            password: *const BerVal,
+            server_controls: *mut c_void,
+            client_controls: *mut c_void,
+            answer: *mut c_void,
+        ) -> c_int;
+        pub(super) fn ldap_search_ext_s(
+            handle: *mut c_void,
+            base: *const c_char,
+            scope: c_int,
+            filter: *const c_char,
+            attributes: *const *const c_char,
+            names_only: c_int,
+            server_controls: *mut c_void,
+            client_controls: *mut c_void,
+            timeout: *mut timeval,
+            size_limit: c_int,
+            found: *mut *mut c_void,
+        ) -> c_int;
+        pub(super) fn ldap_first_entry(handle: *mut c_void, found: *mut c_void) -> *mut c_void;
+        pub(super) fn ldap_next_entry(handle: *mut c_void, entry: *mut c_void) -> *mut c_void;
+        pub(super) fn ldap_get_dn(handle: *mut c_void, entry: *mut c_void) -> *mut c_char;
+        pub(super) fn ldap_memfree(text: *mut c_void);
+        pub(super) fn ldap_msgfree(found: *mut c_void) -> c_int;
+        pub(super) fn ldap_unbind_ext_s(
+            handle: *mut c_void,
+            server_controls: *mut c_void,
+            client_controls: *mut c_void,
+        ) -> c_int;
+        pub(super) fn ldap_domain2hostlist(domain: *const c_char, hosts: *mut *mut c_char)
+            -> c_int;
+    }
 }
 
 /// Gives memory that nobody uses back to the system; glibc keeps what lies below something in use.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes sure that what is named on the command line is there; on Debian and its relatives missing
 # packages are installed. Names: build, checks, postgresql, pgbouncer,
-# exporter, drivers, bench, fuzzer. Silent if nothing is missing.
+# exporter, drivers, pam, ldap, bench, fuzzer. Silent if nothing is missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -24,6 +24,8 @@ have_postgresql() {
 }
 
 # Debian's modules belong to Debian's Python, whatever else is called python3.
+have_header() { [ -e "/usr/include/$1" ]; }
+
 have_python_module() { /usr/bin/python3 -c "import $1" 2>/dev/null; }
 
 # Where npm puts node-postgres. Debian's package is an alternative to npm, which is not always
@@ -36,6 +38,8 @@ want() {
         have cc || packages+=(build-essential)
         have pkg-config || packages+=(pkg-config)
         [ -n "${OPENSSL_DIR:-}" ] || pkg-config --exists openssl 2>/dev/null || packages+=(libssl-dev)
+        have_header security/pam_appl.h || packages+=(libpam0g-dev)
+        have_header ldap.h || packages+=(libldap-dev)
         ;;
     checks) ;;
     postgresql) have_postgresql && have psql || packages+=(postgresql) ;;
@@ -47,6 +51,11 @@ want() {
         [ -e /usr/share/java/postgresql.jar ] || packages+=(libpostgresql-jdbc-java)
         have javac || packages+=(default-jdk-headless)
         have npm || [ -e /usr/share/nodejs/pg ] || packages+=(nodejs node-pg)
+        ;;
+    pam) compgen -G '/usr/lib/*/libpam_wrapper.so' >/dev/null || packages+=(libpam-wrapper) ;;
+    ldap)
+        have slapd || [ -x /usr/sbin/slapd ] || packages+=(slapd)
+        have openssl || packages+=(openssl)
         ;;
     bench)
         have ip || packages+=(iproute2)

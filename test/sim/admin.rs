@@ -224,8 +224,16 @@ impl World {
                 self.fail(&format!("RELOAD: {name} is removed, but has a pool"));
             }
         }
-        let mut left = now.difference(others).filter(|id| !self.is_looked_up(**id));
-        if let Some(id) = left.next().filter(|_| !self.facts.removed.is_empty()) {
+        let listed = |name: &String| self.plan.databases.iter().any(|known| known.name == *name);
+        let dropped = self.facts.removed.iter().any(|name| !listed(name));
+        // KILL does not concern whoever is still proving who it is.
+        let proves = |id: &&ClientId| {
+            let client = self.core.clients().get(**id);
+            client.is_some_and(|client| client.pool().is_none()) && !dropped
+        };
+        let mut left = now.difference(others);
+        let spared = left.find(|id| !proves(id) && !self.is_looked_up(**id));
+        if let Some(id) = spared.filter(|_| !self.facts.removed.is_empty()) {
             let state = self.core.clients().get(*id).map(|client| client.state());
             let text =
                 format!("RELOAD: the database of {id:?} ({state:?}) is removed, but it lives");

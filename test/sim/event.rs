@@ -13,6 +13,7 @@ enum Kind {
     Hear,
     Act,
     Dial,
+    Job,
     Connect,
     Leave,
     Nonsense,
@@ -23,12 +24,13 @@ enum Kind {
 }
 
 /// How often each kind comes, per thousand or so.
-const OFTEN: [(usize, Kind); 12] = [
+const OFTEN: [(usize, Kind); 13] = [
     (300, Kind::Arrive),
     (240, Kind::Work),
     (150, Kind::Hear),
     (160, Kind::Act),
     (150, Kind::Dial),
+    (100, Kind::Job),
     (35, Kind::Connect),
     (12, Kind::Leave),
     (2, Kind::Nonsense),
@@ -50,6 +52,7 @@ impl World {
             Kind::Hear => self.some_client_hears(),
             Kind::Act => self.some_client_acts(),
             Kind::Dial => self.some_dial_ends(),
+            Kind::Job => self.some_job_ends(),
             Kind::Connect => self.somebody_connects(),
             Kind::Leave => self.somebody_leaves(),
             Kind::Nonsense if !self.plan.calm => self.somebody_talks_nonsense(),

@@ -5,6 +5,7 @@ use crate::auth_query::STRANGERS;
 use crate::watch::Admission;
 use crate::world::World;
 use pgturnstile::base::Micros;
+use pgturnstile::config::AuthType;
 use pgturnstile::core::assign::{Launch, Why};
 use pgturnstile::core::client::{self, ClientState};
 use pgturnstile::core::pool::{Pool, PoolId};
@@ -177,6 +178,8 @@ impl World {
         let exists = self.plan.databases.iter().any(|known| known.name == database);
         let known = self.plan.users.iter().any(|name| name == user);
         let known = known && !self.plan.unlisted.contains(user);
+        // Users that PAM knows count when it has said so.
+        let known = known && self.plan.settings.auth_type != AuthType::Pam;
         let above = |count, limit: Option<usize>| limit.is_some_and(|limit| count > limit);
         if admission.total > limit {
             Some(TOO_MANY[0])

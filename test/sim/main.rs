@@ -12,6 +12,7 @@ mod client;
 mod counts;
 mod dice;
 mod event;
+mod jobs;
 mod limits;
 mod line;
 mod modes;

@@ -167,11 +167,12 @@ impl World {
         }
     }
 
-    /// A client that is not read waits in the queue, for its server to be aligned, or, as a console,
-    /// for an answer, be it the end of the process.
+    /// A client that is not read waits in the queue, for a job, for its server to be aligned, or, as a
+    /// console, for an answer, be it the end of the process.
     fn check_held_back(&self) {
         for (id, client) in self.core.clients().iter() {
             let waits = client.state() == ClientState::Waiting || client.is_looked_up();
+            let waits = waits || self.core.awaits_job(id);
             if !self.net.holds_back(id) || waits {
                 continue;
             }

@@ -1,7 +1,7 @@
 //! What a run's configuration is: drawn from the seed, changed by RELOAD.
 
-use crate::auth_query::LISTED;
 use crate::dice::Dice;
+use crate::jobs::{stored_secret, PASSWORD};
 use pgturnstile::base::Micros;
 use pgturnstile::config::{
     AuthType, Config, DatabaseEntry, Flag, LoadBalance, PoolMode, Settings, UserEntry,
@@ -34,6 +34,8 @@ pub struct Plan {
     pub entries: BTreeMap<String, UserEntry>,
     /// Nothing goes wrong by itself: no fault, no RELOAD, no timeouts.
     pub calm: bool,
+    /// Some servers ask for a SCRAM proof.
+    pub servers_ask: bool,
     /// Clients at the same time.
     pub clients: usize,
 }
@@ -57,6 +59,7 @@ impl Plan {
             unlisted: BTreeSet::new(),
             entries: ["ann", "bob", "app"].map(|name| (name.to_owned(), user(dice))).into(),
             calm,
+            servers_ask: false,
             clients: 2 + dice.below(11),
         };
         if dice.chance(50) {
@@ -65,8 +68,9 @@ impl Plan {
         if !calm {
             plan.draw_timeouts(dice);
         }
-        if dice.chance(40) {
-            plan.draw_auth_query(dice);
+        match dice.chance(40) {
+            true => plan.draw_auth_query(dice),
+            false => plan.draw_authentication(dice),
         }
         plan
     }
@@ -87,7 +91,22 @@ impl Plan {
     /// The user list as the core takes it.
     pub fn user_list(&self) -> Vec<(String, Vec<u8>)> {
         let listed = self.users.iter().filter(|name| !self.unlisted.contains(*name));
-        listed.map(|name| (name.clone(), LISTED.into())).collect()
+        let secret = match self.settings.auth_type {
+            AuthType::Plain => stored_secret().text().into_bytes(),
+            _ => PASSWORD.to_vec(),
+        };
+        // Forced users log in to servers, too.
+        let listed = listed.cloned().chain(["app".to_owned()]);
+        listed.map(|name| (name, secret.clone())).collect()
+    }
+
+    /// Who has to prove what to whom. Who has a SCRAM secret and sent a password in clear text has
+    /// nothing to prove it with.
+    fn draw_authentication(&mut self, dice: &mut Dice) {
+        let settings = &mut self.settings;
+        settings.auth_type =
+            dice.pick(&[AuthType::Trust, AuthType::Trust, AuthType::Plain, AuthType::Pam]);
+        self.servers_ask = settings.auth_type != AuthType::Plain && dice.chance(50);
     }
 
     /// Sizes and limits of servers and clients.
@@ -166,6 +185,11 @@ impl Plan {
         settings.client_idle_timeout = OFF;
         settings.query_wait_timeout = OFF;
         settings.client_login_timeout = OFF;
+        // A login may take some rounds.
+        settings.server_connect_timeout = match settings.server_connect_timeout {
+            OFF => OFF,
+            _ => Micros::from_secs(15),
+        };
         settings.max_client_conn = 1000;
         // Who waits for a client that is not read any more waits for ever.
         settings.suspend_timeout = match settings.suspend_timeout {

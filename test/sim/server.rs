@@ -3,8 +3,10 @@
 
 use crate::auth_query;
 use crate::dice::Dice;
+use crate::jobs::stored_secret;
 use crate::line::Line;
 use crate::speech::{self, Mark};
+use pgturnstile::auth::{ServerExchange, Verifier};
 use pgturnstile::wire::startup::{Opening, CANCEL_REQUEST};
 use pgturnstile::wire::write;
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +67,7 @@ struct Running {
 #[derive(PartialEq, Eq)]
 enum Stage {
     Opening,
+    Asking,
     Ready,
     Gone,
 }
@@ -83,6 +86,9 @@ pub struct Server {
     pub chatty: bool,
     /// What one client leaves behind is cleared before the next one comes.
     pub is_reset: bool,
+    /// It asks for a SCRAM proof.
+    pub asks: bool,
+    pub(super) exchange: Option<ServerExchange>,
     /// It has sent a completion too many.
     pub overdid: bool,
     /// Whom it can find when it is asked, and whether it may fail to.
@@ -136,6 +142,8 @@ impl Server {
             excused: false,
             chatty: false,
             is_reset: false,
+            asks: false,
+            exchange: None,
             overdid: false,
             people: auth_query::Shared::default(),
             is_wild: false,
@@ -216,7 +224,7 @@ impl Server {
 
     /// True if it has read part of a message.
     pub fn is_mid_message(&self) -> bool {
-        let typed = self.stage == Stage::Ready;
+        let typed = self.stage != Stage::Opening;
         let len = speech::packet_len(&self.inbox, typed);
         len.is_none_or(|len| self.inbox.len() < len)
     }
@@ -290,7 +298,11 @@ impl Server {
             });
         }
         if let Some((tag, body)) = speech::take_packet(&mut self.inbox) {
-            self.message(tag, &body, dice)?;
+            match self.stage {
+                Stage::Asking if tag == b'p' => self.prove(&body),
+                Stage::Asking => self.die(false),
+                _ => self.message(tag, &body, dice)?,
+            }
         }
         Ok(Effect::None)
     }
@@ -344,6 +356,15 @@ impl Server {
             }
             _ => {}
         }
+        if self.asks {
+            self.stage = Stage::Asking;
+            self.exchange = Some(ServerExchange::new(Verifier::Secret(stored_secret())));
+            return self.say(|out| write::authentication(out, 10, b"SCRAM-SHA-256\0\0"));
+        }
+        self.welcome();
+    }
+
+    pub(super) fn welcome(&mut self) {
         let params = self.params.clone();
         let key = self.key;
         self.say(|out| {

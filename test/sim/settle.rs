@@ -94,6 +94,10 @@ impl World {
             self.dial_ends(0, true);
             self.perform();
         }
+        while !self.jobs.is_empty() {
+            self.job_ends(0);
+            self.perform();
+        }
         for at in 0..self.clients.len() {
             self.client_hears(at);
             talk::wind_up(&mut self.clients[at]);
@@ -232,6 +236,7 @@ impl World {
         let mut lines = lines.into_iter().filter_map(|peer| self.net.line(peer));
         quiet
             && self.dials.is_empty()
+            && self.core.job_count() == 0
             && !lines.any(|line| line.borrow().stirs())
             && !self.servers.values().any(|server| server.has_work())
     }

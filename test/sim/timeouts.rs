@@ -120,9 +120,10 @@ impl World {
             let Some((since, seen)) = self.clocks.unused.get(&id) else { continue };
             let limit = self.plan.settings.pool_idle_timeout;
             if self.over(limit, Some(*since)) && !self.is_kept(pool) {
-                // Somebody who is logging in may have it, and may be late, too.
-                let logs_in = self.core.clients().iter().any(|(_, c)| c.pool() == Some(id));
-                let is_used = logs_in || pool.client_count() + pool.server_count() > 0;
+                // Whoever is logging in may have it, and may be late, too, or go in this very tick.
+                let mut clients = self.core.clients().iter();
+                let is_held = clients.any(|(_, client)| client.pool() == Some(id));
+                let is_used = is_held || pool.client_count() + pool.server_count() > 0;
                 due.unused.insert((database.to_owned(), user.to_owned()));
                 due.freed.extend((self.over(limit, *seen) && !is_used).then_some(id));
             }

@@ -15,7 +15,7 @@ use crate::watch::Shared;
 use pgturnstile::base::Micros;
 use pgturnstile::config::{PoolMode, SslMode};
 use pgturnstile::core::{
-    Action, Addr, ClientId, Core, Decisions, Loss, Origin, Peer, ServerId, Surroundings,
+    Action, Addr, ClientId, Core, Decisions, Job, JobId, Loss, Origin, Peer, ServerId, Surroundings,
 };
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +66,10 @@ pub struct World {
     /// The SUSPEND that is in force, and the console that awaits its answer.
     pub suspended: Option<Suspension>,
     pub suspender: Option<ClientId>,
+    /// Jobs that have not ended.
+    pub jobs: Vec<(JobId, Job)>,
+    /// Those of them that nobody waits for.
+    pub jobs_left: Vec<JobId>,
     pub tracing: bool,
 }
 
@@ -111,6 +115,8 @@ impl World {
             closing: BTreeMap::new(),
             suspended: None,
             suspender: None,
+            jobs: Vec::new(),
+            jobs_left: Vec::new(),
             tracing,
         };
         world.trace(|world| format!("{:#?} {:#?}", world.plan.databases, world.plan.entries));
@@ -260,6 +266,8 @@ impl World {
                 }
                 self.net.close(peer);
             }
+            Action::Job(id, job) => self.jobs.push((id, job)),
+            Action::Abandon(id) => self.jobs_left.push(id),
             Action::Console(id) => self.console(id),
             Action::Exit(code) => self.exit = Some(code),
             Action::CloseTcpListeners => self.listening = false,
@@ -345,6 +353,7 @@ impl World {
             let always = settings.server_reset_query_always.on();
             model.is_reset = !settings.server_reset_query.is_empty() && (session || always);
         }
+        model.asks = self.plan.servers_ask && self.dice.chance(50);
         self.trace(|_| format!("dial {id:?} works, server is {nature:?}"));
         self.memory.meet(number, key(Peer::Server(id)), nature == Nature::Good);
         self.servers.insert(key(Peer::Server(id)), model);

@@ -71,11 +71,10 @@ pub(super) fn client(data: &[u8]) {
     let keys = SaltedKeys::derive(b"pencil", SALT, 1);
     let credential = match choice & 1 {
         0 => Credential::Password(Zeroizing::new(b"pencil".to_vec())),
-        _ => Credential::Keys(keys.keys.clone()),
+        _ => Credential::Keys(keys.keys),
     };
-    let kept = (choice & 2 != 0).then(|| keys.clone());
     let bound = choice & 4 != 0;
-    let mut exchange = ClientExchange::new(credential, [9; 18], kept);
+    let mut exchange = ClientExchange::new(credential, [9; 18]);
     if bound {
         exchange = exchange.bound_to(&END_POINT);
     }
