@@ -7,6 +7,7 @@ use crate::rig::scratch::{scratch, write};
 use crate::rig::wire::{cstr, msg, startup};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
@@ -16,6 +17,13 @@ fn wrapper() -> Option<PathBuf> {
     let folders = std::fs::read_dir(multiarch).ok()?.flatten().map(|entry| entry.path());
     let folders = std::iter::once(PathBuf::from(LIBRARIES)).chain(folders);
     folders.into_iter().find(|folder| folder.join("libpam_wrapper.so").exists())
+}
+
+/// For one test at a time: processes that use pam_wrapper for the first time in the same moment may
+/// take its folder in /tmp away from each other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A pooler whose PAM service consists of these lines; `{matrix}` is the test module with a list of
@@ -58,6 +66,7 @@ const SERVICE: &str = "auth required {matrix}\naccount required {matrix}\n";
 
 #[test]
 fn pam_decides_who_gets_in() {
+    let _alone = alone();
     let pooler = start(SERVICE, "", "");
     let failed = "PAM authentication failed";
     let (mut client, welcome) = pooler.login("ann", "shop", "ann-pw").expect("ann gets in");
@@ -78,6 +87,7 @@ fn pam_decides_who_gets_in() {
 /// Only a password that PAM has found right gets a server; nothing is kept of who fails.
 #[test]
 fn passwords_serve_for_servers_and_strangers_leave_nothing() {
+    let _alone = alone();
     let databases = format!("* = host=127.0.0.1 port={}\n", postgres().port);
     let service = "auth required pam_permit.so\naccount required pam_permit.so\n";
     let pooler = start(service, "", &databases);
@@ -96,6 +106,7 @@ fn passwords_serve_for_servers_and_strangers_leave_nothing() {
 
 #[test]
 fn modules_may_talk() {
+    let _alone = alone();
     let service = "auth optional {modules}/pam_chatty.so num_lines=2 error info\n\
                    auth required {matrix}\naccount required {matrix}\n";
     let pooler = start(service, "", "");
@@ -107,6 +118,7 @@ fn modules_may_talk() {
 
 #[test]
 fn pam_and_auth_user_do_not_go_together() {
+    let _alone = alone();
     let databases = format!("shop = host=127.0.0.1 port={} auth_user=asker\n", postgres().port);
     let pooler = start(SERVICE, "", &databases);
     assert_eq!(pooler.refusal("ann", "shop", "ann-pw"), "bouncer config error");
@@ -117,6 +129,7 @@ fn pam_and_auth_user_do_not_go_together() {
 /// in with what was proved last for it.
 #[test]
 fn pam_and_look_ups_leave_passwords_of_their_own() {
+    let _alone = alone();
     let port = postgres().port;
     let entry = |name: &str| format!("{name} = host=127.0.0.1 port={port} dbname=template1\n");
     let service = "auth required pam_permit.so\naccount required pam_permit.so\n";
@@ -143,6 +156,7 @@ fn pam_and_look_ups_leave_passwords_of_their_own() {
 /// A module that takes its time holds up nobody but those who wait for it; the warning comes once.
 #[test]
 fn full_queue_does_not_stall_queries() {
+    let _alone = alone();
     let gate = scratch().folder().join("gate");
     let script = scratch().folder().join("wait");
     let text = "#!/bin/sh\n[ $PAM_USER = querier ] && exit 0\n\
