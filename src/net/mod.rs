@@ -357,6 +357,9 @@ impl Net {
 
     /// Sends behind whatever is still unsent (`Action::Send`).
     pub fn send<D: Decisions>(&mut self, peer: Peer, bytes: &[u8], core: &mut D) {
+        if !self.shaking.is_empty() {
+            self.send_silent(peer, bytes);
+        }
         self.relay.send(peer, bytes, core);
     }
 

@@ -79,6 +79,15 @@ impl Net {
         self.shake_queue.push_back(peer);
     }
 
+    /// Last words for a client that has not said anything: it has not asked for TLS either.
+    pub(super) fn send_silent(&mut self, peer: Peer, bytes: &[u8]) {
+        let shaking = self.shaking.get_mut(&token_of(peer).0);
+        if let Some(Shaking { stage: Stage::Silent(socket), .. }) = shaking {
+            // Nothing has been sent before, so that there is room.
+            let _ = socket.send(bytes);
+        }
+    }
+
     /// An event for a connection that may be on its way; false if it is not.
     pub(super) fn note_shaking(&mut self, peer: Peer, hangup: bool) -> bool {
         let Some(shaking) = self.shaking.get_mut(&token_of(peer).0) else {
@@ -113,7 +122,7 @@ impl Net {
         let step = match stage {
             Stage::Silent(socket) => self.look(socket),
             Stage::Asked(socket, host) => self.answered(socket, host),
-            Stage::Shaking(socket, name) => self.go_on(peer, socket, name),
+            Stage::Shaking(socket, name) => self.go_on(peer, socket, name, hangup),
         };
         match step {
             Step::Stay(stage) => {
@@ -180,7 +189,13 @@ impl Net {
         }
     }
 
-    fn go_on(&mut self, peer: Peer, mut socket: Socket, name: Option<String>) -> Step {
+    fn go_on(
+        &mut self,
+        peer: Peer,
+        mut socket: Socket,
+        name: Option<String>,
+        hangup: bool,
+    ) -> Step {
         let end_point = match peer {
             Peer::Client(_) => self.tls.client().map(|tls| tls.end_point()),
             Peer::Server(_) => None,
@@ -188,7 +203,7 @@ impl Net {
         let Some(session) = socket.session() else {
             return Step::Lost(Loss::Receive);
         };
-        session.set_readable(false);
+        session.set_readable(hangup);
         let text = match session.shake() {
             Progress::Reads => return Step::Stay(Stage::Shaking(socket, name)),
             Progress::Writes => match socket.want_write(true) {

@@ -239,3 +239,21 @@ fn broken_and_silent_handshakes_end() {
     assert!(Wishes::default().gets_in(pooler.port));
     assert_eq!(pooler.exited(), None);
 }
+
+#[test]
+fn who_leaves_with_the_first_bytes_is_gone_at_once() {
+    let pooler = Pooler::start(&setup("allow", "client_login_timeout = 0\n"));
+    for _ in 0..20 {
+        let mut stream = connect(pooler.port);
+        std::io::Write::write_all(&mut stream, b"\x16\x03\x01\x02\0\x01").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(std::io::Read::read(&mut stream, &mut [0]).unwrap(), 0);
+    }
+    pooler.wait_log("WARNING TLS handshake error: handshake failed: unexpected EOF");
+}
+
+#[test]
+fn who_says_nothing_is_told_why_it_has_to_go() {
+    let pooler = Pooler::start(&setup("allow", "client_login_timeout = 0.6\n"));
+    assert_eq!(last_error(&pooler.tcp().rest()), fatal("client_login_timeout"));
+}
