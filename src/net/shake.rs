@@ -11,6 +11,7 @@ use crate::base::Level;
 use crate::core::{Decisions, Facts, Loss, Peer};
 use crate::wire::write;
 use std::io::ErrorKind;
+use std::rc::Rc;
 
 /// The first byte of a TLS handshake; of nothing that PostgreSQL's protocol begins with.
 const HANDSHAKE: u8 = 0x16;
@@ -27,8 +28,16 @@ enum Stage {
     Silent(Socket),
     /// A server has been asked.
     Asked(Socket, String),
-    /// The handshake goes on; with the name that a server's certificate has to have.
-    Shaking(Socket, Option<String>),
+    /// The handshake goes on.
+    Shaking(Socket, Role),
+}
+
+/// Which side of a handshake we are.
+enum Role {
+    /// A client's server: the hash of the certificate that we show, which a reload may change.
+    Accepts(Rc<[u8]>),
+    /// A server's client: the name that its certificate has to have.
+    Connects(Option<String>),
 }
 
 /// What a step led to.
@@ -122,7 +131,7 @@ impl Net {
         let step = match stage {
             Stage::Silent(socket) => self.look(socket),
             Stage::Asked(socket, host) => self.answered(socket, host),
-            Stage::Shaking(socket, name) => self.go_on(peer, socket, name, hangup),
+            Stage::Shaking(socket, role) => self.go_on(socket, role, hangup),
         };
         match step {
             Step::Stay(stage) => {
@@ -149,10 +158,12 @@ impl Net {
 
     /// Begins the handshake with a client.
     fn welcome(&mut self, socket: Socket) -> Step {
-        let ssl = self.tls.client().map(|tls| tls.begin().map_err(Into::into));
-        let ssl = ssl.unwrap_or_else(|| Err(ErrorKind::Unsupported.into()));
-        match ssl.and_then(|ssl| socket.encrypted(ssl)) {
-            Ok(socket) => Step::Later(Stage::Shaking(socket, None)),
+        let Some(tls) = self.tls.client() else {
+            return Step::Lost(Loss::Receive);
+        };
+        let role = Role::Accepts(tls.end_point());
+        match tls.begin().map_err(Into::into).and_then(|ssl| socket.encrypted(ssl)) {
+            Ok(socket) => Step::Later(Stage::Shaking(socket, role)),
             Err(error) => {
                 self.journal.line(Level::Warning, format!("TLS accept error: {error}"));
                 Step::Lost(Loss::Receive)
@@ -176,7 +187,7 @@ impl Net {
                 let name = tls.checks_name().then(|| host.clone());
                 let begun = tls.begin(&host);
                 match begun.and_then(|ssl| socket.encrypted(ssl).map_err(|e| e.to_string())) {
-                    Ok(socket) => Step::Later(Stage::Shaking(socket, name)),
+                    Ok(socket) => Step::Later(Stage::Shaking(socket, Role::Connects(name))),
                     Err(text) => {
                         self.journal.line(Level::Warning, format!("TLS connect error: {text}"));
                         Step::Lost(Loss::TlsSetup)
@@ -189,28 +200,22 @@ impl Net {
         }
     }
 
-    fn go_on(
-        &mut self,
-        peer: Peer,
-        mut socket: Socket,
-        name: Option<String>,
-        hangup: bool,
-    ) -> Step {
-        let end_point = match peer {
-            Peer::Client(_) => self.tls.client().map(|tls| tls.end_point()),
-            Peer::Server(_) => None,
-        };
+    fn go_on(&mut self, mut socket: Socket, role: Role, hangup: bool) -> Step {
         let Some(session) = socket.session() else {
             return Step::Lost(Loss::Receive);
         };
         session.set_readable(hangup);
         let text = match session.shake() {
-            Progress::Reads => return Step::Stay(Stage::Shaking(socket, name)),
+            Progress::Reads => return Step::Stay(Stage::Shaking(socket, role)),
             Progress::Writes => match socket.want_write(true) {
-                Ok(()) => return Step::Stay(Stage::Shaking(socket, name)),
+                Ok(()) => return Step::Stay(Stage::Shaking(socket, role)),
                 Err(error) => format!("handshake failed: {error}"),
             },
             Progress::Done => {
+                let (end_point, name) = match role {
+                    Role::Accepts(end_point) => (Some(end_point), None),
+                    Role::Connects(name) => (None, name),
+                };
                 let facts = session.facts(end_point);
                 // The end of a handshake of TLS 1.3 gets no other answer.
                 let _ = sys::acknowledge(socket.stream());
