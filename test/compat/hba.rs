@@ -1,41 +1,13 @@
 //! Verdicts of HBA rules, as far as 1.18 has them: no maps, no `all` as address, no replication.
 
 use std::net::TcpStream;
-use std::path::Path;
 
-use nix::unistd::{getuid, User};
-
-use crate::rig::pooler::{Pooler, Setup};
-use crate::rig::postgres::postgres;
+use crate::rig::hba::{own_name, ruled};
+use crate::rig::pooler::Pooler;
 use crate::rig::raw::Raw;
 use crate::rig::scratch::{scratch, write};
-use crate::rig::secrets::{md5_secret, scram_secret};
 use crate::rig::wire::last_error;
 use crate::transcript::reference;
-
-fn own_name() -> String {
-    User::from_uid(getuid()).unwrap().unwrap().name
-}
-
-/// Servers are always reached as `trusty`. Passwords are `<name>-pw`.
-fn setup(folder: &Path) -> Setup {
-    let place = format!("host=127.0.0.1 port={} user=trusty dbname=template1", postgres().port);
-    let scram = scram_secret("scrammer-pw", b"salt salt salt 1", 4096);
-    let names = ["app", "ann", "bob", "shop", &own_name()].map(|n| format!("\"{n}\" \"{n}-pw\"\n"));
-    Setup {
-        databases: format!("shop = {place}\nstore = {place}\nall = {place}\n"),
-        settings: format!(
-            "pool_mode = transaction\nlisten_addr = 127.0.0.1,::1\nauth_type = hba\n\
-             auth_hba_file = {}/hba\n",
-            folder.display()
-        ),
-        users: format!(
-            "{}\"md\" \"{}\"\n\"scrammer\" \"{scram}\"\n",
-            names.concat(),
-            md5_secret("md", "md-pw")
-        ),
-    }
-}
 
 /// Every user at every database by every way in, with the right password and a wrong one: what was
 /// asked for, and the outcome. Then the warnings.
@@ -79,7 +51,7 @@ fn compare(rules: &str, files: &[(&str, &str)]) {
         write(&folder.join(name), text);
     }
     write(&folder.join("hba"), rules);
-    let setup = setup(&folder);
+    let setup = ruled(&folder, "");
     let expected = everybody(&Pooler::start_program(&reference(), &setup));
     let got = everybody(&Pooler::start(&setup));
     // 1.18 has one text for this and for a rule that rejects.

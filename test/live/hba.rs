@@ -3,13 +3,10 @@
 use std::net::TcpStream;
 use std::path::PathBuf;
 
-use nix::unistd::{getuid, User};
-
+use crate::rig::hba::{own_name, ruled};
 use crate::rig::pooler::{Pooler, Setup};
-use crate::rig::postgres::postgres;
 use crate::rig::raw::{Login, Raw};
 use crate::rig::scratch::{scratch, write};
-use crate::rig::secrets::{md5_secret, scram_secret};
 use crate::rig::wire::{last_error, tags};
 
 /// Where the test connects from.
@@ -35,32 +32,6 @@ struct Ruled {
     folder: PathBuf,
 }
 
-/// The name of the user that the test runs as.
-fn own_name() -> String {
-    User::from_uid(getuid()).unwrap().unwrap().name
-}
-
-/// Servers are always reached as `trusty`. Passwords are `<name>-pw`.
-fn setup(folder: &std::path::Path, settings: &str) -> Setup {
-    let at = postgres().port;
-    let place = format!("host=127.0.0.1 port={at} user=trusty dbname=template1");
-    let at = folder.display();
-    let scram = scram_secret("scrammer-pw", b"salt salt salt 1", 4096);
-    let names = ["app", "ann", "bob", "shop", &own_name()].map(|n| format!("\"{n}\" \"{n}-pw\"\n"));
-    Setup {
-        databases: format!("shop = {place}\nstore = {place}\nall = {place}\n"),
-        settings: format!(
-            "pool_mode = transaction\nlisten_addr = 127.0.0.1,::1\nauth_type = hba\n\
-             auth_hba_file = {at}/hba\nauth_ident_file = {at}/ident\n{settings}"
-        ),
-        users: format!(
-            "{}\"md\" \"{}\"\n\"scrammer\" \"{scram}\"\n\"empty\" \"\"\n",
-            names.concat(),
-            md5_secret("md", "md-pw")
-        ),
-    }
-}
-
 impl Ruled {
     /// Starts with these rules behind one for the rig's console; `files` are names and contents.
     fn start(rules: &str, files: &[(&str, &str)]) -> Ruled {
@@ -73,7 +44,7 @@ impl Ruled {
             write(&folder.join("ident"), "");
         }
         write(&folder.join("hba"), with_console(rules));
-        let setup = setup(&folder, "");
+        let setup = ruled(&folder, &format!("auth_ident_file = {}/ident\n", folder.display()));
         Ruled { pooler: Pooler::start(&setup), setup, folder }
     }
 
@@ -330,7 +301,7 @@ fn reload_without_the_file_keeps_the_rules() {
 #[test]
 fn a_start_without_the_file_lets_nobody_in_until_it_is_there() {
     let folder = scratch().folder();
-    let pooler = Pooler::start(&setup(&folder, "auth_ident_file = \n"));
+    let pooler = Pooler::start(&ruled(&folder, "auth_ident_file = \n"));
     assert_eq!(pooler.refusal("app", "shop", "app-pw"), NO_RULE);
     assert_eq!(pooler.refusal("admin", "pgbouncer", "admin-pw"), NO_RULE);
     let at = folder.display();

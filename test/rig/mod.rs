@@ -3,6 +3,7 @@
 pub(crate) mod certs;
 pub(crate) mod fake;
 pub(crate) mod fds;
+pub(crate) mod hba;
 pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod raw;
