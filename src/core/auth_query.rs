@@ -278,20 +278,32 @@ impl Core {
         let name: Rc<str> = row.name.as_str().into();
         let user = self.user(&name);
         let database = self.login_database(id).ok_or(fault::BOUNCER_CONFIG_ERROR)?;
-        let known = self.fetched.get(&(database, name.clone())).copied();
-        let credentials = known.unwrap_or_else(|| {
-            let id = self.users.insert(User { name: name.clone(), ..User::default() });
-            self.fetched.insert((database, name.clone()), id);
-            id
-        });
-        if let Some(user) = self.users.get_mut(credentials) {
-            user.set_secret(row.secret.clone());
-            user.proved = None;
-        }
+        let credentials = self.remember_fetched(database, &name, Some(&row.secret));
         if let Some(client) = self.clients.get_mut(id) {
             client.user_name = Some(name);
         }
         self.identified(id, &row.name, Some(user), Some(credentials), sink)
+    }
+
+    /// Keeps the secret of a user for the servers of a database, or that there is such a user.
+    pub(super) fn remember_fetched(
+        &mut self,
+        database: DatabaseId,
+        name: &str,
+        secret: Option<&Secret>,
+    ) -> UserId {
+        let name: Rc<str> = name.into();
+        let known = self.fetched.get(&(database, name.clone())).copied();
+        let credentials = known.unwrap_or_else(|| {
+            let id = self.users.insert(User { name: name.clone(), ..User::default() });
+            self.fetched.insert((database, name), id);
+            id
+        });
+        if let (Some(user), Some(secret)) = (self.users.get_mut(credentials), secret) {
+            user.set_secret(secret.clone());
+            user.proved = None;
+        }
+        credentials
     }
 
     fn login_database(&self, id: ClientId) -> Option<DatabaseId> {

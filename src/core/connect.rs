@@ -49,8 +49,6 @@ pub(super) struct ServerLogin {
 
 /// Begins to open a connection for a pool.
 pub(super) fn open(core: &mut Core, pool_id: PoolId) {
-    let number = core.next_number();
-    let now = core.now;
     let Some(pool) = core.pools.get(pool_id) else {
         return;
     };
@@ -68,7 +66,15 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
     if !stays {
         pool.next_host = pool.next_host.wrapping_add(1);
     }
-    pool.last_launch = now;
+    pool.last_launch = core.now;
+    let id = insert(core, pool_id, host);
+    core.actions.push_back(Action::Connect(id));
+}
+
+/// A new server of a pool that knows nothing yet, for an element of its list of hosts.
+pub(super) fn insert(core: &mut Core, pool_id: PoolId, host: u32) -> ServerId {
+    let number = core.next_number();
+    let now = core.now;
     let id = core.servers.insert(Server {
         state: ServerState::Login,
         status: Status::Busy,
@@ -99,7 +105,7 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
         tls: None,
     });
     core.list_server(id);
-    core.actions.push_back(Action::Connect(id));
+    id
 }
 
 impl Server {
@@ -451,6 +457,7 @@ impl Core {
         if pool.welcome.is_none() {
             let tracked = vars.packets(&self.tracked);
             pool.welcome = Some(Rc::new(Welcome { untracked, vars, tracked }));
+            self.fill_inherited(pool_id);
         }
         self.move_server(id, ServerState::Idle);
         self.activate_next(pool_id);

@@ -87,12 +87,33 @@ pub struct Replies {
     failed: bool,
     /// The server reads COPY data and ignores Sync.
     copy_in: bool,
+    inherited: Inherited,
+}
+
+/// What is known of the conversation of a server that came from another process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Inherited {
+    /// Everything.
+    #[default]
+    Known,
+    /// Whether it is answering something: neither side has said anything since.
+    Silent,
+    /// It is answering something; that ends with ReadyForQuery.
+    Answering,
+    /// It is reading COPY data.
+    Copying,
 }
 
 impl Replies {
     /// True if the server owes nothing.
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty() && !self.failed && !self.copy_in
+        self.queue.is_empty() && !self.failed && !self.copy_in && self.inherited == Inherited::Known
+    }
+
+    /// The queue of a server that another process was linked to: whatever it says belongs to its
+    /// client until a ReadyForQuery tells where the two are.
+    pub fn inherited() -> Replies {
+        Replies { inherited: Inherited::Silent, ..Replies::default() }
     }
 
     /// How many replies are expected.
@@ -113,6 +134,13 @@ impl Replies {
 
     /// Notes that a request is on its way to the server.
     pub fn sent(&mut self, request: Request, asker: Asker) {
+        if self.inherited == Inherited::Silent {
+            // Who asks is not waiting for an answer, unless it sends data.
+            self.inherited = match request {
+                Request::CopyData | Request::CopyEnd => Inherited::Copying,
+                _ => Inherited::Known,
+            };
+        }
         match request {
             // Outside a request the server ignores COPY messages (protocol 55.2.6).
             Request::CopyData | Request::CopyEnd if self.queue.is_empty() => return,
@@ -128,6 +156,10 @@ impl Replies {
 
     /// Takes note of a packet from the server and says what it is.
     pub fn received(&mut self, kind: FromServer) -> Fate {
+        if self.inherited != Inherited::Known {
+            self.received_inherited(kind);
+            return Fate::For(Asker::Client);
+        }
         let head = self.queue.front().copied();
         let fate = head.map_or(Fate::Unprompted, |expected| Fate::For(expected.asker));
         match kind {
@@ -157,12 +189,30 @@ impl Replies {
         fate
     }
 
+    fn received_inherited(&mut self, kind: FromServer) {
+        match kind {
+            FromServer::NoticeResponse
+            | FromServer::NotificationResponse
+            | FromServer::ParameterStatus => {}
+            FromServer::ReadyForQuery => {
+                if self.inherited == Inherited::Copying {
+                    // The Sync behind the data is what it answers, if there was one.
+                    self.drop_through(0, Request::Sync);
+                }
+                self.inherited = Inherited::Known;
+            }
+            _ if self.inherited == Inherited::Silent => self.inherited = Inherited::Answering,
+            _ => {}
+        }
+    }
+
     /// As `received`, for replies that begin or end nothing but one request of the client's. False
     /// for all others, of which no note is taken.
     #[inline]
     pub fn received_plain(&mut self, kind: FromServer) -> bool {
         let Some(head) = self.queue.front() else { return false };
-        if self.failed || self.copy_in || head.asker != Asker::Client {
+        let is_odd = self.failed || self.copy_in || self.inherited != Inherited::Known;
+        if is_odd || head.asker != Asker::Client {
             return false;
         }
         // What step() says of nearly all replies to simple queries.
@@ -191,7 +241,7 @@ impl Replies {
     #[inline]
     pub fn received_ready(&mut self) -> bool {
         match self.queue.front() {
-            Some(head) if head.asker == Asker::Client => {
+            Some(head) if head.asker == Asker::Client && self.inherited == Inherited::Known => {
                 self.ready(Fate::Unprompted) != Fate::Unexpected
             }
             _ => false,
@@ -383,6 +433,45 @@ mod tests {
             ("S", "C", 'C'),
         ] {
             assert_eq!(run(requests, replies).2, Some(bad), "{requests} {replies}");
+        }
+    }
+
+    /// As `run`, for a server from another process: client's letters are small, the server's big.
+    #[test]
+    fn a_server_from_another_process_is_free_after_the_first_ready() {
+        for (said, is_free) in [
+            ("", false),
+            // It was answering.
+            ("<DCZ", true),
+            ("<N", false),
+            ("<DEZ", true),
+            ("<D>Q<CZ", false),
+            ("<D>Q<CZTDCZ", true),
+            // It was not.
+            (">Q<DC", false),
+            (">Q<DCZ", true),
+            ("<S>PBES<12CZ", true),
+            // It was reading data.
+            (">ddc<CZ", true),
+            (">ddcS<CZ", true),
+            (">dfS<EZ", true),
+        ] {
+            let mut queue = Replies::inherited();
+            let mut is_client = false;
+            for letter in said.bytes() {
+                match letter {
+                    b'<' => is_client = false,
+                    b'>' => is_client = true,
+                    _ if is_client => {
+                        queue.sent(Request::of(FromClient::of(letter)).unwrap(), Asker::Client);
+                    }
+                    _ => {
+                        let fate = queue.received(FromServer::of(letter));
+                        assert_eq!(fate, Fate::For(Asker::Client), "{said}");
+                    }
+                }
+            }
+            assert_eq!(queue.is_empty(), is_free, "{said}");
         }
     }
 

@@ -8,6 +8,7 @@
 pub mod address;
 pub mod conn;
 mod dial;
+pub mod handoff;
 pub mod jobs;
 mod ldap;
 pub mod listen;
@@ -38,7 +39,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -270,6 +271,23 @@ impl Net {
         let (registry, journal) = (&self.common.registry, &mut self.journal);
         self.listeners = Listeners::open(options, registry, listener_token, journal)?;
         Ok(())
+    }
+
+    /// Listens where a process that is taken over did.
+    pub fn inherit_listeners(&mut self, sockets: Vec<OwnedFd>) -> Result<(), Fatal> {
+        let (registry, journal) = (&self.common.registry, &mut self.journal);
+        self.listeners = Listeners::inherit(sockets, registry, listener_token, journal)?;
+        self.try_listeners();
+        Ok(())
+    }
+
+    /// Takes over a stream of another process. On failure the core is told that it is lost.
+    pub fn inherit<D: Decisions>(&mut self, peer: Peer, stream: Stream, core: &mut D) {
+        match (peer, Socket::reading(stream, token_of(peer), &self.common)) {
+            (Peer::Client(id), Ok(socket)) => self.relay.insert_client(id, socket),
+            (Peer::Server(id), Ok(socket)) => self.relay.insert_server(id, socket),
+            (_, Err(_)) => core.lost(peer, Loss::Receive),
+        }
     }
 
     /// The next connection at a listening socket. Dropping the stream closes it.
