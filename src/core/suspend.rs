@@ -15,6 +15,8 @@ use crate::base::{Level, Micros};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Suspension {
     since: Micros,
+    /// Who has asked for it.
+    console: ClientId,
     is_complete: bool,
 }
 
@@ -29,7 +31,7 @@ impl Core {
     /// SUSPEND. The console is answered when everything is at rest.
     pub fn suspend(&mut self, console: ClientId) {
         self.mode = Mode::Suspended;
-        self.suspension = Some(Suspension { since: self.now, is_complete: false });
+        self.suspension = Some(Suspension { since: self.now, console, is_complete: false });
         self.await_(console, Wait::Suspend);
         self.actions.push_back(Action::Suspend(true));
     }
@@ -78,7 +80,8 @@ impl Core {
     pub fn check_suspension(&mut self, is_quiet: impl Fn(Peer) -> bool) {
         let Some(suspension) = self.suspension else { return };
         if suspension.is_complete {
-            if !self.clients.iter().any(|(_, client)| client.console.is_some()) {
+            // Others may be monitoring; they can't know that a successor has died.
+            if self.clients.get(suspension.console).is_none() {
                 let line = "admin disappeared when suspended, doing RESUME";
                 self.journal.line(Level::Log, line.into());
                 self.resume_all();

@@ -25,10 +25,15 @@ impl Core {
     /// that are to be closed. Actions follow when the sockets are ours.
     pub fn take_over(&mut self, rows: Vec<(Record, Origin)>) -> Vec<Option<Peer>> {
         let mut clients = BTreeMap::new();
+        // Closed at the end, when no other can be given their place.
+        let mut refused = Vec::new();
         let mut peers = vec![None; rows.len()];
         for ((record, from), peer) in rows.iter().zip(&mut peers) {
             if let Record::Client(kept) = record {
-                let id = self.inherit_client(kept, *from);
+                let id = self.accepted(*from);
+                if let Err(fault) = self.admit_inherited(id, kept) {
+                    refused.push((id, fault));
+                }
                 *peer = Some(Peer::Client(id));
                 if kept.link != 0 {
                     clients.insert(kept.fd, (id, kept.link));
@@ -44,18 +49,11 @@ impl Core {
                 *peer = Some(Peer::Server(id));
             }
         }
-        for (client, _) in clients.into_values() {
-            self.close_client(client, &fault::SERVER_CONN_CRASHED);
-        }
-        peers
-    }
-
-    fn inherit_client(&mut self, kept: &Kept, from: Origin) -> ClientId {
-        let id = self.accepted(from);
-        if let Err(fault) = self.admit_inherited(id, kept) {
+        let orphans = clients.into_values().map(|(id, _)| (id, fault::SERVER_CONN_CRASHED));
+        for (id, fault) in refused.into_iter().chain(orphans) {
             self.close_client(id, &fault);
         }
-        id
+        peers
     }
 
     /// A client that has proved itself to the old process: it is not asked again, and no limit

@@ -12,26 +12,27 @@ use crate::core::{Addr, Origin};
 use crate::wire::frame::{Frame, Framer};
 use crate::wire::read::{lossy, ErrorFields};
 use crate::wire::write;
-use mio::net::{TcpStream, UnixStream as MioUnixStream};
+use mio::net::{TcpStream, UnixStream};
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::sys::socket::{
     getsockname, getsockopt, send, sockopt, AddressFamily, MsgFlags, SockaddrLike, SockaddrStorage,
 };
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Write};
-use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
 /// Bytes of one receive. A row has at most 2048.
 const ROOM: usize = 64 * 1024;
 /// The largest packet that makes sense here, in bytes.
 const PACKET_MAX: u32 = 1 << 20;
-const LOOKING: &str = "looking at a socket of the old process";
+pub(super) const LOOKING: &str = "looking at a socket of the old process";
 
 /// A console of the process that is to be replaced.
 pub struct Old {
-    stream: UnixStream,
+    stream: StdUnixStream,
     bytes: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
 }
@@ -59,12 +60,13 @@ impl Old {
         if dir.is_empty() || dir.starts_with('@') {
             return Ok(None);
         }
-        let Ok(stream) = UnixStream::connect(listening_path(dir, port)) else {
+        let Ok(stream) = StdUnixStream::connect(listening_path(dir, port)) else {
             return Ok(None);
         };
         let who = getsockopt(&stream, sockopt::PeerCredentials);
         let uid = who.map_err(|error| failed("asking who listens", &error.into()))?.uid();
-        if uid != nix::unistd::getuid().as_raw() {
+        // Root could have what it wants anyway; anybody else might only pretend.
+        if uid != 0 && uid != nix::unistd::getuid().as_raw() {
             return Err(format!(
                 "the process at the Unix socket belongs to user {uid}; start with -R as that user"
             ));
@@ -212,7 +214,7 @@ fn is_timeout(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-fn failed(what: &str, error: &std::io::Error) -> String {
+pub(super) fn failed(what: &str, error: &io::Error) -> String {
     format!("{what} failed: {}", reason(error))
 }
 
@@ -222,23 +224,21 @@ fn unexpected(tag: u8) -> String {
 
 /// A connection that was handed over, with both of its ends. The error says what is wrong with it.
 pub fn stream(socket: OwnedFd) -> Result<(Stream, Origin), String> {
-    let broken = |error| failed(LOOKING, &error);
+    set_nonblocking(&socket).map_err(|error| failed(LOOKING, &error))?;
     let stream = match is_unix(&socket)? {
-        true => {
-            let stream = UnixStream::from(socket);
-            stream.set_nonblocking(true).map_err(broken)?;
-            Stream::Unix(MioUnixStream::from_std(stream))
-        }
-        false => {
-            let stream = StdTcpStream::from(socket);
-            stream.set_nonblocking(true).map_err(broken)?;
-            Stream::Tcp(TcpStream::from_std(stream))
-        }
+        true => Stream::Unix(UnixStream::from_std(socket.into())),
+        false => Stream::Tcp(TcpStream::from_std(socket.into())),
     };
     // The other side may have gone already; that is noticed when it is read.
     let (local, remote) = stream.ends().unwrap_or((Addr::Unknown, Addr::Unknown));
     let uid = stream.peer().map(|(_, uid)| uid);
     Ok((stream, Origin { remote, local, uid }))
+}
+
+/// Nobody but a faulty old process would hand over sockets that block.
+pub(super) fn set_nonblocking(socket: &OwnedFd) -> io::Result<()> {
+    fcntl(socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 /// What family a socket is of; an error if it is none of ours.

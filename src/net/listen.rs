@@ -116,6 +116,9 @@ impl Listeners {
     ) -> Result<Listeners, Fatal> {
         let mut listeners = Listeners::default();
         for socket in sockets {
+            if let Err(error) = handoff::set_nonblocking(&socket) {
+                return fatal(journal, handoff::failed(handoff::LOOKING, &error));
+            }
             match handoff::is_unix(&socket) {
                 Ok(true) => listeners.inherit_unix(UnixListener::from_std(socket.into())),
                 Ok(false) => listeners.inherit_tcp(TcpListener::from_std(socket.into())),

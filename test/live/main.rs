@@ -39,6 +39,7 @@ mod shutdown;
 mod signals;
 mod slapd;
 mod suspend;
+mod takeover;
 mod timeouts;
 mod tls_clients;
 mod tls_reload;

@@ -4,6 +4,7 @@ pub(crate) mod certs;
 pub(crate) mod fake;
 pub(crate) mod fds;
 pub(crate) mod hba;
+pub(crate) mod old;
 pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod raw;
