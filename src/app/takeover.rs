@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// So often it is looked whether the old process is gone.
 const STEP: Duration = Duration::from_millis(100);
+/// A pidfile that is still there after so many steps was left behind.
+const PATIENCE: u32 = 5;
 /// After so many steps it is said that this takes long.
 const LONG: u32 = 100;
 
@@ -128,7 +130,7 @@ impl Takeover {
 fn wait_for_pidfile(process: &mut Process, path: &Path) {
     let mut steps = 0_u32;
     while path.exists() {
-        if steps >= LONG && daemon::check_pidfile(path) == Ok(Pidfile::Stale) {
+        if steps >= PATIENCE && daemon::check_pidfile(path) == Ok(Pidfile::Stale) {
             process.say(Level::Log, daemon::STALE.into());
             if let Err(text) = daemon::remove_stale_pidfile(path) {
                 process.say(Level::Warning, text);
