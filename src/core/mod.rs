@@ -29,6 +29,7 @@ mod query;
 pub mod reason;
 pub mod release;
 mod reload;
+pub mod replication;
 pub mod replies;
 mod run;
 #[cfg(test)]
@@ -61,6 +62,7 @@ use limits::Sharers;
 use login::Login;
 use pause::{Mode, Shutdown};
 use pool::{Pool, PoolId};
+use replication::Replication;
 use secure::Modes;
 use server::{Server, ServerState};
 use stats::Period;
@@ -107,6 +109,8 @@ pub struct Core {
     clients: Arena<Client>,
     servers: Arena<Server>,
     login_clients: List<Client>,
+    /// The start-up parameter `options` of replication clients that sent it.
+    startup_options: BTreeMap<ClientId, Rc<[u8]>>,
     /// Some entry of `[users]` has a client_idle_timeout.
     some_user_idles: bool,
     cancel_keys: BTreeMap<u64, ClientId>,
@@ -159,6 +163,7 @@ impl Core {
             clients: Arena::default(),
             servers: Arena::default(),
             login_clients: List::default(),
+            startup_options: BTreeMap::new(),
             some_user_idles: false,
             cancel_keys: BTreeMap::new(),
             actions: VecDeque::new(),
@@ -214,6 +219,7 @@ impl Core {
             welcomed: false,
             notified: false,
             counted: Counted::default(),
+            replication: Replication::None,
             vars: Vars::new(),
             links: Links::default(),
             user: None,
