@@ -375,7 +375,8 @@ impl Core {
                 self.activate(waiter);
             } else if own {
                 self.launch(id, true);
-                let left = self.pools.get(id).map_or(0, |pool| pool.servers(ServerState::Idle).len());
+                let left =
+                    self.pools.get(id).map_or(0, |pool| pool.servers(ServerState::Idle).len());
                 idle = idle.min(left);
             } else if !welcomed && idle > 0 {
                 self.launch(id, true);

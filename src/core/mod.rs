@@ -463,6 +463,13 @@ impl Decisions for Core {
         self.reads_while_suspended(peer)
     }
 
+    fn reads_while_unsent(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Client(id) => self.speaks_both_ways(id),
+            Peer::Server(id) => self.servers.get(id).is_some_and(|server| server.client.is_some()),
+        }
+    }
+
     fn max_packet(&self, from: Peer) -> u32 {
         let limit = self.settings.max_packet_size;
         match from {

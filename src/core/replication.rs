@@ -201,6 +201,12 @@ impl Core {
         active.into_iter().any(|id| self.is_replication(id))
     }
 
+    /// A replication client and its server speak at the same time.
+    pub(super) fn speaks_both_ways(&self, id: ClientId) -> bool {
+        let client = self.clients.get(id);
+        client.is_some_and(|client| client.replication.is_some() && client.server.is_some())
+    }
+
     /// The mode in which a server is used: its client keeps a replication server.
     pub(super) fn server_mode(&self, id: ServerId) -> PoolMode {
         match self.servers.get(id) {

@@ -78,7 +78,9 @@ impl Core {
         let (Some(client), Some(server)) = (self.clients.get(waiter), self.servers.get(id)) else {
             return false;
         };
-        let fits = client.welcomed && !client.needs_own_server() && client.vars.is_shared_with(&server.vars);
+        let fits = client.welcomed
+            && !client.needs_own_server()
+            && client.vars.is_shared_with(&server.vars);
         if !fits || server.state != ServerState::Active || self.is_paused(pool_id) {
             return false;
         }
@@ -133,8 +135,7 @@ impl Core {
             }
         }
         if let Some(status) = ended {
-            let is_refused =
-                status != Status::Ready && self.server_mode(id) == PoolMode::Statement;
+            let is_refused = status != Status::Ready && self.server_mode(id) == PoolMode::Statement;
             let Some(server) = self.servers.get_mut(id) else { return 0 };
             if is_refused || !server.replies.received_ready() {
                 done = done.saturating_sub(READY_LEN);
