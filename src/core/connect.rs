@@ -476,7 +476,7 @@ impl Core {
         let fields = ErrorFields::read(body);
         if self.in_connect_query(id) {
             let line = fields.line(": ").unwrap_or_default();
-            let line = format!("\"S: error while executing exec_on_query: {line}\"");
+            let line = format!("S: error while executing exec_on_query: {line}");
             self.journal.line(Level::Error, line);
             return Verdict::Drop;
         }

@@ -30,6 +30,8 @@ pub mod reason;
 pub mod release;
 mod reload;
 pub mod replication;
+#[cfg(test)]
+mod replication_tests;
 pub mod replies;
 mod run;
 #[cfg(test)]
