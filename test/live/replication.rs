@@ -128,7 +128,7 @@ fn each_client_has_a_fresh_server_that_nobody_else_gets() {
         first.bye();
         let mut clients: Vec<Raw> = (0..3).map(|_| logical(&pooler, &database)).collect();
         wait_until("the first server is idle", || pooler.pool(&database, "sv_idle") == 1);
-        assert_eq!(pooler.servers(&database), [shared.clone()], "a welcome takes no server");
+        assert!(pooler.servers(&database).iter().eq([&shared]), "a welcome takes no server");
         let pids: Vec<String> = clients.iter_mut().map(pid).collect();
         for (place, pid) in pids.iter().enumerate() {
             assert!(*pid != shared && !pids[..place].contains(pid), "{pids:?} {shared}");
