@@ -1,5 +1,5 @@
-//! Replication connections: each such client has a server of its own, which is opened for it, speaks
-//! to nobody else and ends with it (pooling 9).
+//! Replication connections: each such client has a server of its own, which is opened for it,
+//! speaks to nobody else and ends with it (pooling 9).
 
 use super::client::{Client, ClientState};
 use super::face::{ClientId, ServerId, Sink};
@@ -71,8 +71,8 @@ impl Client {
         self.replication
     }
 
-    /// It waits, or will wait, for a server that is opened for it. While its user is looked up it is
-    /// like any other client.
+    /// It waits, or will wait, for a server that is opened for it. While its user is looked up it
+    /// is like any other client.
     pub(super) fn needs_own_server(&self) -> bool {
         self.replication.is_some() && !self.is_looked_up()
     }
@@ -85,7 +85,7 @@ impl Client {
 }
 
 impl Server {
-    /// What it has been asked for: then it belongs to one client from its StartupMessage to its end.
+    /// What it has been asked for: if anything, it belongs to one client from then to its end.
     pub fn replication(&self) -> Replication {
         self.replication
     }
@@ -157,8 +157,8 @@ impl Core {
         self.servers.get(id).is_some_and(|server| server.replication.is_some())
     }
 
-    /// A replication server has logged in: its client goes on with it. What it said is a welcome for
-    /// that client only, as it was asked for with that client's parameters.
+    /// A replication server has logged in: its client goes on with it. What it said is a welcome
+    /// for that client only, as it was asked for with that client's parameters.
     pub(super) fn replication_ready(
         &mut self,
         id: ServerId,
@@ -222,8 +222,8 @@ impl Core {
         self.close_server(id, &fault::LOGIN_FAILED, false);
     }
 
-    /// Replication servers that are marked for closing wait for nothing: their clients leave late or
-    /// never.
+    /// Replication servers that are marked for closing wait for nothing: their clients leave late
+    /// or never.
     pub(super) fn close_marked_replication(&mut self, pool: PoolId) {
         let Some(pool) = self.pools.get(pool) else { return };
         for id in pool.servers(ServerState::Active).ids(&self.servers) {

@@ -331,7 +331,8 @@ fn client_that_goes_takes_its_server_along_at_every_step() {
     drop(client);
     wait_until("its server is gone", || pooler.servers(&database).is_empty());
     wait_until("PostgreSQL notices", || {
-        primary().value("postgres", &format!("select count(*) from pg_stat_activity where datname = '{database}' and backend_type = 'walsender'")) == "0"
+        let sql = "select count(*) from pg_stat_activity where backend_type = 'walsender'";
+        primary().value("postgres", &format!("{sql} and datname = '{database}'")) == "0"
     });
     pooler.assert_serves(&database);
 }

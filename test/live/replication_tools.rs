@@ -107,7 +107,8 @@ fn pg_recvlogical_gets_changes_until_it_is_interrupted() {
     });
     wait_until("it confirms what it has written", || {
         let sql = format!(
-            "select confirmed_flush_lsn > restart_lsn from pg_replication_slots where slot_name = '{slot}'"
+            "select confirmed_flush_lsn > restart_lsn from pg_replication_slots \
+             where slot_name = '{slot}'"
         );
         primary().value("postgres", &sql) == "t"
     });
@@ -191,10 +192,14 @@ fn subscription_follows_its_publication_through_the_pooler() {
         &database,
         &format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')"),
     );
-    primary().value(&other, &format!(
-        "create subscription s connection '{}' publication p with (create_slot = false, slot_name = '{slot}', copy_data = false)",
-        pooler.dsn("trusty", &database)
-    ));
+    primary().value(
+        &other,
+        &format!(
+            "create subscription s connection '{}' publication p \
+         with (create_slot = false, slot_name = '{slot}', copy_data = false)",
+            pooler.dsn("trusty", &database)
+        ),
+    );
     beside_usual_clients(&pooler, &database, || {
         primary().value(
             &database,
