@@ -45,7 +45,8 @@ fn stream(client: &mut Raw, database: &str) {
     let made = client.query(&format!(
         "CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL test_decoding NOEXPORT_SNAPSHOT"
     ));
-    assert_eq!(tags(&made), "TDCZ");
+    // Behind a first stream PostgreSQL may put a keepalive in front of it.
+    assert_eq!(tags(&made).trim_start_matches('d'), "TDCZ");
     client.send(&query(&format!("START_REPLICATION SLOT {slot} LOGICAL 0/0")));
     assert_eq!(tags(&client.until(b'W')), "W");
 }
@@ -238,8 +239,7 @@ fn both_directions_flow_and_the_client_may_end_the_stream() {
         usual.query(&format!("insert into t values ('change {round}.')"));
         await_change(&mut client, &format!("change {round}."));
         client.send(&status(true));
-        let answer = client.recv().unwrap();
-        assert_eq!((answer.tag, answer.body[0]), (b'd', b'k'), "{answer:?}");
+        while client.recv().unwrap().body[0] != b'k' {}
     }
     client.send(&msg(b'c', b""));
     assert_eq!(tags(&client.until(b'Z')).replace('d', ""), "cCCZ");
