@@ -210,11 +210,13 @@ fn refused_login_is_one_clients_matter() {
             panic!("let in: {more:?}")
         };
         assert_eq!(last_error(&told), fatal("login failed"));
+        let closed = format!("LOG C {database}/plainy closing because: login failed");
+        wait_until("it is logged", || pooler.lines().split_off(before).contains(&closed));
         let lines = pooler.lines().split_off(before);
         let at = |start: &str| lines.iter().position(|line| line.starts_with(start));
         let refused = at(&format!("ERROR S: login failed: FATAL: {message}"));
         let server = at(&format!("LOG S {database}/plainy closing because: login failed"));
-        let client = at(&format!("LOG C {database}/plainy closing because: login failed"));
+        let client = at(&closed);
         assert!(refused.is_some() && refused < server && server < client, "{lines:#?}");
     }
     // What a walsender refuses does not keep others from logging in.
@@ -263,7 +265,8 @@ fn commands_may_be_sent_ahead_of_the_streams_end() {
         let ahead = [status(false), msg(b'c', b""), query("select 'behind'"), query("select 2")];
         client.send(&ahead.concat());
         let first = client.until(b'Z');
-        assert_eq!(tags(&first).replace('d', ""), "cCCZ");
+        // PostgreSQL 15 answers CopyDone with its own the first time only.
+        assert_eq!(tags(&first).replace(['c', 'd'], ""), "CCZ");
         assert_eq!(rows(&client.until(b'Z')), [[Some("behind".to_owned())]]);
         assert_eq!(rows(&client.until(b'Z')), [[Some("2".to_owned())]]);
     }
