@@ -45,8 +45,7 @@ fn stream(client: &mut Raw, database: &str) {
     let made = client.query(&format!(
         "CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL test_decoding NOEXPORT_SNAPSHOT"
     ));
-    // Behind a first stream PostgreSQL may put a keepalive in front of it.
-    assert_eq!(tags(&made).trim_start_matches('d'), "TDCZ");
+    assert_eq!(tags(&made), "TDCZ", "{made:?}");
     client.send(&query(&format!("START_REPLICATION SLOT {slot} LOGICAL 0/0")));
     assert_eq!(tags(&client.until(b'W')), "W");
 }
@@ -259,18 +258,18 @@ fn both_directions_flow_and_the_client_may_end_the_stream() {
 #[test]
 fn commands_may_be_sent_ahead_of_the_streams_end() {
     let (pooler, database) = replicating("");
-    let mut client = logical(&pooler, &database);
+    // A second stream on the same connection confuses PostgreSQL 15 itself.
     for _ in 0..2 {
+        let mut client = logical(&pooler, &database);
         stream(&mut client, &database);
         let ahead = [status(false), msg(b'c', b""), query("select 'behind'"), query("select 2")];
         client.send(&ahead.concat());
         let first = client.until(b'Z');
-        // PostgreSQL 15 answers CopyDone with its own the first time only.
-        assert_eq!(tags(&first).replace(['c', 'd'], ""), "CCZ");
+        assert_eq!(tags(&first).replace('d', ""), "cCCZ");
         assert_eq!(rows(&client.until(b'Z')), [[Some("behind".to_owned())]]);
         assert_eq!(rows(&client.until(b'Z')), [[Some("2".to_owned())]]);
+        client.bye();
     }
-    client.bye();
 }
 
 #[test]
