@@ -1,13 +1,14 @@
 //! Leaving addresses that a host name has no more (pooling 10.3).
 
-use super::face::Addr;
+use super::face::{Addr, ServerId};
 use super::server::ServerState;
-use super::Core;
+use super::{fault, Core};
 use std::net::IpAddr;
 
 impl Core {
     /// Has the servers at this address replaced as soon as they are free, those of pools whose host
-    /// is this very name; a name in a list of hosts is none.
+    /// is this very name; a name in a list of hosts is none. Who is still logging in there is
+    /// closed at once (admin 4.5).
     pub(super) fn leave_address(&mut self, host: &str, addr: IpAddr) {
         for id in self.pools_of(None) {
             let Some(pool) = self.pools.get(id) else {
@@ -18,23 +19,25 @@ impl Core {
                 continue;
             }
             use ServerState as S;
-            let mut found = false;
-            for state in [S::Active, S::Idle, S::Used, S::Tested, S::Login, S::BeingCanceled] {
-                let Some(pool) = self.pools.get(id) else {
-                    break;
-                };
-                for server in pool.servers(state).ids(&self.servers) {
-                    let server = self.servers.get_mut(server);
-                    let is_there = |at: Addr| matches!(at, Addr::Inet(at) if at.ip() == addr);
-                    if let Some(server) = server.filter(|server| is_there(server.remote)) {
-                        server.close_needed = true;
-                        found = true;
-                    }
-                }
+            let states = [S::Active, S::Idle, S::Used, S::Tested, S::Login, S::BeingCanceled];
+            let servers = states.map(|state| pool.servers(state).ids(&self.servers));
+            for server in servers.concat() {
+                self.leave_if_at(server, addr);
             }
-            if found {
-                self.mark(id);
-            }
+            self.mark(id);
+        }
+    }
+
+    fn leave_if_at(&mut self, id: ServerId, addr: IpAddr) {
+        let Some(server) = self.servers.get_mut(id) else {
+            return;
+        };
+        match server.remote {
+            Addr::Inet(at) if at.ip() == addr => server.close_needed = true,
+            _ => return,
+        }
+        if server.state == ServerState::Login {
+            self.close_server(id, &fault::CONNECT_STRING_CHANGED, true);
         }
     }
 }
@@ -66,7 +69,7 @@ mod tests {
     }
 
     /// The server that a client of this database waits for, on its way to an address.
-    fn server(core: &mut Core, number: usize, addr: &str) -> crate::core::ServerId {
+    fn server(core: &mut Core, number: usize, addr: &str) -> ServerId {
         let origin = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
         let id = core.accepted(origin);
         let mut startup = Vec::new();
@@ -98,8 +101,7 @@ mod tests {
             let mut core = core();
             let id = server(&mut core, number, addr);
             core.address_vanished("a.test", [10, 0, 0, 1].into());
-            let server = core.servers().get(id).unwrap();
-            assert_eq!(server.close_needed(), want, "{} at {addr}", NAMES[number]);
+            assert_eq!(core.servers().get(id).is_none(), want, "{} at {addr}", NAMES[number]);
         }
     }
 }

@@ -24,9 +24,12 @@ struct Process {
 /// Names come from the hosts file, and from a nameserver that isn't there.
 fn process() -> Process {
     let text = format!("nameserver [127.0.0.1]:{}\n", dead_port());
-    let path = std::env::temp_dir().join(format!("turnstile-{}-resolv.conf", std::process::id()));
+    let thread = std::thread::current().id();
+    let name = format!("turnstile-{}-{thread:?}-resolv.conf", std::process::id());
+    let path = std::env::temp_dir().join(name);
     std::fs::write(&path, text).unwrap();
     let nameservers = Nameservers::new(path.to_str().unwrap()).unwrap();
+    std::fs::remove_file(path).unwrap();
     let seconds = Micros::from_secs;
     let options = NetOptions {
         limits: Limits { rounds: 5, unsent: 4096 },

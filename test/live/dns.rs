@@ -194,9 +194,9 @@ fn answers_that_are_cut_off_lost_or_roundabout_arrive() {
     dns.point("short.search.test", &["127.0.0.1"]);
     let hosts = ["cut.test", "lossy.test", "alias.test", "short", "localhost"];
     let (pooler, _) = start(&dns, farm.port, &hosts, "");
-    for number in 0..hosts.len() {
+    for (number, host) in hosts.iter().enumerate() {
         let mut client = pooler.client(&format!("db{number}"));
-        assert_eq!(client.value("where"), "127.0.0.1", "{}", hosts[number]);
+        assert_eq!(client.value("where"), "127.0.0.1", "{host}");
     }
     assert_eq!(dns.asked("cut.test", A), (1, 1));
     assert_eq!(shown(&pooler, "cut.test", "addrs").split(',').count(), 200);
