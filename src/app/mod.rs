@@ -16,7 +16,7 @@ use crate::config::{self, Config, Settings};
 use crate::core::{Core, Surroundings};
 use crate::net::options::reason;
 use crate::net::tls::Tls;
-use crate::net::{listen, Net};
+use crate::net::{cares, listen, Net};
 use args::{Args, Run};
 use clock::Clock;
 use log::Log;
@@ -27,13 +27,10 @@ use std::path::Path;
 use takeover::Takeover;
 use turn::{Process, SIGNALS};
 
-/// What resolves host names, as `--version` shows it.
-const RESOLVER: &str = "getaddrinfo";
-
 /// Runs the program with these arguments; its exit code.
 pub fn run(argv: &[OsString]) -> u8 {
     let posix = std::env::var_os("POSIXLY_CORRECT").is_some();
-    match args::parse(argv, posix, RESOLVER) {
+    match args::parse(argv, posix, &cares::version()) {
         Args::Print(text) => {
             // Nobody is left to be told when standard output is closed.
             let _ = io::stdout().write_all(text.as_bytes());
@@ -119,7 +116,10 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let expected = expected_descriptors(&core, &settings);
     let limit = daemon::limit_line(i64::from(settings.max_client_conn), expected);
     starting.say(Level::Log, limit)?;
-    let mut net = starting.check(Net::new(options::net(&settings)).map_err(setup_failed))?;
+    let nameservers = cares::Nameservers::new(&settings.resolv_conf);
+    let nameservers = starting.check(nameservers.map_err(|_| "dns setup failed".into()))?;
+    let net = Net::new(options::net(&settings), nameservers);
+    let mut net = starting.check(net.map_err(setup_failed))?;
     net.set_tls(tls);
     let signals = starting.check(Signals::install().map_err(setup_failed))?;
     let mut process = Process {
@@ -188,7 +188,7 @@ fn open(
             Err(text) => return Err(fail(process, text)),
         },
     };
-    process.core.journal.line(Level::Log, args::process_up(RESOLVER));
+    process.core.journal.line(Level::Log, args::process_up(&cares::version()));
     Ok(pidfile)
 }
 

@@ -18,6 +18,7 @@ pub mod fault;
 mod identify;
 pub mod janitor;
 pub mod jobs;
+mod leave;
 mod limits;
 mod login;
 pub mod memory;
@@ -71,6 +72,7 @@ use secure::Modes;
 use server::{Server, ServerState};
 use stats::Period;
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::rc::Rc;
 use suspend::Suspension;
 use vars::{Shared, Tracked, Vars};
@@ -497,6 +499,10 @@ impl Decisions for Core {
 
     fn unreachable(&mut self, id: ServerId, why: &str) {
         self.server_unreachable(id, why);
+    }
+
+    fn address_vanished(&mut self, host: &str, addr: IpAddr) {
+        self.leave_address(host, addr);
     }
 
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {

@@ -3,7 +3,6 @@
 use super::address::{listening_path, unix_addr, Place};
 use super::handoff;
 use super::options::{reason, SocketOptions};
-use super::resolve::getaddrinfo_reason;
 use super::stream::Stream;
 use super::sys;
 use crate::base::{Journal, Level, Micros};
@@ -373,6 +372,20 @@ fn addresses(item: &str, port: i32) -> Result<Vec<SocketAddr>, String> {
     }
     let found = (item, port).to_socket_addrs().map_err(|error| getaddrinfo_reason(&error))?;
     Ok(found.collect())
+}
+
+/// The text of a failed look-up with its number, as in `Name or service not known [-2]`.
+fn getaddrinfo_reason(error: &io::Error) -> String {
+    let text = reason(error);
+    let text = text.rsplit_once(": ").map_or(&*text, |(_, text)| text);
+    let code = match text {
+        "Name or service not known" => -2,
+        "Temporary failure in name resolution" => -3,
+        "Non-recoverable failure in name resolution" => -4,
+        "No address associated with hostname" => -5,
+        _ => -11,
+    };
+    format!("{text} [{code}]")
 }
 
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);

@@ -18,6 +18,7 @@ mod console_tables;
 mod console_waits;
 mod copy;
 mod defects;
+mod dns;
 mod drivers;
 mod fds;
 mod garbage;

@@ -1,6 +1,7 @@
 //! What live tests stand on: PostgreSQL, a pooler under test, raw clients and servers that misbehave on purpose.
 
 pub(crate) mod certs;
+pub(crate) mod dns;
 pub(crate) mod fake;
 pub(crate) mod fds;
 pub(crate) mod hba;
