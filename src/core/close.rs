@@ -3,7 +3,7 @@
 use super::client::ClientState;
 use super::face::{Action, ClientId, Loss, Peer, ServerId};
 use super::fault::{self, Fault};
-use super::server::{ServerState, Status};
+use super::server::{Carries, ServerState, Status};
 use super::Core;
 use crate::base::Level;
 use crate::wire::write;
@@ -31,7 +31,7 @@ impl Core {
             if let Some(job) = client.login.as_ref().and_then(|login| login.job) {
                 self.leave_job(job, Peer::Client(id));
             }
-            self.cancel_keys.remove(&client.cancel_key);
+            self.forget_cancel_key(client.cancel_key, id);
             self.uncount(self.counted_by(&client));
             self.leave_lookup(&client, id);
             if client.console.is_some() {
@@ -76,6 +76,10 @@ impl Core {
             return;
         };
         let (state, pool, carries) = (server.state, server.pool, server.carries);
+        let riders = match carries {
+            Carries::Nothing => Vec::new(),
+            Carries::ToServer(_) | Carries::ToPeer => self.riders(id),
+        };
         let age = self.now.since(server.connect_time).secs();
         if state == ServerState::Login {
             self.note_failed_login(id, fault);
@@ -93,9 +97,8 @@ impl Core {
         self.detach_cancels(id);
         self.unlist_server(id);
         self.servers.remove(id);
-        if let Some((request, target)) = carries {
-            self.close_client(request, &fault::CANCEL_SENT);
-            self.cancel_over(target);
+        if carries != Carries::Nothing {
+            self.cancel_over(carries, riders, fault);
         }
         if let Some(client) = client.filter(|client| !self.lookup_failed(*client)) {
             self.close_client(client, fault);
@@ -119,13 +122,22 @@ impl Core {
                     // Its next client has sent nothing yet; `Resume` finds it another server.
                     self.unlink(id);
                 }
-                let carries = self.servers.get(id).is_some_and(|server| server.carries.is_some());
+                let server = self.servers.get(id);
+                let carries = server.is_some_and(|server| server.carries != Carries::Nothing);
                 let fault = match why {
                     Loss::Receive if carries => fault::CANCEL_SENT,
+                    Loss::Send if carries => self.cancel_not_sent(id),
                     _ => Core::loss_of_server(why),
                 };
                 self.close_server(id, &fault, false);
             }
         }
+    }
+
+    fn cancel_not_sent(&mut self, carrier: ServerId) -> Fault {
+        for request in self.riders(carrier) {
+            self.client_log(request, Level::Warning, "sending cancel request failed");
+        }
+        fault::CANCEL_SEND_FAILED
     }
 }
