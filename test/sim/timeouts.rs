@@ -199,6 +199,10 @@ impl World {
     fn server_due(&self, id: ServerId, server: &Server, pool: &Pool, due: &mut Due) {
         let said = self.watch.borrow().said.get(&id).copied();
         let (peer, number, settings) = (Peer::Server(id), server.number(), &self.plan.settings);
+        let opened = self.clocks.opened.get(&id).copied();
+        if pool.peer().is_some() && self.peer_due(id, [opened, said]) {
+            due.add(peer, number, "cancel_wait_timeout", true);
+        }
         match server.state() {
             ServerState::Login => {
                 let since = self.clocks.opened.get(&id).copied();

@@ -2,6 +2,7 @@
 //! clocks, and each login is compared with the limits on clients.
 
 use crate::auth_query::Lookups;
+use crate::cancels;
 use crate::speech;
 use crate::statistics::{Flow, Speaker};
 use pgturnstile::base::Micros;
@@ -76,7 +77,10 @@ pub fn ask(
             if tag == 0 && whole && state == Some(ClientState::Login) {
                 watch.borrow_mut().meet(id, packet.seen, core);
             }
+            let first = tag == 0 && whole && state == Some(ClientState::Login);
+            let target = first.then(|| cancels::waiting_target(core, packet.seen)).flatten();
             let verdict = core.client_packet(id, packet, sink);
+            watch.borrow_mut().revoked(target, core);
             watch.borrow_mut().client(id, state, (tag, verdict), core.now);
             verdict
         }
