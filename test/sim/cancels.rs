@@ -57,13 +57,12 @@ pub fn waiting_target(core: &Core, body: &[u8]) -> Option<ClientId> {
 }
 
 impl Watch {
-    /// A cancel request has been looked at: its client waits no more. What it is told ends its query
-    /// as ReadyForQuery does.
+    /// A cancel request has been looked at: its client waits no more, and has no query.
     pub fn revoked(&mut self, target: Option<ClientId>, core: &Core) {
         let Some(id) = target else { return };
         let waits = |id| core.clients().get(id).is_some_and(|c| c.state() == ClientState::Waiting);
         assert!(!waits(id), "CANCEL: {id:?} waits although its query has been canceled");
-        self.ready.insert(id);
+        self.canceled.insert(id);
     }
 }
 

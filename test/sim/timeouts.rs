@@ -327,10 +327,11 @@ impl World {
             let (asked, ready) = (watch.asked.contains(&id), watch.ready.contains(&id));
             let server = client.server().and_then(|server| self.core.servers().get(server));
             let status = server.map(|server| server.status());
+            let ended = ready || watch.canceled.contains(&id);
             let right = match (was, is) {
                 (None, Some(at)) => asked && at == self.now,
-                (Some(_), None) => ready,
-                (Some(was), Some(is)) if was != is => asked && ready && is == self.now,
+                (Some(_), None) => ended,
+                (Some(was), Some(is)) if was != is => asked && ended && is == self.now,
                 _ => true,
             };
             let fits = match status {

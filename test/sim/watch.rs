@@ -45,6 +45,8 @@ pub struct Watch {
     pub asked: BTreeSet<ClientId>,
     /// Clients that were handed ReadyForQuery in this turn.
     pub ready: BTreeSet<ClientId>,
+    /// Clients whose query was canceled in this turn while it waited.
+    pub canceled: BTreeSet<ClientId>,
     /// What clients asked for.
     pub openings: BTreeMap<ClientId, Names>,
     /// Pools that know what to welcome clients with.
@@ -236,6 +238,7 @@ impl Watch {
     pub fn turn_over(&mut self, core: &Core) {
         self.asked.clear();
         self.ready.clear();
+        self.canceled.clear();
         self.admissions.clear();
         self.heard.retain(|id, _| core.clients().get(*id).is_some());
         self.openings.retain(|id, _| core.clients().get(*id).is_some());
