@@ -30,6 +30,7 @@ mod log;
 mod memory;
 mod pam;
 mod parameters;
+mod peers;
 mod pooling;
 mod process;
 mod protocol;

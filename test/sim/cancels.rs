@@ -28,7 +28,7 @@ pub fn peers(dice: &mut Dice) -> BTreeMap<u32, PeerEntry> {
     let mut peers = BTreeMap::new();
     for id in [3, 4, 258] {
         let host = Some(dice.pick(&["one", "two"]).to_owned());
-        let entry = PeerEntry { host, port: None, pool_size: dice.pick(&[None, Some(1), Some(2)]) };
+        let entry = PeerEntry { host, port: None, pool_size: Some(dice.pick(&[1, 2, 5])) };
         if dice.chance(80) {
             peers.insert(id, entry);
         }

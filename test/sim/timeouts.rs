@@ -354,8 +354,9 @@ impl World {
             };
             if open {
                 let began = is.unwrap_or(self.now);
-                let (first, last) =
-                    self.clocks.transactions.get(&id).copied().unwrap_or((began, began));
+                let known = self.clocks.transactions.get(&id).copied();
+                let known = known.filter(|_| !watch.canceled.contains(&id));
+                let (first, last) = known.unwrap_or((began, began));
                 transactions.insert(id, (first, if ready { last.max(began) } else { last }));
             }
         }
