@@ -7,6 +7,8 @@ pub mod ask;
 pub mod assign;
 mod auth_query;
 mod cancel;
+#[cfg(test)]
+mod cancel_tests;
 pub mod client;
 mod close;
 mod connect;

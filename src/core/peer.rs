@@ -210,7 +210,9 @@ impl Core {
                 let both = [ServerState::Login, ServerState::ActiveCancel];
                 let all = both.map(|state| pool.servers(state).ids(servers)).concat();
                 for server in all.into_iter().filter(is_late).collect::<Vec<_>>() {
-                    self.close_server(server, &fault::CANCEL_WAIT_TIMEOUT, true);
+                    let in_login = |s: &Server| s.state == ServerState::Login;
+                    let term = self.servers.get(server).is_some_and(in_login);
+                    self.close_server(server, &fault::CANCEL_WAIT_TIMEOUT, term);
                 }
             }
             self.expire_cancels(id);

@@ -34,6 +34,7 @@ mod peers;
 mod pooling;
 mod process;
 mod protocol;
+mod revoked;
 mod servers;
 mod sharing;
 mod shutdown;
