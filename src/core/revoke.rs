@@ -5,7 +5,7 @@
 //!
 //! A client that waits in its login has no key yet, so nobody can cancel that.
 
-use super::client::ClientState;
+use super::client::{Client, ClientState};
 use super::face::{Action, ClientId, Packet, Sink, Verdict};
 use super::fault;
 use super::stats::Counter;
@@ -43,12 +43,17 @@ fn answer(left: Revoked, kind: FromClient) -> Answer {
     }
 }
 
+impl Client {
+    /// What it sends is ignored up to the next Sync.
+    pub fn is_ignored(&self) -> bool {
+        self.revoked.is_some()
+    }
+}
+
 impl Core {
     /// Cancels what a client waits for; false if it does not wait.
     pub(super) fn revoke(&mut self, id: ClientId) -> bool {
-        let waits = |client: &&super::client::Client| {
-            client.state == ClientState::Waiting && client.welcomed
-        };
+        let waits = |client: &&Client| client.state == ClientState::Waiting && client.welcomed;
         let Some(pool) = self.clients.get(id).filter(waits).map(|client| client.pool) else {
             return false;
         };

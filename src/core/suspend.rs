@@ -55,7 +55,7 @@ impl Core {
             Peer::Client(id) => self
                 .clients
                 .get(id)
-                .is_none_or(|c| c.console.is_some() || !c.welcomed || c.revoked.is_some()),
+                .is_none_or(|c| c.console.is_some() || !c.welcomed || c.is_ignored()),
             Peer::Server(id) => self.servers.get(id).is_none_or(|server| {
                 let may_rest = matches!(server.state, ServerState::Active | ServerState::Idle);
                 let pool = self.pools.get(server.pool);
@@ -141,7 +141,7 @@ impl Core {
 
     fn restless(&self, is_quiet: impl Fn(Peer) -> bool) -> Restless {
         let clients = self.clients.iter().filter(|(id, client)| {
-            let at_rest = client.state == ClientState::Active && client.revoked.is_none();
+            let at_rest = client.state == ClientState::Active && !client.is_ignored();
             let at_rest = at_rest && is_quiet(Peer::Client(*id));
             client.console.is_none() && !at_rest
         });
