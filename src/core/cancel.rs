@@ -66,11 +66,15 @@ impl Core {
             self.cancel_console(id, target);
             return Err(fault::CANCEL_CONSOLE);
         }
-        let (server, pool) = (client.server, client.pool);
+        let pool = client.pool;
+        // A replication server that is logging in does nothing yet.
+        let linked = client.server.filter(|id| {
+            self.servers.get(*id).is_some_and(|server| server.state != ServerState::Login)
+        });
         if self.revoke(target) {
             return Err(fault::CANCEL_REVOKED);
         }
-        let server = server.ok_or(fault::CANCEL_IDLE_CLIENT)?;
+        let server = linked.ok_or(fault::CANCEL_IDLE_CLIENT)?;
         let pool = pool.ok_or(fault::CANCEL_UNKNOWN_KEY)?;
         if self.servers.get(server).is_some_and(|server| server.is_aligning()) {
             return Err(fault::CANCEL_DURING_ALIGN);

@@ -34,6 +34,8 @@ mod peers;
 mod pooling;
 mod process;
 mod protocol;
+mod replication;
+mod replication_tools;
 mod revoked;
 mod servers;
 mod sharing;
