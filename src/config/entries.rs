@@ -2,7 +2,7 @@
 //! (config 2.6 and 4).
 
 use super::connstr;
-use super::settings::{LATER, NOW};
+use super::settings::NOW;
 use super::value::{atoi, LoadBalance, PoolMode, Secret, Value};
 use crate::base::{text::cut, Journal, Level, Micros};
 
@@ -136,11 +136,11 @@ entry! {
     /// What an entry of `[peers]` says.
     PeerEntry, PEER_KEYS;
     /// Host name, address, or directory of a Unix socket. Always there after reading.
-    host: String, text = "required", LATER;
+    host: String, text = "required", NOW;
     /// Port of the peer.
-    port: i32, port = "6432", LATER;
+    port: i32, port = "6432", NOW;
     /// How many cancel requests may be forwarded at a time; negative is not set, 0 is none.
-    pool_size: i32, count = "default_pool_size", LATER;
+    pool_size: i32, count = "default_pool_size", NOW;
 }
 
 /// The port of a server if its entry has none.

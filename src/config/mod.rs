@@ -370,7 +370,6 @@ mod tests {
         let later = |name: &str| param(name).is_some_and(|param| param.later);
         let mut want: Vec<&str> = ["resolv_conf"].to_vec();
         want.retain(|name| later(name));
-        want.extend(["peers/3: host"]);
         assert_eq!(without_effect(&config), want);
     }
 }

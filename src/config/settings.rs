@@ -195,7 +195,7 @@ settings! {
     /// Keep at least this many servers in pools that are in use; 0 is off.
     min_pool_size: i32 = text("0"), Reload, NOW;
     /// Number of this process among peers that share an address; 0 is no peering.
-    peer_id: i32 = text("0"), Reload, LATER;
+    peer_id: i32 = text("0"), Reload, NOW;
     /// File to write the process id to; nothing means none.
     pidfile: String = text(""), Restart, NOW;
     /// How many bytes may wait for a connection before its source is no longer read.

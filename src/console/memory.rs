@@ -30,7 +30,7 @@ fn rows(view: View<'_>) -> [Row; 12] {
         ("credentials_cache", of.credentials),
         ("db_cache", of.databases),
         ("peer_cache", of.peers),
-        ("peer_pool_cache", NONE),
+        ("peer_pool_cache", of.peer_pools),
         ("pool_cache", of.pools),
         ("outstanding_request_cache", of.replies),
         ("server_cache", connected(of.servers)),

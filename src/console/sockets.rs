@@ -5,7 +5,6 @@ use super::table::{count, int, text, Column, Table};
 use crate::base::Micros;
 use crate::core::client::{self, Client, ClientState};
 use crate::core::console::Console;
-use crate::core::database::Database;
 use crate::core::pool::Pool;
 use crate::core::replication::Replication;
 use crate::core::server::{Server, ServerState};
@@ -88,6 +87,17 @@ impl Buffer {
     }
 }
 
+/// What stands for a database where there is none.
+const NO_DATABASE: &str = "(nodb)";
+
+fn database_name(pool: &Pool) -> &str {
+    if pool.peer().is_some() {
+        NO_DATABASE
+    } else {
+        pool.names().0
+    }
+}
+
 /// The form in which an object's number is shown.
 fn pointer(number: u64) -> String {
     format!("0x{:x}", client::pointer(number))
@@ -114,7 +124,7 @@ fn client_row<'a>(
         view,
         kind: "C",
         user: core.shown_user(client),
-        database: client.pool().and_then(|id| core.pool(id)).map_or("(nodb)", |p| p.names().0),
+        database: client.pool().and_then(|id| core.pool(id)).map_or(NO_DATABASE, database_name),
         state,
         remote: End::new(client.remote(), port),
         local: End::new(client.local(), port),
@@ -143,15 +153,14 @@ fn server_row<'a>(
     state: &'static str,
 ) -> SocketRow<'a> {
     let core = view.core;
-    let port = core.database(pool.database()).map_or(0, Database::port);
     let client = server.client().and_then(|id| core.clients().get(id));
     SocketRow {
         view,
         kind: "S",
-        user: pool.names().1,
-        database: pool.names().0,
+        user: if pool.peer().is_some() { "(nouser)" } else { pool.names().1 },
+        database: database_name(pool),
         state,
-        remote: End::new(server.remote(), port),
+        remote: End::new(server.remote(), core.server_port(pool)),
         local: End::new(server.local(), core.settings().listen_port),
         connect_time: server.connect_time(),
         request_time: server.last_packet(),
@@ -240,6 +249,12 @@ fn columns_with_buffer<'a>() -> Vec<Column<SocketRow<'a>>> {
     columns
 }
 
+/// All pools, those of peers last.
+fn pools(view: View<'_>) -> impl Iterator<Item = &Pool> {
+    let of_peers = view.core.peer_pools().map(|(_, _, pool)| pool);
+    view.core.pools().map(|(_, pool)| pool).chain(of_peers)
+}
+
 /// SHOW CLIENTS: pool by pool; clients that are logging in are not shown.
 pub(super) fn clients(view: View<'_>) -> Table {
     use ClientState as C;
@@ -250,7 +265,7 @@ pub(super) fn clients(view: View<'_>) -> Table {
         (C::ActiveCancel, "active_cancel_req"),
         (C::WaitingCancel, "waiting_cancel_req"),
     ];
-    let rows = view.core.pools().flat_map(|(_, pool)| clients_of(view, pool, SHOWN));
+    let rows = pools(view).flat_map(|pool| clients_of(view, pool, SHOWN));
     let rows = rows.map(|row| match (row.state, row.link) {
         ("active", None) => SocketRow { state: "idle", ..row },
         _ => row,
@@ -260,8 +275,7 @@ pub(super) fn clients(view: View<'_>) -> Table {
 
 /// SHOW SERVERS: pool by pool.
 pub(super) fn servers(view: View<'_>) -> Table {
-    let pools = view.core.pools();
-    let rows = pools.flat_map(|(_, pool)| servers_of(view, pool, &ServerState::SHOWN));
+    let rows = pools(view).flat_map(|pool| servers_of(view, pool, &ServerState::SHOWN));
     Table::new(&columns(), rows)
 }
 

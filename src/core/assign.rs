@@ -283,6 +283,13 @@ impl Core {
     /// Why the pool opens no connection now, or that it would.
     pub fn may_launch(&self, id: PoolId) -> Option<Launch> {
         let pool = self.pools.get(id)?;
+        let (count, limit) = self.launch_facts(pool);
+        let cancels = if self.is_logins_turn(id) { 0 } else { count.cancels };
+        Some(launch(Counts { cancels, ..count }, limit, self.now))
+    }
+
+    /// What decides about one more connection of a pool.
+    pub(super) fn launch_facts(&self, pool: &Pool) -> (Counts, Limits) {
         let head = pool.clients(ClientState::Waiting).head();
         let head = head.and_then(|head| self.clients.get(head));
         let count = Counts {
@@ -305,7 +312,7 @@ impl Core {
             failed_launch: pool.connect_failed.then_some(pool.last_launch),
             login_retry: self.settings.server_login_retry,
         };
-        Some(launch(count, limit, self.now))
+        (count, limit)
     }
 
     /// When a pool whose last attempt to connect failed may try again.
@@ -342,17 +349,17 @@ impl Core {
     /// Looks after a pool's queues: gives servers to waiting clients, tests servers that were idle
     /// for long, opens a connection (pooling 2.3, loop pass).
     pub(super) fn serve(&mut self, id: PoolId) {
-        let cancels = self
-            .pools
-            .get(id)
-            .is_some_and(|pool| !pool.clients(ClientState::WaitingCancel).is_empty());
+        if self.pools.get(id).is_some_and(|pool| pool.peer.is_some()) {
+            return self.serve_peer(id);
+        }
+        let cancels = self.has_cancels(id);
         if self.is_paused(id) {
             self.close_paused(id, cancels);
         }
         if cancels {
             self.launch(id, true);
         }
-        if cancels || self.is_paused(id) {
+        if self.is_paused(id) {
             return;
         }
         let Some(pool) = self.pools.get(id) else {

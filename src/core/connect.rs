@@ -8,7 +8,7 @@ use super::pool::{PoolId, Welcome};
 use super::release::OWN_QUERY_MAX;
 use super::replication::Replication;
 use super::replies::Replies;
-use super::server::{Server, ServerState, Status};
+use super::server::{Carries, Server, ServerState, Status};
 use super::vars::Vars;
 use super::Core;
 use crate::auth::{Challenge, ClientExchange, Credential, ScramError, Secret};
@@ -94,7 +94,7 @@ pub(super) fn insert(core: &mut Core, pool_id: PoolId, host: u32) -> ServerId {
         vars: Vars::new(),
         links: Links::default(),
         key: None,
-        carries: None,
+        carries: Carries::Nothing,
         cancels_in_flight: 0,
         host,
         connect_time: now,
@@ -126,7 +126,11 @@ impl Core {
     /// Where a server connects to.
     pub(super) fn server_target(&self, id: ServerId) -> Option<Target> {
         let server = self.servers.get(id)?;
-        let database = self.databases.get(self.pools.get(server.pool)?.database)?;
+        let pool = self.pools.get(server.pool)?;
+        if pool.peer.is_some() {
+            return self.peer_target(pool);
+        }
+        let database = self.databases.get(pool.database)?;
         let host = match database.hosts().get(server.host as usize).copied() {
             None | Some("") => self.settings.unix_socket_dir.clone(),
             Some(host) => host.to_owned(),
@@ -149,7 +153,7 @@ impl Core {
             };
             self.server_log(id, Level::Log, &format!("new connection to server{from}"));
         }
-        if self.carry_cancel(id, pool) {
+        if self.peer_connected(id, pool) || self.carry_cancel(id, pool) {
             return;
         }
         if matches!(remote, Addr::Inet(_)) && self.asks_servers_for_tls() {

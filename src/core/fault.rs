@@ -17,6 +17,9 @@ pub struct Fault {
 /// The SQLSTATE of everything that the pooler itself says.
 pub const PROTOCOL_VIOLATION: &str = "08P01";
 
+/// The SQLSTATE of [`QUERY_CANCELED`], which PostgreSQL says with it.
+pub const QUERY_CANCELED_CODE: [u8; 5] = *b"57014";
+
 /// Formatted reasons are cut to this many bytes (pooling 0.1).
 const TEXT_MAX: usize = 127;
 
@@ -129,6 +132,13 @@ faults! {
     silent CANCEL_NOW_IDLE "not sending cancel request for client that is now idle"
     silent CANCEL_GIVEN_UP "client gave up on cancel request, so we also give up forwarding to server"
     silent CANCEL_SENT "successfully sent cancel request"
+    silent CANCEL_SEND_FAILED "failed to send cancel request"
+    silent CANCEL_REVOKED "canceled a query that waited for a server"
+    silent CANCEL_EXHAUSTED "failed to forward cancel request because its TTL was exhausted"
+    silent CANCEL_NO_PEER "could not find peer to forward request to"
+    silent PEER_NOT_NEEDED "peer server was not necessary anymore, because client cancel connection was already closed"
+    silent PEER_REMOVED "peer removed"
+    told QUERY_CANCELED "canceling statement due to user request"
 
     told SERVER_CONN_CRASHED "server conn crashed?"
     told SERVER_WRITE_FAILED "server connection closed"

@@ -87,14 +87,11 @@ impl Core {
             if self.expire_pool(id) {
                 continue;
             }
-            let cancels = self.pools.get(id).is_some_and(|pool| {
-                let waiting = pool.clients(ClientState::WaitingCancel);
-                !waiting.is_empty()
-            });
-            if cancels || self.waiting(id) > 0 {
+            if self.has_cancels(id) || self.waiting(id) > 0 {
                 self.mark(id);
             }
         }
+        self.tend_peers();
         self.age_auto_databases();
         self.expire_logins();
         self.shared.tidy();
@@ -246,7 +243,7 @@ impl Core {
         true
     }
 
-    fn expire_connecting(&mut self, pool: PoolId) {
+    pub(super) fn expire_connecting(&mut self, pool: PoolId) {
         let limit = self.settings.server_connect_timeout;
         let Some(pool) = self.pools.get(pool).filter(|_| limit.is_set()) else {
             return;
@@ -266,7 +263,7 @@ impl Core {
         }
     }
 
-    fn expire_cancels(&mut self, pool: PoolId) {
+    pub(super) fn expire_cancels(&mut self, pool: PoolId) {
         let limit = self.settings.cancel_wait_timeout;
         let Some(pool) = self.pools.get(pool).filter(|_| limit.is_set()) else {
             return;

@@ -116,7 +116,9 @@ impl Core {
             // TLS begins behind this packet, which nobody looks at again.
             Ok(()) if self.is_starting_tls(id) => Verdict::Wait,
             // A cancel request is not read any more: its client may hang up long before it is sent.
-            Ok(()) if self.clients.get(id).is_some_and(|client| client.cancels.is_some()) => {
+            Ok(())
+                if self.clients.get(id).is_some_and(|c| c.state == ClientState::WaitingCancel) =>
+            {
                 Verdict::Stop
             }
             // It is looked at once more when the job has ended.

@@ -7,6 +7,8 @@ pub mod ask;
 pub mod assign;
 mod auth_query;
 mod cancel;
+#[cfg(test)]
+mod cancel_tests;
 pub mod client;
 mod close;
 mod connect;
@@ -24,6 +26,7 @@ mod login;
 pub mod memory;
 mod method;
 pub mod pause;
+pub mod peer;
 pub mod pool;
 mod prove;
 mod query;
@@ -35,6 +38,7 @@ pub mod replication;
 #[cfg(test)]
 mod replication_tests;
 pub mod replies;
+mod revoke;
 mod run;
 #[cfg(test)]
 mod run_tests;
@@ -112,6 +116,8 @@ pub struct Core {
     peers: BTreeMap<u32, PeerEntry>,
     pools: Arena<Pool>,
     pool_names: BTreeMap<(Rc<str>, Rc<str>), PoolId>,
+    /// The pools of peers that something has been forwarded to.
+    peer_pools: BTreeMap<u32, PoolId>,
     clients: Arena<Client>,
     servers: Arena<Server>,
     login_clients: List<Client>,
@@ -166,6 +172,7 @@ impl Core {
             peers: BTreeMap::new(),
             pools: Arena::default(),
             pool_names: BTreeMap::new(),
+            peer_pools: BTreeMap::new(),
             clients: Arena::default(),
             servers: Arena::default(),
             login_clients: List::default(),
@@ -233,6 +240,7 @@ impl Core {
             database_name: None,
             cancel_key: 0,
             cancels: None,
+            revoked: None,
             connect_time: self.now,
             number,
             remote: from.remote,
@@ -257,7 +265,9 @@ impl Core {
         self.exhausted.clear();
         let mut pending = std::mem::take(&mut self.pending);
         if pending.len() > 1 {
-            pending.sort_by_cached_key(|id| self.pools.get(*id).map(|pool| pool.names.clone()));
+            pending.sort_by_cached_key(|id| {
+                self.pools.get(*id).map(|pool| (pool.peer, pool.names.clone()))
+            });
         }
         for id in pending.drain(..) {
             if let Some(pool) = self.pools.get_mut(id) {
@@ -312,16 +322,20 @@ impl Core {
         let Some(client) = self.clients.get(id) else {
             return String::new();
         };
-        let database = client.pool.and_then(|pool| self.pools.get(pool));
-        let database = database.map_or("(nodb)", |pool| &*pool.names.0);
-        let user = client.user_name.as_deref().unwrap_or("(nouser)");
+        let pool = client.pool.and_then(|pool| self.pools.get(pool));
         let at = match client.remote {
             Addr::Inet(at) => at.to_string(),
             Addr::Unix { pid: 0 } => format!("unix:{}", self.settings.listen_port),
             Addr::Unix { pid } => format!("unix({pid}):{}", self.settings.listen_port),
             Addr::Unknown => "(bad-af):0".into(),
         };
-        format!("C-0x{:x}: {database}/{user}@{at} ", client::pointer(client.number))
+        let pointer = client::pointer(client.number);
+        if let Some(peer) = pool.and_then(|pool| pool.peer) {
+            return format!("C-0x{pointer:x}: peer-{peer}@{at} ");
+        }
+        let database = pool.map_or("(nodb)", |pool| &*pool.names.0);
+        let user = client.user_name.as_deref().unwrap_or("(nouser)");
+        format!("C-0x{pointer:x}: {database}/{user}@{at} ")
     }
 
     /// `S-0x...: db/user@host:port `.
@@ -332,16 +346,19 @@ impl Core {
         let Some(pool) = self.pools.get(server.pool) else {
             return String::new();
         };
-        let (database, user) = pool.names();
         let at = match server.remote {
             Addr::Inet(at) => at.to_string(),
             Addr::Unix { .. } => {
-                let port = self.databases.get(pool.database).map_or(0, |d| d.port());
-                format!("unix:{port}")
+                format!("unix:{}", self.server_port(pool))
             }
             Addr::Unknown => "(bad-af):0".into(),
         };
-        format!("S-0x{:x}: {database}/{user}@{at} ", client::pointer(server.number))
+        let pointer = client::pointer(server.number);
+        if let Some(peer) = pool.peer {
+            return format!("S-0x{pointer:x}: peer-{peer}@{at} ");
+        }
+        let (database, user) = pool.names();
+        format!("S-0x{pointer:x}: {database}/{user}@{at} ")
     }
 }
 
@@ -414,6 +431,7 @@ impl Decisions for Core {
             return Verdict::Wait;
         }
         match self.clients.get(id) {
+            Some(client) if client.revoked.is_some() => self.revoked_packet(id, packet, sink),
             Some(client) if client.welcomed => self.query_packet(id, packet, sink),
             Some(_) => self.client_login_packet(id, packet, sink),
             None => Verdict::Stop,

@@ -33,6 +33,8 @@ pub struct Pool {
     pub(super) user: UserId,
     /// Database and user name.
     pub(super) names: (Rc<str>, Rc<str>),
+    /// The peer that it forwards cancel requests to; then database and user are none.
+    pub(super) peer: Option<u32>,
     clients: [List<Client>; ClientState::COUNT],
     servers: [List<Server>; ServerState::COUNT],
     pub(super) welcome: Option<Rc<Welcome>>,
@@ -43,6 +45,8 @@ pub struct Pool {
     pub(super) login_failed: Option<String>,
     /// The same with all that is known.
     pub(super) last_error: Option<String>,
+    /// The last new connection took a cancel request.
+    pub(super) cancel_went_last: bool,
     pub(super) last_lifetime_close: Micros,
     /// Since when it has had neither clients nor servers, as the janitor saw it.
     pub(super) idle_since: Option<Micros>,
@@ -61,6 +65,7 @@ impl Pool {
             database,
             user,
             names,
+            peer: None,
             clients: Default::default(),
             servers: Default::default(),
             welcome: None,
@@ -68,6 +73,7 @@ impl Pool {
             connect_failed: false,
             login_failed: None,
             last_error: None,
+            cancel_went_last: false,
             last_lifetime_close: Micros(0),
             idle_since: None,
             next_host: 0,
@@ -77,6 +83,16 @@ impl Pool {
         }
     }
 
+    /// The pool of a peer: there is nothing in it but cancel requests and what carries them.
+    pub(super) fn of_peer(peer: u32) -> Pool {
+        let names = (format!("peer-{peer}").into(), "".into());
+        Pool { peer: Some(peer), ..Pool::new(Id::none(), Id::none(), names) }
+    }
+
+    /// The peer that it forwards cancel requests to.
+    pub fn peer(&self) -> Option<u32> {
+        self.peer
+    }
     /// Its database.
     pub fn database(&self) -> DatabaseId {
         self.database
@@ -113,7 +129,7 @@ impl Pool {
     }
     /// The admin database's pool, which has no servers.
     pub fn is_console(&self) -> bool {
-        &*self.names.0 == super::database::CONSOLE
+        self.peer.is_none() && &*self.names.0 == super::database::CONSOLE
     }
 }
 

@@ -20,6 +20,7 @@ impl Core {
         let framer = Framer { startup: false, max: self.settings.max_packet_size };
         let Some(client) = self.clients.get(id) else { return LONG_WAY };
         let is_active = client.state == ClientState::Active && client.welcomed;
+        let is_active = is_active && client.revoked.is_none();
         let is_served = is_active && client.console.is_none();
         let Some((first, _)) = first_request(framer, data) else { return LONG_WAY };
         if !is_served || self.settings.disable_pqexec.on() {

@@ -73,7 +73,19 @@ pub enum Status {
     InFailedTransaction,
 }
 
-/// A connection that we made to PostgreSQL.
+/// Which cancel requests a connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// None.
+    Nothing,
+    /// Those against this server, which is nobody else's until the connection ends, also if the
+    /// clients that sent the requests are gone.
+    ToServer(ServerId),
+    /// Those with one key, to a peer.
+    ToPeer,
+}
+
+/// A connection that we made to PostgreSQL, or to a peer.
 pub struct Server {
     pub(super) state: ServerState,
     pub(super) status: Status,
@@ -91,10 +103,9 @@ pub struct Server {
     pub(super) vars: Vars,
     pub(super) links: Links<Server>,
     pub(super) key: Option<u64>,
-    /// The cancel request that this connection carries, and the server that it is aimed at: that
-    /// one is nobody else's until this connection ends, also if the request's client is gone.
-    pub(super) carries: Option<(ClientId, ServerId)>,
-    /// Cancel requests against this server that have been sent and not been answered by a close.
+    /// The cancel requests that this connection carries.
+    pub(super) carries: Carries,
+    /// Connections that carry cancel requests against this server and have not been closed yet.
     pub(super) cancels_in_flight: u32,
     /// Which element of a list of hosts it is connected to.
     pub(super) host: u32,

@@ -57,7 +57,7 @@ impl Core {
             Peer::Client(id) => self
                 .clients
                 .get(id)
-                .is_none_or(|client| client.console.is_some() || !client.welcomed),
+                .is_none_or(|c| c.console.is_some() || !c.welcomed || c.is_ignored()),
             Peer::Server(id) => self.servers.get(id).is_none_or(|server| {
                 let may_rest = matches!(server.state, ServerState::Active | ServerState::Idle);
                 let pool = self.pools.get(server.pool);
@@ -144,7 +144,8 @@ impl Core {
 
     fn restless(&self, is_quiet: impl Fn(Peer) -> bool) -> Restless {
         let clients = self.clients.iter().filter(|(id, client)| {
-            let at_rest = client.state == ClientState::Active && is_quiet(Peer::Client(*id));
+            let at_rest = client.state == ClientState::Active && !client.is_ignored();
+            let at_rest = at_rest && is_quiet(Peer::Client(*id));
             client.console.is_none() && !at_rest
         });
         let servers = self.servers.iter().filter(|(id, server)| {

@@ -120,7 +120,7 @@ impl World {
             }
             _ if !who.is_server => true,
             "pause mode" => facts.paused || self.is_paused_at(database),
-            "connect string changed" => facts.replaced,
+            "connect string changed" => facts.replaced || database.starts_with("peer-"),
             "database configuration changed" | "obsolete connection" | "close_needed" => {
                 facts.replaced || server.is_some_and(|id| self.memory.is_marked(*id))
             }
@@ -214,8 +214,8 @@ impl Named {
             None => (false, prefix.strip_prefix("C-0x")?),
         };
         let (hex, rest) = rest.split_once(": ")?;
-        let (database, rest) = rest.split_once('/')?;
-        let (user, _) = rest.split_once('@')?;
+        let (name, _) = rest.split_once('@')?;
+        let (database, user) = name.split_once('/').unwrap_or((name, ""));
         Some(Named {
             is_server,
             pointer: u64::from_str_radix(hex, 16).ok()?,

@@ -218,6 +218,9 @@ impl World {
     }
 
     fn somebody_cancels(&mut self) {
+        if self.dice.chance(25) {
+            return self.somebody_cancels_elsewhere();
+        }
         let targets: Vec<_> = self
             .clients
             .iter()
@@ -230,8 +233,9 @@ impl World {
         }
         let (number, cancel_key, database) = &targets[self.dice.below(targets.len())];
         self.targets.insert(*number);
+        let cancel_key = self.travelled(*cancel_key);
         let at = self.connect_client(database);
-        talk::cancel(&mut self.clients[at], *cancel_key);
+        talk::cancel(&mut self.clients[at], cancel_key);
         self.trace(|world| format!("client {} cancels {number}", world.clients[at].number));
     }
 }

@@ -7,6 +7,7 @@
 mod admin;
 mod auth_query;
 mod bytes;
+mod cancels;
 mod causes;
 mod client;
 mod counts;

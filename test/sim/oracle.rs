@@ -112,7 +112,8 @@ impl World {
     /// Everybody is in exactly the list that its state names.
     fn check_lists(&self) {
         let core = &self.core;
-        let (mut clients, mut servers) = (core.login_clients().len(), 0);
+        let (mut clients, mut servers) = self.in_peer_pools();
+        clients += core.login_clients().len();
         for (id, pool) in core.pools() {
             clients += pool.client_count();
             servers += pool.server_count();

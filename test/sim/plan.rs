@@ -4,7 +4,7 @@ use crate::dice::Dice;
 use crate::jobs::{stored_secret, PASSWORD};
 use pgturnstile::base::Micros;
 use pgturnstile::config::{
-    AuthType, Config, DatabaseEntry, Flag, LoadBalance, PoolMode, Settings, UserEntry,
+    AuthType, Config, DatabaseEntry, Flag, LoadBalance, PeerEntry, PoolMode, Settings, UserEntry,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +32,8 @@ pub struct Plan {
     pub unlisted: BTreeSet<String>,
     /// Entries of `[users]`.
     pub entries: BTreeMap<String, UserEntry>,
+    /// Other processes behind the same address.
+    pub peers: BTreeMap<u32, PeerEntry>,
     /// Nothing goes wrong by itself: no fault, no RELOAD, no timeouts.
     pub calm: bool,
     /// Some servers ask for a SCRAM proof.
@@ -58,6 +60,7 @@ impl Plan {
             users: vec!["ann".into(), "bob".into()],
             unlisted: BTreeSet::new(),
             entries: ["ann", "bob", "app"].map(|name| (name.to_owned(), user(dice))).into(),
+            peers: BTreeMap::new(),
             calm,
             servers_ask: false,
             clients: 2 + dice.below(11),
@@ -65,6 +68,7 @@ impl Plan {
         if dice.chance(50) {
             plan.draw_limits(dice);
         }
+        (plan.settings.peer_id, plan.peers) = crate::cancels::draw(dice);
         if !calm {
             plan.draw_timeouts(dice);
         }
@@ -84,6 +88,7 @@ impl Plan {
                 .map(|database| (database.name.clone(), database.entry.clone()))
                 .collect(),
             users: self.entries.clone(),
+            peers: self.peers.clone(),
             ..Config::default()
         }
     }
@@ -260,6 +265,7 @@ impl Plan {
             7 => self.settings.default_pool_size = dice.pick(&[0, 1, 1, 2, 4]),
             8 => self.settings.server_round_robin = Flag(dice.below(2) as i32),
             9 => self.settings.pool_mode = mode(dice),
+            10 => self.peers = crate::cancels::peers(dice),
             _ => edit_entry(&mut self.databases[at].entry, dice),
         }
         format!("{:?} {:?}", self.databases, self.entries)

@@ -403,6 +403,7 @@ impl World {
             self.show_at_once(at);
         }
         if let Effect::Cancel(key) = effect {
+            self.check_forwarded(at, key);
             let target = self.servers.values_mut().find(|server| server.key == key);
             if let Some(Err(text)) = target.map(|server| server.cancel(&self.targets)) {
                 self.fail(&text);
