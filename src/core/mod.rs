@@ -20,6 +20,8 @@ pub mod janitor;
 pub mod jobs;
 mod limits;
 mod login;
+#[cfg(test)]
+mod login_tests;
 pub mod memory;
 mod method;
 pub mod pause;

@@ -42,6 +42,7 @@ impl Core {
             self.drop_missing(&names);
         }
         self.put_peers(config.peers, complete);
+        self.plan_verifiers();
         self.mark_all();
     }
 
@@ -52,6 +53,7 @@ impl Core {
         if changed {
             self.journal.set_verbose(next.verbose);
             self.settings = Rc::new(next);
+            self.plan_verifiers();
             self.mark_all();
         }
         changed
@@ -235,6 +237,7 @@ impl Core {
                 user.set_secret(Secret::Empty);
             }
         }
+        self.plan_verifiers();
     }
 }
 
