@@ -458,7 +458,10 @@ mod tests {
             assert_eq!(reply.len(), format!("r=x{OURS},s={},i=4", "x".repeat(24)).len());
             let error = exchange.last(format!("c=biws,r=x{OURS},p={PROOF}").as_bytes());
             let error = error.unwrap_err();
-            assert_eq!((&*error.to_string(), error.client_text()), (want, "SASL authentication failed"));
+            assert_eq!(
+                (&*error.to_string(), error.client_text()),
+                (want, "SASL authentication failed")
+            );
         }
     }
 

@@ -167,7 +167,8 @@ impl Core {
         if stored.iterations > ITERATIONS_MAX {
             // Whoever may set a password of a database's may make up such a secret.
             let (count, most) = (stored.iterations, ITERATIONS_MAX);
-            let line = format!("SCRAM iteration count {count} is too high (at most {most} are done)");
+            let line =
+                format!("SCRAM iteration count {count} is too high (at most {most} are done)");
             self.client_log(id, Level::Error, &line);
             return Err(fault::PASSWORD_FAILED);
         }
@@ -382,7 +383,8 @@ mod tests {
         assert_eq!(made(&scene), None, "a verifier of the old one");
         assert!(scene.end_job());
         let verifier = made(&scene).unwrap();
-        let of = |password: &[u8]| SaltedKeys::derive(password, &verifier.salt, verifier.iterations);
+        let of =
+            |password: &[u8]| SaltedKeys::derive(password, &verifier.salt, verifier.iterations);
         assert!(verifier.is_of(&of(b"two")) && !verifier.is_of(&of(b"one")));
     }
 

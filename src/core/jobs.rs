@@ -420,7 +420,11 @@ mod tests {
     #[test]
     fn secrets_are_not_shown() {
         let user = "ann".to_owned();
-        let attempt = || Attempt { user: user.clone(), password: PASSWORD.to_vec().into(), host: "unix".into() };
+        let attempt = || Attempt {
+            user: user.clone(),
+            password: PASSWORD.to_vec().into(),
+            host: "unix".into(),
+        };
         let salt = stored();
         let derivation = Derivation { password: PASSWORD.to_vec().into(), salt, iterations: 1 };
         for (job, want) in [

@@ -1,8 +1,8 @@
 //! Logins step by step: what changes in the midst of one, who is told what, and what that costs.
 
 use super::client::ClientState;
-use super::face::{Action, Addr, ClientId, Decisions, Loss, Origin, Packet, Peer, ServerId, Sink};
 use super::face::Verdict;
+use super::face::{Action, Addr, ClientId, Decisions, Loss, Origin, Packet, Peer, ServerId, Sink};
 use super::jobs::{Job, JobId, Outcome};
 use super::{Core, Surroundings};
 use crate::auth::{self, Challenge, ClientExchange, Credential, SaltedKeys, ScramSecret};
@@ -284,7 +284,10 @@ fn a_secret_that_is_gone_or_changed_lets_nobody_in_whenever_that_happens() {
                         scene.act();
                     }
                 });
-                assert!(outcome.ends_with(" authentication failed"), "{auth_type} {user} {outcome}");
+                assert!(
+                    outcome.ends_with(" authentication failed"),
+                    "{auth_type} {user} {outcome}"
+                );
                 assert!(!scene.heard(id).iter().any(|(_, body)| *body == [0; 4]));
                 let user = scene.core.users.get(scene.core.user_names[*user]).unwrap();
                 assert!(user.keys.is_none(), "keys of a secret that is gone");

@@ -28,6 +28,7 @@ mod limits;
 mod listen;
 mod log;
 mod memory;
+mod methods;
 mod pam;
 mod parameters;
 mod pooling;
