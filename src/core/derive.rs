@@ -323,7 +323,7 @@ impl PartialEq for Derivation {
 mod tests {
     use super::super::database::User;
     use super::super::face::Decisions;
-    use super::super::login_tests::{stored, Scene, PASSWORD};
+    use super::super::login_scene::{stored, Scene, PASSWORD};
     use super::*;
 
     fn list(names: &[&str], secret: &[u8]) -> Vec<(String, Vec<u8>)> {

@@ -317,7 +317,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::super::face::{Addr, Decisions, Loss, Origin, Verdict};
-    use super::super::login_tests::{stored, Scene, PASSWORD};
+    use super::super::login_scene::{stored, Scene, PASSWORD};
     use super::*;
     use crate::wire::write;
 

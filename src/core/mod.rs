@@ -21,6 +21,8 @@ pub mod jobs;
 mod limits;
 mod login;
 #[cfg(test)]
+mod login_scene;
+#[cfg(test)]
 mod login_tests;
 pub mod memory;
 mod method;

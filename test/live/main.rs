@@ -19,6 +19,7 @@ mod console_waits;
 mod copy;
 mod defects;
 mod drivers;
+mod enumeration;
 mod fds;
 mod garbage;
 mod hba;
