@@ -2,7 +2,7 @@
 
 use super::client::ClientState;
 use super::face::Verdict;
-use super::face::{Action, Addr, ClientId, Decisions, Loss, Origin, Packet, Peer, ServerId, Sink};
+use super::face::{Action, Addr, ClientId, Decisions, Origin, Packet, Peer, ServerId, Sink};
 use super::jobs::{Job, JobId, Outcome};
 use super::{Core, Surroundings};
 use crate::auth::{self, Challenge, ClientExchange, Credential, SaltedKeys, ScramSecret};
