@@ -108,6 +108,8 @@ impl Database {
 pub struct User {
     pub(super) name: Rc<str>,
     pub(super) secret: Secret,
+    /// How often the secret has changed.
+    pub(super) secret_version: u64,
     /// Listed in auth_file.
     pub(super) listed: bool,
     pub(super) entry: UserEntry,
@@ -150,6 +152,7 @@ impl User {
             self.keys = None;
             self.salted = None;
             self.secret = secret;
+            self.secret_version = self.secret_version.wrapping_add(1);
         }
     }
 }

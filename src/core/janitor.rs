@@ -285,6 +285,9 @@ impl Core {
             .filter(|(_, pool)| pool.client_count() + pool.server_count() > 0)
             .map(|(_, pool)| pool.database)
             .collect();
+        // Who logs in has no pool yet, or stands in that of the database where its user is looked up.
+        let logins = self.clients.iter().filter_map(|(_, client)| client.login.as_ref()?.database);
+        in_use.extend(logins);
         in_use.sort_unstable();
         let mut over = Vec::new();
         for (id, database) in self.databases.iter_mut() {

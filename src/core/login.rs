@@ -34,6 +34,8 @@ pub(super) struct Login {
     /// Name of the user at the other end of a Unix socket, if some rule asks for it.
     pub(super) system_user: Option<Box<str>>,
     admin: Option<Access>,
+    /// The version of the user's secret that its proof is held against.
+    pub(super) held_against: Option<u64>,
     /// The job that has to end before it is read on.
     pub(super) job: Option<JobId>,
 }
@@ -82,6 +84,7 @@ impl Login {
             method: None,
             system_user: None,
             admin: None,
+            held_against: None,
             job: None,
         }
     }

@@ -17,6 +17,7 @@ impl Core {
     /// asked for their proof already are judged by the old ones.
     pub fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
+        self.plan_verifiers();
     }
 
     /// Clients of Unix sockets that have to be named to `name_peer`, with the ids of their users:

@@ -23,6 +23,10 @@ pub mod jobs;
 mod leave;
 mod limits;
 mod login;
+#[cfg(test)]
+mod login_scene;
+#[cfg(test)]
+mod login_tests;
 pub mod memory;
 mod method;
 pub mod pause;

@@ -41,6 +41,7 @@ impl Core {
             self.drop_missing(&names);
         }
         self.put_peers(config.peers, complete);
+        self.plan_verifiers();
         self.mark_all();
     }
 
@@ -51,6 +52,7 @@ impl Core {
         if changed {
             self.journal.set_verbose(next.verbose);
             self.settings = Rc::new(next);
+            self.plan_verifiers();
             self.mark_all();
         }
         changed
@@ -219,6 +221,7 @@ impl Core {
                 user.set_secret(Secret::Empty);
             }
         }
+        self.plan_verifiers();
     }
 }
 
