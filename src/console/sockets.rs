@@ -5,7 +5,6 @@ use super::table::{count, int, text, Column, Table};
 use crate::base::Micros;
 use crate::core::client::{self, Client, ClientState};
 use crate::core::console::Console;
-use crate::core::database::Database;
 use crate::core::pool::Pool;
 use crate::core::server::{Server, ServerState};
 use crate::core::vars::{Vars, APPLICATION_NAME};
@@ -140,7 +139,7 @@ fn server_row<'a>(
     state: &'static str,
 ) -> SocketRow<'a> {
     let core = view.core;
-    let port = core.database(pool.database()).map_or(0, Database::port);
+    let port = core.server_port(id);
     let client = server.client().and_then(|id| core.clients().get(id));
     SocketRow {
         view,

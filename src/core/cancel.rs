@@ -77,11 +77,7 @@ impl Core {
     /// If a cancel request waits in the pool, the new connection carries it. Requests whose server
     /// has become free in the meantime are dropped.
     pub(super) fn carry_cancel(&mut self, server: ServerId, pool_id: PoolId) -> bool {
-        let request = self
-            .pools
-            .get(pool_id)
-            .and_then(|pool| pool.clients(ClientState::WaitingCancel).head());
-        let Some(request) = request else { return false };
+        let Some(request) = self.request_for(server, pool_id) else { return false };
         // The connection works: neither its end nor that of the request is a failed login.
         if let Some(carrier) = self.servers.get_mut(server) {
             carrier.login = None;
@@ -110,6 +106,18 @@ impl Core {
         write::cancel_request(&mut packet, key);
         self.actions.push_back(Action::Send(Peer::Server(server), packet));
         true
+    }
+
+    /// The first cancel request that a new connection can carry: its query, if it still runs, does
+    /// so at the same host.
+    fn request_for(&self, carrier: ServerId, pool: PoolId) -> Option<ClientId> {
+        let host = self.servers.get(carrier)?.host;
+        let requests = self.pools.get(pool)?.clients(ClientState::WaitingCancel).ids(&self.clients);
+        requests.into_iter().find(|request| {
+            let target = self.clients.get(*request).and_then(|client| client.cancels);
+            let target = target.and_then(|target| self.servers.get(target));
+            target.is_none_or(|target| target.host == host)
+        })
     }
 
     /// A server has been released: requests against it that were not sent yet make no sense.

@@ -1,7 +1,8 @@
 //! A new server: connecting, authentication, parameters, connect_query, ready (pooling 5.6).
 
+use super::attrs::{self, Fit, Traits};
 use super::database::User;
-use super::face::{Action, Addr, Loss, Packet, Peer, ServerId, Sink, Target, Verdict};
+use super::face::{Action, Addr, Loss, Packet, Peer, ServerId, Sink, Verdict};
 use super::fault::{self, Fault};
 use super::jobs::JobId;
 use super::pool::{PoolId, Welcome};
@@ -13,7 +14,6 @@ use super::Core;
 use crate::auth::{Challenge, ClientExchange, Credential, ScramError, Secret};
 use crate::base::list::Links;
 use crate::base::Level;
-use crate::config::LoadBalance;
 use crate::wire::read::{self, lossy, ErrorFields};
 use crate::wire::{write, FromServer, Reader};
 use std::rc::Rc;
@@ -29,6 +29,8 @@ enum Stage {
     Authenticating,
     /// Parameters come in.
     Authenticated,
+    /// It has been asked what it is like.
+    Asked,
     /// connect_query runs.
     ConnectQuery,
 }
@@ -51,23 +53,11 @@ pub(super) struct ServerLogin {
 pub(super) fn open(core: &mut Core, pool_id: PoolId) {
     let number = core.next_number();
     let now = core.now;
-    let Some(pool) = core.pools.get(pool_id) else {
-        return;
-    };
-    let effective = core.effective(pool);
-    let hosts = core.databases.get(pool.database).map_or(1, |database| database.hosts().len());
-    let stays = effective.load_balance() == LoadBalance::Disable;
-    let failed = pool.connect_failed || pool.login_failed.is_some();
+    let host = core.choose_host(pool_id);
+    core.miss_socket_dir(pool_id, host);
     let Some(pool) = core.pools.get_mut(pool_id) else {
         return;
     };
-    if stays && failed {
-        pool.next_host = pool.next_host.wrapping_add(1);
-    }
-    let host = pool.next_host % u32::try_from(hosts).unwrap_or(1).max(1);
-    if !stays {
-        pool.next_host = pool.next_host.wrapping_add(1);
-    }
     pool.last_launch = now;
     let id = core.servers.insert(Server {
         state: ServerState::Login,
@@ -84,6 +74,7 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
         carries: None,
         cancels_in_flight: 0,
         host,
+        traits: Traits::default(),
         connect_time: now,
         number,
         remote: Addr::Unknown,
@@ -110,17 +101,6 @@ impl Server {
 }
 
 impl Core {
-    /// Where a server connects to.
-    pub(super) fn server_target(&self, id: ServerId) -> Option<Target> {
-        let server = self.servers.get(id)?;
-        let database = self.databases.get(self.pools.get(server.pool)?.database)?;
-        let host = match database.hosts().get(server.host as usize).copied() {
-            None | Some("") => self.settings.unix_socket_dir.clone(),
-            Some(host) => host.to_owned(),
-        };
-        Some(Target { host, port: u16::try_from(database.port()).unwrap_or(0) })
-    }
-
     /// The connection is open: carry a cancel request, or log in.
     pub(super) fn server_connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
         let Some(server) = self.servers.get_mut(id) else {
@@ -140,9 +120,7 @@ impl Core {
             return;
         }
         if matches!(remote, Addr::Inet(_)) && self.asks_servers_for_tls() {
-            if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
-                login.stage = Stage::Securing;
-            }
+            self.go_to(id, Stage::Securing);
             self.actions.push_back(Action::StartTls(Peer::Server(id)));
             return;
         }
@@ -229,7 +207,10 @@ impl Core {
                     return Verdict::Stop;
                 }
             },
-            _ if self.in_connect_query(id) => {}
+            FromServer::DataRow if self.stage(id) == Some(Stage::Asked) => {
+                self.note_answer(id, body);
+            }
+            _ if self.in_own_query(id) => {}
             _ => {
                 let text = format!("unknown pkt from server: '{}'", packet.tag as char);
                 self.server_log(id, Level::Error, &text);
@@ -244,11 +225,18 @@ impl Core {
         self.servers.get(id)?.login.as_ref().map(|login| login.stage)
     }
 
-    fn in_connect_query(&self, id: ServerId) -> bool {
-        self.stage(id) == Some(Stage::ConnectQuery)
+    fn in_own_query(&self, id: ServerId) -> bool {
+        matches!(self.stage(id), Some(Stage::Asked | Stage::ConnectQuery))
+    }
+
+    fn go_to(&mut self, id: ServerId, stage: Stage) {
+        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+            login.stage = stage;
+        }
     }
 
     fn login_parameter(&mut self, id: ServerId, name: &[u8], value: &[u8]) {
+        self.note_trait(id, name, value);
         let Some(server) = self.servers.get_mut(id) else {
             return;
         };
@@ -409,29 +397,52 @@ impl Core {
         let Some(pool) = self.servers.get(id).map(|server| server.pool) else {
             return Verdict::Stop;
         };
-        if !matches!(stage, Some(Stage::Authenticated | Stage::ConnectQuery)) {
+        if !matches!(stage, Some(Stage::Authenticated | Stage::Asked | Stage::ConnectQuery)) {
             self.login_failed(id, fault::UNKNOWN_LOGIN_PACKET, None, true);
             return Verdict::Stop;
+        }
+        match self.fit_at_login(id, pool) {
+            Fit::Yes => {}
+            Fit::No(unfit) => {
+                self.login_failed(id, unfit.fault(), None, true);
+                return Verdict::Stop;
+            }
+            Fit::Ask(question) if stage == Some(Stage::Authenticated) => {
+                write::query(&mut sink.to_server, question.sql());
+                self.go_to(id, Stage::Asked);
+                if let Some(server) = self.servers.get_mut(id) {
+                    server.traits.asked = Some(question);
+                }
+                return Verdict::Drop;
+            }
+            Fit::Ask(_) => {
+                self.login_failed(id, fault::TRAITS_UNKNOWN, None, true);
+                return Verdict::Stop;
+            }
         }
         let query = self
             .pools
             .get(pool)
             .and_then(|pool| self.databases.get(pool.database))
             .and_then(|database| database.entry.connect_query.clone())
-            .filter(|query| stage == Some(Stage::Authenticated) && !query.is_empty());
+            .filter(|query| stage != Some(Stage::ConnectQuery) && !query.is_empty());
         if let Some(query) = query {
             if query.len() > OWN_QUERY_MAX {
                 self.login_failed(id, fault::CONNECT_QUERY_TOO_LONG, None, false);
                 return Verdict::Stop;
             }
             write::query(&mut sink.to_server, query.as_bytes());
-            if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
-                login.stage = Stage::ConnectQuery;
-            }
+            self.go_to(id, Stage::ConnectQuery);
             return Verdict::Drop;
         }
         self.login_done(id, pool);
         Verdict::Drop
+    }
+
+    fn fit_at_login(&self, id: ServerId, pool: PoolId) -> Fit {
+        let traits = self.servers.get(id).map(|server| server.traits).unwrap_or_default();
+        let any_will_do = self.pools.get(pool).is_some_and(|pool| pool.hosts.any_will_do());
+        attrs::fit(self.wanted(pool), traits, any_will_do)
     }
 
     fn login_done(&mut self, id: ServerId, pool_id: PoolId) {
@@ -453,6 +464,7 @@ impl Core {
             pool.welcome = Some(Rc::new(Welcome { untracked, vars, tracked }));
         }
         self.move_server(id, ServerState::Idle);
+        self.round_won(pool_id, id);
         self.activate_next(pool_id);
         self.mark(pool_id);
     }
@@ -460,7 +472,12 @@ impl Core {
     /// ErrorResponse during login (pooling 10.5).
     fn login_error(&mut self, id: ServerId, body: &[u8]) -> Verdict {
         let fields = ErrorFields::read(body);
-        if self.in_connect_query(id) {
+        if self.stage(id) == Some(Stage::Asked) {
+            let text = fields.line(": ").unwrap_or_default();
+            self.server_log(id, Level::Warning, &format!("asked for its mode: {text}"));
+            return Verdict::Drop;
+        }
+        if self.stage(id) == Some(Stage::ConnectQuery) {
             let line = fields.line(": ").unwrap_or_default();
             let line = format!("\"S: error while executing exec_on_query: {line}\"");
             self.journal.line(Level::Error, line);
@@ -495,29 +512,27 @@ impl Core {
         let Some(server) = self.servers.get_mut(id) else {
             return;
         };
-        let pool_id = server.pool;
+        let (pool_id, host) = (server.pool, server.host);
         let Some(login) = server.login.take() else {
             return;
         };
         if let Some(job) = login.job {
             self.leave_job(job, Peer::Server(id));
         }
-        let Some(pool) = self.pools.get_mut(pool_id) else {
-            return;
-        };
         // What we ended ourselves says nothing about the server.
         let ours = [fault::PAUSE_MODE, fault::CONNECT_STRING_CHANGED, fault::SUSPEND_TIMEOUT];
         if ours.contains(reason) {
             return;
         }
+        let failure = self.attempt_failed(pool_id, host, reason, login.error, login.refusal);
+        let (Some(failure), Some(pool)) = (failure, self.pools.get_mut(pool_id)) else {
+            return;
+        };
         pool.connect_failed = true;
-        pool.login_failed = Some(crate::base::text::cut(&reason.text, 99).to_owned());
-        pool.last_error = Some(match login.error {
-            Some(error) => format!("{}: {error}", reason.text),
-            None => reason.text.to_string(),
-        });
+        pool.login_failed = Some(crate::base::text::cut(&failure.text, 99).to_owned());
+        pool.last_error = Some(failure.detail);
         let refused =
-            login.refusal.filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
+            failure.refusal.filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
         if let Some(refusal) = refused {
             use super::client::ClientState as C;
             // Who shares a look-up goes first, or it would take it over.

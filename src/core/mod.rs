@@ -5,6 +5,7 @@
 mod admin;
 pub mod ask;
 pub mod assign;
+pub mod attrs;
 mod auth_query;
 mod cancel;
 pub mod client;
@@ -15,6 +16,7 @@ pub mod database;
 mod derive;
 pub mod face;
 pub mod fault;
+mod hosts;
 mod identify;
 pub mod janitor;
 pub mod jobs;
@@ -187,7 +189,7 @@ impl Core {
         };
         let entry = DatabaseEntry {
             dbname: Some(CONSOLE.into()),
-            port: Some(core.settings.listen_port),
+            port: Some(core.settings.listen_port.into()),
             user: Some(CONSOLE.into()),
             pool_size: Some(2),
             min_pool_size: Some(0),
@@ -324,7 +326,7 @@ impl Core {
         let at = match server.remote {
             Addr::Inet(at) => at.to_string(),
             Addr::Unix { .. } => {
-                let port = self.databases.get(pool.database).map_or(0, |d| d.port());
+                let port = self.server_target(id).map_or(0, |target| target.port);
                 format!("unix:{port}")
             }
             Addr::Unknown => "(bad-af):0".into(),

@@ -279,7 +279,7 @@ fn draw_database_limits(entry: &mut DatabaseEntry, calm: bool, dice: &mut Dice) 
 fn edit_entry(entry: &mut DatabaseEntry, dice: &mut Dice) {
     match dice.below(12) {
         0 => entry.host = Some(dice.pick(&["h1", "h2", "h1,h2", "h3"]).to_owned()),
-        1 => entry.port = Some(dice.pick(&[5432, 5433])),
+        1 => entry.port = Some(dice.pick(&[5432, 5433]).into()),
         2 => entry.dbname = Some(dice.pick(&["one", "two"]).to_owned()),
         3 => entry.user = Some(dice.pick(&["app", "app", "ann"]).to_owned()),
         4 => entry.pool_mode = Some(mode(dice)),
@@ -310,7 +310,7 @@ fn entry(dice: &mut Dice) -> DatabaseEntry {
     DatabaseEntry {
         dbname: Some("one".into()),
         host: Some(dice.pick(&["h1", "h2", "h1,h2"]).to_owned()),
-        port: Some(5432),
+        port: Some(5432.into()),
         pool_mode: Some(mode(dice)),
         pool_size: (size > 0).then_some(size),
         user: dice.chance(20).then(|| "app".to_owned()),
