@@ -1,6 +1,7 @@
 //! What a run's configuration is: drawn from the seed, changed by RELOAD.
 
 use crate::dice::Dice;
+use crate::hosts;
 use crate::jobs::{stored_secret, PASSWORD};
 use pgturnstile::base::Micros;
 use pgturnstile::config::{
@@ -71,6 +72,9 @@ impl Plan {
         match dice.chance(40) {
             true => plan.draw_auth_query(dice),
             false => plan.draw_authentication(dice),
+        }
+        for database in &mut plan.databases {
+            hosts::draw(&mut database.entry, dice);
         }
         plan
     }
@@ -288,8 +292,10 @@ fn edit_entry(entry: &mut DatabaseEntry, dice: &mut Dice) {
         7 => entry.connect_query = Some(dice.pick(&["SELECT 1", "SELECT 2"]).to_owned()),
         8 => entry.load_balance_hosts = Some(LoadBalance::Disable),
         9 => draw_database_limits(entry, false, dice),
+        10 => hosts::draw(entry, dice),
         _ => entry.pool_size = Some(dice.pick(&[0, 1, 1, 2, 4])),
     }
+    hosts::fix(entry, dice);
 }
 
 fn mode(dice: &mut Dice) -> PoolMode {
