@@ -37,7 +37,13 @@ impl Roles {
     /// The role of a server at this host.
     pub fn of(&self, host: &str) -> Role {
         let is_standby = self.standbys.contains(host);
-        Role { host: host.to_owned(), is_standby, is_old: self.are_old, said: None }
+        Role {
+            host: host.to_owned(),
+            is_standby,
+            was_standby: is_standby,
+            is_old: self.are_old,
+            said: None,
+        }
     }
 }
 
@@ -120,9 +126,10 @@ impl World {
     pub fn is_role_wrong(&self, database: &str, id: Option<&ServerId>) -> bool {
         let wanted = self.plan.wanted(database);
         let model = id.and_then(|id| self.servers.get(&key(Peer::Server(*id))));
-        // What it says may not have arrived; then it is closed for what a neighbour said.
+        // What it says may not have arrived; then it is closed for what a neighbour said, or for
+        // what it was before.
         let unfit = model.is_none_or(|model| {
-            is_unfit(wanted, model.role.is_standby) || model.role.said.is_none()
+            is_unfit(wanted, model.role.is_standby) || is_unfit(wanted, model.role.was_standby)
         });
         unfit || self.facts.replaced || self.facts.reloaded
     }

@@ -11,6 +11,8 @@ pub struct Role {
     pub host: String,
     /// It is a standby; once promoted, it never is one again.
     pub is_standby: bool,
+    /// It was one.
+    pub was_standby: bool,
     /// It does not report what it is, and has to be asked.
     pub is_old: bool,
     /// What it has said about that last.
@@ -32,6 +34,7 @@ impl Server {
         match self.role.is_old {
             true => {
                 self.defaults.remove(PARAMETER);
+                self.params.remove(PARAMETER);
             }
             false => self.set_standby(self.role.is_standby),
         }
