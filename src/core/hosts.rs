@@ -292,7 +292,11 @@ impl Core {
             return;
         }
         let looked = pool.hosts.no_standby.is_some_and(|at| now.since(at) < retry);
-        let others = self.not_preferred(id);
+        let is_spurned = |server: &ServerId| {
+            self.servers.get(*server).is_some_and(|server| server.traits.spurned)
+        };
+        let (leaving, others): (Vec<_>, Vec<_>) =
+            self.not_preferred(id).into_iter().partition(is_spurned);
         let is_futile = self.hosts_without_standby(id).len() >= self.host_count(id) as usize;
         if looked || others.is_empty() || is_futile || self.shutdown.is_some() {
             return;
@@ -300,6 +304,8 @@ impl Core {
         let gone = match (self.may_launch(id), others.first()) {
             (Some(Launch::Yes), _) => true,
             (Some(Launch::No(Why::ServerUnreachable)) | None, _) | (_, None) => false,
+            // One makes room already.
+            _ if !leaving.is_empty() => false,
             // Free ones come first. One that is in use makes room when it is released; whoever
             // waits then has the next connection opened, and it looks for a standby, too.
             (Some(_), Some(first)) => self.spurn(*first),

@@ -137,7 +137,8 @@ impl World {
     /// A standby was preferred: there is such a pool, and the server is none.
     pub fn is_not_preferred(&self, database: &str, id: Option<&ServerId>) -> bool {
         let model = id.and_then(|id| self.servers.get(&key(Peer::Server(*id))));
-        let is_primary = model.is_none_or(|model| model.role.said == Some(false));
+        let is_primary =
+            model.is_none_or(|model| model.role.said == Some(false) || !model.role.is_standby);
         let prefers = self.plan.wanted(database) == SessionAttrs::PreferStandby;
         is_primary && prefers || self.facts.replaced || self.facts.reloaded
     }
