@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::cluster::Node;
 use crate::rig::fake::{Fake, Peer};
 use crate::rig::pooler::{Pooler, Setup};
+use crate::rig::postgres::postgres;
 use crate::rig::wait_until;
 use crate::rig::wire::{error, last_error, msg, query, tags};
 
@@ -257,4 +258,33 @@ fn clients_are_told_that_no_host_fits() {
                 no host fits target_session_attrs=read-write (server_login_retry)";
     assert_eq!(last_error(&clients[1].rest()).2, told);
     assert_eq!(asked.load(Ordering::Relaxed), 5, "one round, and one check");
+}
+
+#[test]
+fn server_that_a_client_made_read_only_is_given_up() {
+    let entry = |name: &str, mode: &str| {
+        format!(
+            "{name} = host=127.0.0.1 port={} dbname=template1 target_session_attrs=read-write \
+             pool_mode={mode}\n",
+            postgres().port
+        )
+    };
+    let databases = entry("by_session", "session") + &entry("by_transaction", "transaction");
+    let pooler = start(databases, "");
+    let line = |database: &str| {
+        let text = "closing because: session is read-only (target_session_attrs)";
+        pooler.count(&format!("LOG S {database}/trusty {text}"))
+    };
+    for database in ["by_session", "by_transaction"] {
+        let mut one = pooler.client(database);
+        let before = pooler.servers(database);
+        one.query("set default_transaction_read_only = on");
+        one.bye();
+        wait_until("the server is free or gone", || pooler.pool(database, "sv_active") == 0);
+        let mut two = pooler.client(database);
+        assert_eq!(two.value("show transaction_read_only"), "off");
+        let is_reset = database == "by_session";
+        assert_eq!(pooler.servers(database) == before, is_reset, "{database}");
+        assert_eq!(line(database), usize::from(!is_reset));
+    }
 }
