@@ -12,7 +12,7 @@ use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::raw::Raw;
 use crate::rig::scratch::{scratch, DeadPort};
 use crate::rig::wait_until;
-use crate::rig::wire::{error, last_error, query, startup, tags};
+use crate::rig::wire::{error, last_error, msg, query, startup, tags};
 
 /// Answers every query with this text.
 fn speak(mut peer: Peer, text: &str) {
@@ -225,4 +225,17 @@ fn paused_clients_wait_although_the_last_login_failed() {
     pooler.command("PAUSE fake");
     clients[2].send(&query("select 1"));
     wait_until("three wait", || pooler.pool("fake", "cl_waiting") == 3);
+}
+
+#[test]
+fn clients_that_wait_are_told_that_the_pooler_can_not_log_in() {
+    let fake = Fake::start(|mut peer| {
+        peer.raw.send(&msg(b'R', b"\0\0\0\x0aSCRAM-FUTURE\0\0"));
+        peer.raw.rest();
+    });
+    let pooler = start(fake.database(), "server_login_retry = 100\n");
+    let text = "none of the server's SASL authentication mechanisms are supported";
+    let told = pooler.refusal("trusty", "fake", "");
+    assert_eq!(told, format!("server login failed: {text}"));
+    pooler.wait_lines(&["LOG S fake/trusty closing because: failed to answer authreq"]);
 }
