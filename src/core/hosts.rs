@@ -87,6 +87,11 @@ impl Hosts {
         self.round.any_will_do
     }
 
+    /// The server at this host was not what is wanted, and nobody tries another one by himself.
+    pub(super) fn move_on(&mut self, host: u32) {
+        self.next = host.wrapping_add(1);
+    }
+
     /// The list is another one.
     pub(super) fn start_over(&mut self) {
         self.round = Round::default();

@@ -121,6 +121,7 @@ impl Core {
                 }
             }
         }
+        self.close_marked_replication(pool_id);
         self.close_marked(pool_id);
     }
 

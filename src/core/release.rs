@@ -51,6 +51,8 @@ pub struct Leaving {
     pub close_needed: bool,
     /// A cancel request against it is on its way.
     pub being_canceled: bool,
+    /// It was opened for one client.
+    pub is_replication: bool,
     /// The reset query has been run.
     pub was_tested: bool,
     /// It is what target_session_attrs wants.
@@ -75,6 +77,9 @@ pub fn next_state(server: Leaving) -> AfterRelease {
     }
     if server.being_canceled {
         return AfterRelease::BeingCanceled;
+    }
+    if server.is_replication {
+        return AfterRelease::Close(fault::REPLICATION_CLIENT_CLOSED);
     }
     let is_reset = server.reset_always || server.mode == PoolMode::Session;
     if !server.was_tested && server.has_reset && is_reset {
@@ -114,6 +119,7 @@ impl Core {
             owes: !server.replies.is_empty(),
             close_needed: server.close_needed,
             being_canceled: server.cancels_in_flight > 0,
+            is_replication: server.replication.is_some(),
             was_tested: server.state == ServerState::Tested || server.state == ServerState::Login,
             fit: self.fit_of(id),
         };
@@ -217,6 +223,9 @@ impl Core {
         let Some(server) = self.servers.get(id) else {
             return;
         };
+        if server.state == ServerState::Login {
+            return self.close_server(id, &fault::REPLICATION_CLIENT_LEFT, false);
+        }
         let fault = match server.status {
             Status::Reserved => None,
             Status::Ready if !server.replies.is_empty() => Some(fault::CLIENT_LEFT_IN_QUERY),
@@ -268,6 +277,7 @@ mod tests {
             owes: false,
             close_needed: false,
             being_canceled: false,
+            is_replication: false,
             was_tested: false,
             fit: Fit::Yes,
         };
@@ -281,6 +291,14 @@ mod tests {
             (Leaving { has_reset: false, ..session }, AfterRelease::Idle),
             (Leaving { was_tested: true, ..session }, AfterRelease::Idle),
             (Leaving { check_always: true, ..fine }, AfterRelease::Used),
+            (
+                Leaving { is_replication: true, check_always: true, ..session },
+                AfterRelease::Close(fault::REPLICATION_CLIENT_CLOSED),
+            ),
+            (
+                Leaving { is_replication: true, being_canceled: true, ..fine },
+                AfterRelease::BeingCanceled,
+            ),
             (Leaving { being_canceled: true, ..session }, AfterRelease::BeingCanceled),
             (
                 Leaving { close_needed: true, being_canceled: true, ..fine },
