@@ -9,7 +9,6 @@ use super::table::{bytea, int, long, text, Cell, Column, Table};
 use super::Answer;
 use crate::auth::PassKeys;
 use crate::core::client::{Client, ClientState};
-use crate::core::database::Database;
 use crate::core::pool::Pool;
 use crate::core::server::{Server, ServerState};
 use crate::core::vars::Vars;
@@ -177,7 +176,7 @@ fn server<'a>(
         task: "server",
         user: Some(pool.names().1),
         database: Some(pool.names().0),
-        remote: End::new(server.remote(), core.database(pool.database()).map_or(0, Database::port)),
+        remote: End::new(server.remote(), core.server_port(id)),
         cancel_key: server.cancel_key(),
         link: partner(view, server.client().map(Peer::Client))?,
         vars: Some(server.vars()),

@@ -153,6 +153,7 @@ fn server_row<'a>(
     state: &'static str,
 ) -> SocketRow<'a> {
     let core = view.core;
+    let port = core.server_port(id);
     let client = server.client().and_then(|id| core.clients().get(id));
     SocketRow {
         view,
@@ -160,7 +161,7 @@ fn server_row<'a>(
         user: if pool.peer().is_some() { "(nouser)" } else { pool.names().1 },
         database: database_name(pool),
         state,
-        remote: End::new(server.remote(), core.server_port(pool)),
+        remote: End::new(server.remote(), port),
         local: End::new(server.local(), core.settings().listen_port),
         connect_time: server.connect_time(),
         request_time: server.last_packet(),

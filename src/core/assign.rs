@@ -309,15 +309,21 @@ impl Core {
             of_database: effective.max_db_connections(),
             of_user: effective.max_user_connections(),
             welcome_known: pool.welcome.is_some() || self.has_replication(pool),
-            failed_launch: pool.connect_failed.then_some(pool.last_launch),
+            failed_launch: (pool.connect_failed && !pool.hosts.is_in_round())
+                .then_some(pool.last_launch),
             login_retry: self.settings.server_login_retry,
         };
         (count, limit)
     }
 
+    /// How long hosts are left alone that failed.
+    pub(super) fn retry_pause(&self) -> Micros {
+        self.settings.server_login_retry.max(LEAST_RETRY)
+    }
+
     /// When a pool whose last attempt to connect failed may try again.
     pub(super) fn retry_time(&self, pool: &Pool) -> Micros {
-        pool.last_launch + self.settings.server_login_retry.max(LEAST_RETRY)
+        pool.last_launch + self.retry_pause()
     }
 
     /// Opens a connection if that is allowed now; if `evict`, idle ones of other pools make room.

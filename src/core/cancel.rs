@@ -127,6 +127,11 @@ impl Core {
             }
             return false;
         }
+        let next = self.next_cancel(carrier, pool_id);
+        if next.is_none() && self.has_cancels(pool_id) {
+            // Their queries run at other hosts.
+            return false;
+        }
         // The connection works: neither its end nor that of the request is a failed login.
         if let Some(server) = self.servers.get_mut(carrier) {
             server.login = None;
@@ -134,7 +139,7 @@ impl Core {
         if let Some(pool) = self.pools.get_mut(pool_id) {
             pool.connect_failed = false;
         }
-        let Some((request, aim)) = self.next_cancel(pool_id) else {
+        let Some((request, aim)) = next else {
             self.close_server(carrier, &fault::CANCEL_GIVEN_UP, false);
             return true;
         };
@@ -176,23 +181,27 @@ impl Core {
         self.pools.get(pool).is_some_and(waiting)
     }
 
-    /// The first request that still makes sense; those before it are closed.
-    fn next_cancel(&mut self, pool_id: PoolId) -> Option<(ClientId, Aim)> {
-        loop {
-            let pool = self.pools.get(pool_id)?;
-            let request = pool.clients(ClientState::WaitingCancel).head()?;
+    /// The first request that still makes sense and whose query, if it still runs, does so at the
+    /// host of this connection; those before it that make none are closed.
+    fn next_cancel(&mut self, carrier: ServerId, pool_id: PoolId) -> Option<(ClientId, Aim)> {
+        let host = self.servers.get(carrier)?.host;
+        let pool = self.pools.get(pool_id)?;
+        let is_peer = pool.peer.is_some();
+        for request in pool.clients(ClientState::WaitingCancel).ids(&self.clients) {
             let client = self.clients.get(request)?;
-            if pool.peer.is_some() {
+            if is_peer {
                 return Some((request, Aim::Peer(client.cancel_key)));
             }
-            let target = client.cancels.filter(|target| {
-                self.servers.get(*target).is_some_and(|target| target.key.is_some())
-            });
-            match target {
-                Some(target) => return Some((request, Aim::Server(target))),
+            let target = client.cancels.and_then(|id| Some((id, self.servers.get(id)?)));
+            match target.filter(|(_, target)| target.key.is_some()) {
+                Some((id, target)) if target.host == host => {
+                    return Some((request, Aim::Server(id)));
+                }
+                Some(_) => {}
                 None => self.close_client(request, &fault::CANCEL_NOW_IDLE),
             }
         }
+        None
     }
 
     /// The requests that wait for the same as this one, itself included: one connection does for

@@ -1,7 +1,8 @@
 //! A new server: connecting, authentication, parameters, connect_query, ready (pooling 5.6).
 
+use super::attrs::{self, Fit, Traits, Unfit};
 use super::database::User;
-use super::face::{Action, Addr, Loss, Packet, Peer, ServerId, Sink, Target, Verdict};
+use super::face::{Action, Addr, Loss, Packet, Peer, ServerId, Sink, Verdict};
 use super::fault::{self, Fault};
 use super::jobs::JobId;
 use super::pool::{PoolId, Welcome};
@@ -14,7 +15,6 @@ use super::Core;
 use crate::auth::{Challenge, ClientExchange, Credential, ScramError, Secret};
 use crate::base::list::Links;
 use crate::base::Level;
-use crate::config::LoadBalance;
 use crate::wire::read::{self, lossy, ErrorFields};
 use crate::wire::{write, FromServer, Reader};
 use std::rc::Rc;
@@ -30,6 +30,8 @@ enum Stage {
     Authenticating,
     /// Parameters come in.
     Authenticated,
+    /// It has been asked what it is like.
+    Asked,
     /// connect_query runs.
     ConnectQuery,
 }
@@ -55,23 +57,11 @@ pub(super) const ENDED_BY_US: [Fault; 3] =
 
 /// Begins to open a connection for a pool.
 pub(super) fn open(core: &mut Core, pool_id: PoolId) {
-    let Some(pool) = core.pools.get(pool_id) else {
-        return;
-    };
-    let effective = core.effective(pool);
-    let hosts = core.databases.get(pool.database).map_or(1, |database| database.hosts().len());
-    let stays = effective.load_balance() == LoadBalance::Disable;
-    let failed = pool.connect_failed || pool.login_failed.is_some();
+    let host = core.choose_host(pool_id);
+    core.miss_socket_dir(pool_id, host);
     let Some(pool) = core.pools.get_mut(pool_id) else {
         return;
     };
-    if stays && failed {
-        pool.next_host = pool.next_host.wrapping_add(1);
-    }
-    let host = pool.next_host % u32::try_from(hosts).unwrap_or(1).max(1);
-    if !stays {
-        pool.next_host = pool.next_host.wrapping_add(1);
-    }
     pool.last_launch = core.now;
     let id = insert(core, pool_id, host);
     core.actions.push_back(Action::Connect(id));
@@ -97,6 +87,7 @@ pub(super) fn insert(core: &mut Core, pool_id: PoolId, host: u32) -> ServerId {
         carries: Carries::Nothing,
         cancels_in_flight: 0,
         host,
+        traits: Traits::default(),
         connect_time: now,
         number,
         remote: Addr::Unknown,
@@ -123,21 +114,6 @@ impl Server {
 }
 
 impl Core {
-    /// Where a server connects to.
-    pub(super) fn server_target(&self, id: ServerId) -> Option<Target> {
-        let server = self.servers.get(id)?;
-        let pool = self.pools.get(server.pool)?;
-        if pool.peer.is_some() {
-            return self.peer_target(pool);
-        }
-        let database = self.databases.get(pool.database)?;
-        let host = match database.hosts().get(server.host as usize).copied() {
-            None | Some("") => self.settings.unix_socket_dir.clone(),
-            Some(host) => host.to_owned(),
-        };
-        Some(Target { host, port: u16::try_from(database.port()).unwrap_or(0) })
-    }
-
     /// The connection is open: carry a cancel request, or log in.
     pub(super) fn server_connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
         let Some(server) = self.servers.get_mut(id) else {
@@ -157,9 +133,7 @@ impl Core {
             return;
         }
         if matches!(remote, Addr::Inet(_)) && self.asks_servers_for_tls() {
-            if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
-                login.stage = Stage::Securing;
-            }
+            self.go_to(id, Stage::Securing);
             self.actions.push_back(Action::StartTls(Peer::Server(id)));
             return;
         }
@@ -247,7 +221,10 @@ impl Core {
                     return Verdict::Stop;
                 }
             },
-            _ if self.in_connect_query(id) => {}
+            FromServer::DataRow if self.stage(id) == Some(Stage::Asked) => {
+                self.note_answer(id, body);
+            }
+            _ if self.in_own_query(id) => {}
             _ => {
                 let text = format!("unknown pkt from server: '{}'", packet.tag as char);
                 self.server_log(id, Level::Error, &text);
@@ -262,11 +239,18 @@ impl Core {
         self.servers.get(id)?.login.as_ref().map(|login| login.stage)
     }
 
-    fn in_connect_query(&self, id: ServerId) -> bool {
-        self.stage(id) == Some(Stage::ConnectQuery)
+    fn in_own_query(&self, id: ServerId) -> bool {
+        matches!(self.stage(id), Some(Stage::Asked | Stage::ConnectQuery))
+    }
+
+    fn go_to(&mut self, id: ServerId, stage: Stage) {
+        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+            login.stage = stage;
+        }
     }
 
     fn login_parameter(&mut self, id: ServerId, name: &[u8], value: &[u8]) {
+        self.note_trait(id, name, value);
         let Some(server) = self.servers.get_mut(id) else {
             return;
         };
@@ -427,29 +411,52 @@ impl Core {
         let Some(pool) = self.servers.get(id).map(|server| server.pool) else {
             return Verdict::Stop;
         };
-        if !matches!(stage, Some(Stage::Authenticated | Stage::ConnectQuery)) {
+        if !matches!(stage, Some(Stage::Authenticated | Stage::Asked | Stage::ConnectQuery)) {
             self.login_failed(id, fault::UNKNOWN_LOGIN_PACKET, None, true);
             return Verdict::Stop;
+        }
+        match self.fit_at_login(id, pool) {
+            Fit::Yes => {}
+            Fit::No(unfit) => {
+                self.login_failed(id, unfit.fault(), None, true);
+                return Verdict::Stop;
+            }
+            Fit::Ask(question) if stage == Some(Stage::Authenticated) => {
+                write::query(&mut sink.to_server, question.sql());
+                self.go_to(id, Stage::Asked);
+                if let Some(server) = self.servers.get_mut(id) {
+                    server.traits.asked = Some(question);
+                }
+                return Verdict::Drop;
+            }
+            Fit::Ask(_) => {
+                self.login_failed(id, fault::TRAITS_UNKNOWN, None, true);
+                return Verdict::Stop;
+            }
         }
         let query = self
             .pools
             .get(pool)
             .and_then(|pool| self.databases.get(pool.database))
             .and_then(|database| database.entry.connect_query.clone())
-            .filter(|query| stage == Some(Stage::Authenticated) && !query.is_empty());
+            .filter(|query| stage != Some(Stage::ConnectQuery) && !query.is_empty());
         if let Some(query) = query {
             if query.len() > OWN_QUERY_MAX {
                 self.login_failed(id, fault::CONNECT_QUERY_TOO_LONG, None, false);
                 return Verdict::Stop;
             }
             write::query(&mut sink.to_server, query.as_bytes());
-            if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
-                login.stage = Stage::ConnectQuery;
-            }
+            self.go_to(id, Stage::ConnectQuery);
             return Verdict::Drop;
         }
         self.login_done(id, pool, sink);
         Verdict::Drop
+    }
+
+    fn fit_at_login(&self, id: ServerId, pool: PoolId) -> Fit {
+        let traits = self.servers.get(id).map(|server| server.traits).unwrap_or_default();
+        let any_will_do = self.pools.get(pool).is_some_and(|pool| pool.hosts.any_will_do());
+        attrs::fit(self.wanted(pool), traits, any_will_do)
     }
 
     fn login_done(&mut self, id: ServerId, pool_id: PoolId, sink: &mut Sink) {
@@ -478,6 +485,7 @@ impl Core {
             self.fill_inherited(pool_id);
         }
         self.move_server(id, ServerState::Idle);
+        self.round_won(pool_id, id);
         self.activate_next(pool_id);
         self.mark(pool_id);
     }
@@ -485,7 +493,12 @@ impl Core {
     /// ErrorResponse during login (pooling 10.5).
     fn login_error(&mut self, id: ServerId, body: &[u8]) -> Verdict {
         let fields = ErrorFields::read(body);
-        if self.in_connect_query(id) {
+        if self.stage(id) == Some(Stage::Asked) {
+            let text = fields.line(": ").unwrap_or_default();
+            self.server_log(id, Level::Warning, &format!("asked for its mode: {text}"));
+            return Verdict::Drop;
+        }
+        if self.stage(id) == Some(Stage::ConnectQuery) {
             let line = fields.line(": ").unwrap_or_default();
             let line = format!("S: error while executing exec_on_query: {line}");
             self.journal.line(Level::Error, line);
@@ -523,28 +536,32 @@ impl Core {
     /// is returned is for the client of a replication server.
     pub(super) fn note_failed_login(&mut self, id: ServerId, reason: &Fault) -> Option<Fault> {
         let server = self.servers.get_mut(id)?;
-        let (pool_id, is_replication) = (server.pool, server.replication.is_some());
+        let (pool_id, host) = (server.pool, server.host);
+        let is_replication = server.replication.is_some();
         let login = server.login.take()?;
         if let Some(job) = login.job {
             self.leave_job(job, Peer::Server(id));
         }
         // What a walsender refuses may be allowed to others.
         if is_replication {
+            let pool = self.pools.get_mut(pool_id).filter(|_| Unfit::caused(reason));
+            if let Some(pool) = pool {
+                pool.hosts.move_on(host);
+            }
             return login.refusal;
         }
-        let pool = self.pools.get_mut(pool_id)?;
         // What we ended ourselves says nothing about the server.
         if ENDED_BY_US.contains(reason) {
             return None;
         }
+        let failure = self.attempt_failed(pool_id, host, reason, login.error, login.refusal);
+        let failure = failure?;
+        let pool = self.pools.get_mut(pool_id)?;
         pool.connect_failed = true;
-        pool.login_failed = Some(crate::base::text::cut(&reason.text, 99).to_owned());
-        pool.last_error = Some(match login.error {
-            Some(error) => format!("{}: {error}", reason.text),
-            None => reason.text.to_string(),
-        });
+        pool.login_failed = Some(crate::base::text::cut(&failure.text, 99).to_owned());
+        pool.last_error = Some(failure.detail);
         let refused =
-            login.refusal.filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
+            failure.refusal.filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
         if let Some(refusal) = refused {
             use super::client::ClientState as C;
             // Who shares a look-up goes first, or it would take it over.

@@ -81,6 +81,7 @@ impl Core {
             self.tidy_servers(id);
             self.trim(id);
             self.fill(id);
+            self.look_for_standby(id);
             self.expire_connecting(id);
             self.expire_clients(id);
             self.expire_cancels(id);

@@ -5,6 +5,7 @@
 mod admin;
 pub mod ask;
 pub mod assign;
+pub mod attrs;
 mod auth_query;
 mod cancel;
 #[cfg(test)]
@@ -17,6 +18,7 @@ pub mod database;
 mod derive;
 pub mod face;
 pub mod fault;
+mod hosts;
 mod identify;
 pub mod janitor;
 pub mod jobs;
@@ -209,7 +211,7 @@ impl Core {
         };
         let entry = DatabaseEntry {
             dbname: Some(CONSOLE.into()),
-            port: Some(core.settings.listen_port),
+            port: Some(core.settings.listen_port.into()),
             user: Some(CONSOLE.into()),
             pool_size: Some(2),
             min_pool_size: Some(0),
@@ -353,7 +355,7 @@ impl Core {
         let at = match server.remote {
             Addr::Inet(at) => at.to_string(),
             Addr::Unix { .. } => {
-                format!("unix:{}", self.server_port(pool))
+                format!("unix:{}", self.server_port(id))
             }
             Addr::Unknown => "(bad-af):0".into(),
         };

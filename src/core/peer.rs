@@ -114,14 +114,6 @@ impl Core {
         self.peers.get(&pool.peer?)
     }
 
-    /// The port of a pool's servers, or of its peer.
-    pub fn server_port(&self, pool: &Pool) -> i32 {
-        match self.peer_entry(pool) {
-            Some(peer) => peer.port.unwrap_or(PEER_PORT),
-            None => self.databases.get(pool.database).map_or(0, |database| database.port()),
-        }
-    }
-
     /// The key of this request is not one of ours: pass it on, if it is a peer's.
     pub(super) fn forward_cancel(&mut self, id: ClientId, key: u64) -> Result<(), Fault> {
         let own = self.peering().ok_or(fault::CANCEL_UNKNOWN_KEY)?;

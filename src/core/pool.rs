@@ -4,6 +4,7 @@
 use super::client::{Client, ClientState};
 use super::database::{Database, DatabaseId, User, UserId};
 use super::face::{ClientId, ServerId};
+use super::hosts::Hosts;
 use super::server::{Server, ServerState, Status};
 use super::stats::{Counter, PoolStats};
 use super::timeouts::is_positive;
@@ -50,8 +51,8 @@ pub struct Pool {
     pub(super) last_lifetime_close: Micros,
     /// Since when it has had neither clients nor servers, as the janitor saw it.
     pub(super) idle_since: Option<Micros>,
-    /// Which element of a list of hosts is next.
-    pub(super) next_host: u32,
+    /// Where it is in its list of hosts.
+    pub(super) hosts: Hosts,
     pub(super) stats: PoolStats,
     /// Listed in `Core::pending`.
     pub(super) pending: bool,
@@ -76,7 +77,7 @@ impl Pool {
             cancel_went_last: false,
             last_lifetime_close: Micros(0),
             idle_since: None,
-            next_host: 0,
+            hosts: Hosts::default(),
             stats: PoolStats::default(),
             pending: false,
             starved: false,

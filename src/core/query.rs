@@ -137,8 +137,10 @@ impl Core {
         let inspected = match kind {
             FromServer::ParameterStatus => true,
             FromServer::ReadyForQuery => true,
-            FromServer::ErrorResponse => server.is_ours(),
-            _ => server.is_looking_up(),
+            FromServer::ErrorResponse => {
+                server.is_ours() || server.traits.needs_asking() && packet.len <= WHOLE_MAX
+            }
+            _ => server.is_looking_up() || server.replies.next_asker() == Some(Asker::Traits),
         };
         if inspected && !packet.is_whole() && packet.len <= WHOLE_MAX {
             return Verdict::Whole;
@@ -162,6 +164,9 @@ impl Core {
         if kind == FromServer::ParameterStatus && !self.parameter_status(id, client, packet.seen) {
             self.close_server(id, &fault::BROKEN_PARAMETER_STATUS, true);
             return Verdict::Stop;
+        }
+        if kind == FromServer::ErrorResponse {
+            self.doubt_traits(id, packet.seen);
         }
         let is_tested = self.servers.get(id).is_some_and(|s| s.state == ServerState::Tested);
         if client.is_none() && !is_tested {
@@ -203,6 +208,7 @@ impl Core {
             (Fate::For(Asker::Lookup), Some(client)) => {
                 self.lookup_reply(id, client, kind, packet.seen)
             }
+            (Fate::For(Asker::Traits), _) => self.traits_reply(id, kind, packet.seen),
             (Fate::For(Asker::Align | Asker::Test | Asker::Lookup), _) | (_, None) => Verdict::Drop,
             // Behind the end of a look-up: nothing of it is for the client.
             (_, Some(client)) if self.is_looked_up(client) => Verdict::Drop,
@@ -291,6 +297,7 @@ impl Core {
         let Some((name, value)) = read::parameter_status(body) else {
             return false;
         };
+        self.note_trait(id, name, value);
         let Some(at) = self.tracked.find(name) else {
             return true;
         };

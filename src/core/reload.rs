@@ -186,6 +186,7 @@ impl Core {
                 continue;
             };
             pool.welcome = None;
+            pool.hosts.start_over();
             let logging_in = pool.servers(ServerState::Login).ids(&self.servers);
             use ServerState as S;
             for state in [S::Active, S::Idle, S::Used, S::Tested] {

@@ -60,6 +60,8 @@ pub enum Asker {
     Test,
     /// The pooler: auth_query.
     Lookup,
+    /// The pooler: what the server is like, for target_session_attrs.
+    Traits,
 }
 
 /// What a packet from the server is.

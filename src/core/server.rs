@@ -1,5 +1,6 @@
 //! Servers and their states.
 
+use super::attrs::Traits;
 use super::connect::ServerLogin;
 use super::face::{Addr, ClientId, Facts, ServerId};
 use super::pool::PoolId;
@@ -109,6 +110,8 @@ pub struct Server {
     pub(super) cancels_in_flight: u32,
     /// Which element of a list of hosts it is connected to.
     pub(super) host: u32,
+    /// What it is like, for target_session_attrs.
+    pub(super) traits: Traits,
     pub(super) connect_time: Micros,
     pub(super) number: u64,
     pub(super) remote: Addr,

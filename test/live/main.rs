@@ -3,12 +3,14 @@
 #[path = "../rig/mod.rs"]
 mod rig;
 
+mod attrs;
 mod auth;
 mod auth_query;
 mod averages;
 mod binding;
 mod cancel;
 mod cert;
+mod cluster;
 mod console;
 mod console_commands;
 mod console_drivers;
@@ -24,6 +26,7 @@ mod enumeration;
 mod fds;
 mod garbage;
 mod hba;
+mod hosts;
 mod jobs;
 mod ldap;
 mod limits;

@@ -77,7 +77,8 @@ impl Drop for Fake {
 }
 
 impl Peer {
-    fn accept(mut raw: Raw) -> Option<Self> {
+    /// Reads the first packet; SSLRequest is refused.
+    pub(crate) fn accept(mut raw: Raw) -> Option<Self> {
         loop {
             let first = raw.byte()?;
             let [a, b, c] = raw.bytes();

@@ -72,7 +72,7 @@ pub(crate) fn primary() -> &'static Postgres {
 }
 
 /// Where PostgreSQL's programs are: `PG_BINDIR`, else the newest of Debian's folders, else the folder of `initdb` in `PATH`.
-fn programs() -> PathBuf {
+pub(crate) fn programs() -> PathBuf {
     if let Some(folder) = std::env::var_os("PG_BINDIR") {
         return folder.into();
     }

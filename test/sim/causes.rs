@@ -131,6 +131,10 @@ impl World {
                 // The plan has forgotten how long servers of a removed database lived.
                 is_old || facts.removed.contains(database)
             }
+            "a standby is preferred (target_session_attrs)" => {
+                self.is_not_preferred(database, server)
+            }
+            _ if reason.ends_with("(target_session_attrs)") => self.is_role_wrong(database, server),
             "too many servers in the pool" => {
                 let pool = (who.database.clone(), who.user.clone());
                 due.is_some_and(|due| due.crowded.contains(&pool))

@@ -21,10 +21,11 @@ enum Kind {
     Cancel,
     Admin,
     People,
+    Role,
 }
 
 /// How often each kind comes, per thousand or so.
-const OFTEN: [(usize, Kind); 13] = [
+const OFTEN: [(usize, Kind); 14] = [
     (300, Kind::Arrive),
     (240, Kind::Work),
     (150, Kind::Hear),
@@ -38,6 +39,7 @@ const OFTEN: [(usize, Kind); 13] = [
     (25, Kind::Cancel),
     (10, Kind::Admin),
     (15, Kind::People),
+    (4, Kind::Role),
 ];
 
 impl World {
@@ -60,7 +62,8 @@ impl World {
             Kind::Cancel => self.somebody_cancels(),
             Kind::Admin => self.administrate(),
             Kind::People => self.people_change(),
-            Kind::Nonsense | Kind::Fault => {}
+            Kind::Role if !self.plan.calm => self.role_changes(),
+            Kind::Nonsense | Kind::Fault | Kind::Role => {}
         }
     }
 

@@ -13,6 +13,7 @@ mod client;
 mod counts;
 mod dice;
 mod event;
+mod hosts;
 mod jobs;
 mod limits;
 mod line;

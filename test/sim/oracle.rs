@@ -92,6 +92,7 @@ impl World {
         self.check_links();
         self.check_held_back();
         self.check_free_servers();
+        self.check_roles();
         self.check_cancels();
         self.check_clocks();
         self.check_statistics();

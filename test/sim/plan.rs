@@ -1,6 +1,7 @@
 //! What a run's configuration is: drawn from the seed, changed by RELOAD.
 
 use crate::dice::Dice;
+use crate::hosts;
 use crate::jobs::{stored_secret, PASSWORD};
 use pgturnstile::base::Micros;
 use pgturnstile::config::{
@@ -75,6 +76,9 @@ impl Plan {
         match dice.chance(40) {
             true => plan.draw_auth_query(dice),
             false => plan.draw_authentication(dice),
+        }
+        for database in &mut plan.databases {
+            hosts::draw(&mut database.entry, dice);
         }
         plan
     }
@@ -285,7 +289,7 @@ fn draw_database_limits(entry: &mut DatabaseEntry, calm: bool, dice: &mut Dice) 
 fn edit_entry(entry: &mut DatabaseEntry, dice: &mut Dice) {
     match dice.below(12) {
         0 => entry.host = Some(dice.pick(&["h1", "h2", "h1,h2", "h3"]).to_owned()),
-        1 => entry.port = Some(dice.pick(&[5432, 5433])),
+        1 => entry.port = Some(dice.pick(&[5432, 5433]).into()),
         2 => entry.dbname = Some(dice.pick(&["one", "two"]).to_owned()),
         3 => entry.user = Some(dice.pick(&["app", "app", "ann"]).to_owned()),
         4 => entry.pool_mode = Some(mode(dice)),
@@ -294,8 +298,10 @@ fn edit_entry(entry: &mut DatabaseEntry, dice: &mut Dice) {
         7 => entry.connect_query = Some(dice.pick(&["SELECT 1", "SELECT 2"]).to_owned()),
         8 => entry.load_balance_hosts = Some(LoadBalance::Disable),
         9 => draw_database_limits(entry, false, dice),
+        10 => hosts::draw(entry, dice),
         _ => entry.pool_size = Some(dice.pick(&[0, 1, 1, 2, 4])),
     }
+    hosts::fix(entry, dice);
 }
 
 fn mode(dice: &mut Dice) -> PoolMode {
@@ -316,7 +322,7 @@ fn entry(dice: &mut Dice) -> DatabaseEntry {
     DatabaseEntry {
         dbname: Some("one".into()),
         host: Some(dice.pick(&["h1", "h2", "h1,h2"]).to_owned()),
-        port: Some(5432),
+        port: Some(5432.into()),
         pool_mode: Some(mode(dice)),
         pool_size: (size > 0).then_some(size),
         user: dice.chance(20).then(|| "app".to_owned()),
