@@ -122,13 +122,17 @@ impl Setup<'_> {
     fn ini(&self, folder: &Path, port: u16) -> String {
         let (at, host, servers) = (folder.display(), &self.host, self.servers);
         let (method, settings) = (self.auth.method(), self.settings);
+        let tls = match self.family {
+            Family::Tls => crate::tls::settings("server"),
+            Family::Tcp | Family::Unix => String::new(),
+        };
         format!(
             "[databases]\nbench = host={host} port={} dbname={}\n[pgbouncer]\n\
              listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {at}\n\
              logfile = {at}/log\npidfile = {at}/pid\nauth_file = {at}/users\nauth_type = {method}\n\
              pool_mode = transaction\ndefault_pool_size = {servers}\nmax_client_conn = 20000\n\
              listen_backlog = 4096\nlog_connections = 0\nlog_disconnections = 0\n\
-             query_wait_timeout = 0\n{settings}\n",
+             query_wait_timeout = 0\n{tls}{settings}\n",
             self.port, self.dbname
         )
     }
