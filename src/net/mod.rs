@@ -95,6 +95,8 @@ pub struct Net {
     /// By token.
     shaking: BTreeMap<usize, Shaking>,
     shake_queue: VecDeque<Peer>,
+    /// Memory that handshakes have given back since the allocator was last asked for its own.
+    shaken: usize,
     looking: Vec<ServerId>,
     listeners: Listeners,
     resolver: Resolver,
@@ -153,6 +155,7 @@ impl Net {
             tls: Tls::default(),
             shaking: BTreeMap::new(),
             shake_queue: VecDeque::new(),
+            shaken: 0,
             looking: Vec::new(),
             listeners: Listeners::default(),
             resolver,
@@ -255,7 +258,8 @@ impl Net {
 
     /// A few times a second: ends the pause after a failed accept, gives memory back.
     pub fn tick(&mut self) {
-        if self.relay.take_released() >= MUCH {
+        if self.relay.take_released().max(self.shaken) >= MUCH {
+            self.shaken = 0;
             sys::trim_heap();
         }
         if self.listeners.tick(self.now) {

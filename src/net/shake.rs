@@ -16,6 +16,9 @@ use std::rc::Rc;
 /// The first byte of a TLS handshake; of nothing that PostgreSQL's protocol begins with.
 const HANDSHAKE: u8 = 0x16;
 
+/// About what a handshake takes and gives back, from between blocks that stay, in bytes.
+const HANDSHAKE_MEMORY: usize = 32 * 1024;
+
 /// A connection on its way.
 pub(super) struct Shaking {
     stage: Stage,
@@ -243,6 +246,9 @@ impl Net {
         core: &mut D,
     ) {
         let encrypted = matches!(socket.stream(), Stream::Tls(_));
+        if encrypted {
+            self.shaken = self.shaken.saturating_add(HANDSHAKE_MEMORY);
+        }
         if encrypted && socket.want_write(false).is_err() {
             return core.lost(peer, Loss::Receive);
         }
