@@ -17,7 +17,7 @@ pub mod value;
 pub use entries::{DatabaseEntry, PeerEntry, UserEntry};
 pub use ini::strerror;
 pub use settings::{param, Param, SetError, Settings, When, PARAMS, RESERVED_AUTH_DBNAME};
-pub use value::{AuthType, Flag, LoadBalance, PoolMode, Secret, SslMode, Value};
+pub use value::{AuthType, Flag, LoadBalance, PoolMode, Secret, SslMode, SslNegotiation, Value};
 
 use crate::base::{Journal, Level};
 use entries::{Key, DATABASE_KEYS, PEER_KEYS, USER_KEYS};

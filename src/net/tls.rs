@@ -13,7 +13,7 @@ pub(in crate::net) use session::Progress;
 pub use session::Session;
 
 use super::sys;
-use crate::config::{AuthType, Settings, SslMode};
+use crate::config::{AuthType, Settings, SslMode, SslNegotiation};
 use openssl::bn::BigNum;
 use openssl::dh::Dh;
 use openssl::error::ErrorStack;
@@ -81,8 +81,12 @@ impl Tls {
 
     /// True if servers are to be connected in another way. What is in the files doesn't count.
     pub fn changes_servers(&self, before: &Tls) -> bool {
-        let wishes = |tls: &Tls| tls.server.as_ref().map(|tls| (tls.mode, tls.wishes.clone()));
-        wishes(self) != wishes(before)
+        match (&self.server, &before.server) {
+            (Some(now), Some(before)) => {
+                (now.mode, now.direct, &now.wishes) != (before.mode, before.direct, &before.wishes)
+            }
+            (now, before) => now.is_some() || before.is_some(),
+        }
     }
 
     pub(in crate::net) fn client(&self) -> Option<&ClientTls> {
@@ -109,10 +113,17 @@ fn check(settings: &Settings) -> Result<(), String> {
         "auth_type=cert requires client_tls_ca_file"
     } else if mode == SslMode::VerifyFull && no_ca {
         "client_tls_sslmode requires client_tls_ca_file"
+    } else if is_direct(settings) && !settings.server_tls_sslmode.forbids_plain() {
+        "server_tls_sslnegotiation=direct requires server_tls_sslmode=require, verify-ca or \
+         verify-full"
     } else {
         return Ok(());
     };
     Err(error.to_owned())
+}
+
+fn is_direct(settings: &Settings) -> bool {
+    settings.server_tls_sslnegotiation == SslNegotiation::Direct
 }
 
 /// TLS towards clients.
@@ -178,6 +189,7 @@ impl ClientTls {
 /// TLS towards servers.
 pub(in crate::net) struct ServerTls {
     mode: SslMode,
+    direct: bool,
     wishes: Wishes,
     made: RefCell<Option<(Stamps, SslContext)>>,
 }
@@ -196,11 +208,12 @@ impl ServerTls {
             ciphers: settings.server_tls_ciphers.clone(),
             suites: settings.server_tls13_ciphers.clone(),
         };
+        let direct = is_direct(settings);
         if let Some(same) = before.filter(|tls| (tls.mode, &tls.wishes) == (mode, &wishes)) {
-            return Ok(ServerTls { mode, wishes, made: same.made.clone() });
+            return Ok(ServerTls { mode, direct, wishes, made: same.made.clone() });
         }
         wishes.check("server_tls")?;
-        Ok(ServerTls { mode, wishes, made: RefCell::default() })
+        Ok(ServerTls { mode, direct, wishes, made: RefCell::default() })
     }
 
     /// What a connection to this host begins with. The error is what a log line says.
@@ -215,7 +228,16 @@ impl ServerTls {
         {
             drop(ErrorStack::get());
         }
+        if self.direct {
+            ssl.set_alpn_protos(ALPN).map_err(|errors| words::first_of(&errors))?;
+        }
         Ok(ssl)
+    }
+
+    /// True if a handshake begins without asking first. The server has to choose our protocol then:
+    /// one that doesn't know what it is asked for might speak another.
+    pub(in crate::net) fn is_direct(&self) -> bool {
+        self.direct
     }
 
     /// True if the server's certificate has to be for the host.
