@@ -127,6 +127,11 @@ impl Setup<'_> {
     fn ini(&self, folder: &Path, port: u16) -> String {
         let (at, host, servers) = (folder.display(), &self.host, self.servers);
         let (method, settings) = (self.auth.method(), self.settings);
+        // Under valgrind somebody may wait so long that he is told.
+        let silent = match self.program {
+            Program::Ours => "query_wait_notify = 0\n",
+            Program::PgBouncer | Program::Floor => "",
+        };
         let tls = match self.family {
             Family::Tls => crate::tls::settings("server"),
             Family::Tcp | Family::Unix => String::new(),
@@ -137,7 +142,7 @@ impl Setup<'_> {
              logfile = {at}/log\npidfile = {at}/pid\nauth_file = {at}/users\nauth_type = {method}\n\
              pool_mode = transaction\ndefault_pool_size = {servers}\nmax_client_conn = 20000\n\
              listen_backlog = 4096\nlog_connections = 0\nlog_disconnections = 0\n\
-             query_wait_timeout = 0\n{tls}{settings}\n",
+             query_wait_timeout = 0\n{silent}{tls}{settings}\n",
             self.port, self.dbname
         )
     }
