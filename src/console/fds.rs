@@ -140,7 +140,8 @@ fn partner(view: View<'_>, peer: Option<Peer>) -> Option<i32> {
 fn client<'a>(view: View<'a>, id: ClientId, client: &'a Client) -> Option<FdRow<'a>> {
     let core = view.core;
     let pool = client.pool().and_then(|pool| core.pool(pool));
-    if pool.is_some_and(Pool::is_console) {
+    // What a replication pair is can't be told: a successor would give its server to others.
+    if pool.is_some_and(Pool::is_console) || client.replication().is_some() {
         return None;
     }
     Some(FdRow {
@@ -166,6 +167,9 @@ fn server<'a>(
     server: &'a Server,
 ) -> Option<FdRow<'a>> {
     let core = view.core;
+    if server.replication().is_some() {
+        return None;
+    }
     Some(FdRow {
         view,
         socket: Handed::Peer(Peer::Server(id)),

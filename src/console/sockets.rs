@@ -7,6 +7,7 @@ use crate::core::client::{self, Client, ClientState};
 use crate::core::console::Console;
 use crate::core::database::Database;
 use crate::core::pool::Pool;
+use crate::core::replication::Replication;
 use crate::core::server::{Server, ServerState};
 use crate::core::vars::{Vars, APPLICATION_NAME};
 use crate::core::{Addr, ClientId, Peer, ServerId};
@@ -50,6 +51,7 @@ struct SocketRow<'a> {
     request_time: Micros,
     wait: Micros,
     close_needed: bool,
+    replication: Replication,
     number: u64,
     /// Number of the other end of the link.
     link: Option<u64>,
@@ -120,6 +122,7 @@ fn client_row<'a>(
         request_time: client.last_packet(),
         wait: client.query_start().map_or(Micros(0), |start| core.now.since(start)),
         close_needed: false,
+        replication: client.replication(),
         number: client.number(),
         link: server.map(Server::number),
         process_id: match client.remote() {
@@ -154,6 +157,7 @@ fn server_row<'a>(
         request_time: server.last_packet(),
         wait: Micros(0),
         close_needed: server.close_needed(),
+        replication: server.replication(),
         number: server.number(),
         link: client.map(Client::number),
         process_id: server.process_id().into(),
@@ -198,8 +202,7 @@ fn columns<'a>() -> Vec<Column<SocketRow<'a>>> {
         text("type", |r| r.kind.into()),
         text("user", |r| r.user.into()),
         text("database", |r| r.database.into()),
-        // Replication connections come with a later version.
-        text("replication", |_| "none".into()),
+        text("replication", |r| r.replication.shown().into()),
         text("state", |r| r.state.into()),
         text("addr", |r| r.remote.text().into()),
         int("port", |r| r.remote.port.into()),

@@ -36,7 +36,11 @@ impl Core {
             self.cancel_console(id, target);
             return Err(fault::CANCEL_CONSOLE);
         }
-        let server = client.server.ok_or(fault::CANCEL_IDLE_CLIENT)?;
+        // A replication server that is logging in does nothing yet.
+        let linked = client.server.filter(|id| {
+            self.servers.get(*id).is_some_and(|server| server.state != ServerState::Login)
+        });
+        let server = linked.ok_or(fault::CANCEL_IDLE_CLIENT)?;
         let pool = client.pool.ok_or(fault::CANCEL_UNKNOWN_KEY)?;
         if self.servers.get(server).is_some_and(|server| server.is_aligning()) {
             return Err(fault::CANCEL_DURING_ALIGN);

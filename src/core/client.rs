@@ -5,6 +5,7 @@ use super::database::UserId;
 use super::face::{Addr, Facts, ServerId};
 use super::login::Login;
 use super::pool::PoolId;
+use super::replication::Replication;
 use super::vars::Vars;
 use crate::base::list::{Linked, Links};
 use crate::base::Micros;
@@ -82,6 +83,8 @@ pub struct Client {
     pub(super) notified: bool,
     /// Whose client limits it counts against.
     pub(super) counted: Counted,
+    /// What it has asked for; its start-up options are in `Core::startup_options`.
+    pub(super) replication: Replication,
     pub(super) vars: Vars,
     pub(super) links: Links<Client>,
     /// The login user, if it is a known one.

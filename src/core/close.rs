@@ -1,6 +1,7 @@
 //! Connections end: the only two functions that close one, and what follows from it.
 
 use super::client::ClientState;
+use super::connect::ENDED_BY_US;
 use super::face::{Action, ClientId, Loss, Peer, ServerId};
 use super::fault::{self, Fault};
 use super::server::{ServerState, Status};
@@ -32,6 +33,9 @@ impl Core {
                 self.leave_job(job, Peer::Client(id));
             }
             self.cancel_keys.remove(&client.cancel_key);
+            if client.replication.is_some() {
+                self.startup_options.remove(&id);
+            }
             self.uncount(self.counted_by(&client));
             self.leave_lookup(&client, id);
             if client.console.is_some() {
@@ -77,9 +81,8 @@ impl Core {
         };
         let (state, pool, carries) = (server.state, server.pool, server.carries);
         let age = self.now.since(server.connect_time).secs();
-        if state == ServerState::Login {
-            self.note_failed_login(id, fault);
-        }
+        let is_login = state == ServerState::Login;
+        let refusal = is_login.then(|| self.note_failed_login(id, fault)).flatten();
         if self.settings.log_disconnections.on() {
             let line = format!("closing because: {} (age={age}s)", fault.text);
             self.server_log(id, Level::Log, &line);
@@ -97,8 +100,9 @@ impl Core {
             self.close_client(request, &fault::CANCEL_SENT);
             self.cancel_over(target);
         }
-        if let Some(client) = client.filter(|client| !self.lookup_failed(*client)) {
-            self.close_client(client, fault);
+        let goes_on = is_login && ENDED_BY_US.contains(fault);
+        if let Some(client) = client.filter(|client| !goes_on && !self.lookup_failed(*client)) {
+            self.close_client(client, refusal.as_ref().unwrap_or(fault));
         }
         self.mark(pool);
         self.feed_starved(pool);

@@ -6,6 +6,7 @@ use super::fault::{self, Fault};
 use super::jobs::JobId;
 use super::pool::{PoolId, Welcome};
 use super::release::OWN_QUERY_MAX;
+use super::replication::Replication;
 use super::replies::Replies;
 use super::server::{Server, ServerState, Status};
 use super::vars::Vars;
@@ -47,6 +48,11 @@ pub(super) struct ServerLogin {
     error: Option<String>,
 }
 
+/// Connections that are being made end for these reasons, too, of which none is the server's. A client
+/// for whom one was made goes on waiting.
+pub(super) const ENDED_BY_US: [Fault; 3] =
+    [fault::PAUSE_MODE, fault::CONNECT_STRING_CHANGED, fault::SUSPEND_TIMEOUT];
+
 /// Begins to open a connection for a pool.
 pub(super) fn open(core: &mut Core, pool_id: PoolId) {
     let number = core.next_number();
@@ -74,6 +80,7 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
         status: Status::Busy,
         delivered: true,
         close_needed: false,
+        replication: Replication::None,
         client: None,
         pool: pool_id,
         last_packet: now,
@@ -155,11 +162,11 @@ impl Core {
             return;
         };
         server.last_packet = self.now;
-        let pool = server.pool;
         if let Some(login) = server.login.as_mut() {
             login.stage = Stage::Authenticating;
         }
-        let startup = self.startup_packet(pool);
+        self.dedicate(id);
+        let startup = self.startup_packet(id);
         self.actions.push_back(Action::Send(Peer::Server(id), startup));
     }
 
@@ -170,9 +177,9 @@ impl Core {
         }
     }
 
-    fn startup_packet(&self, pool: PoolId) -> Vec<u8> {
+    fn startup_packet(&self, id: ServerId) -> Vec<u8> {
         let mut packet = Vec::new();
-        let Some(pool) = self.pools.get(pool) else {
+        let Some(pool) = self.servers.get(id).and_then(|server| self.pools.get(server.pool)) else {
             return packet;
         };
         let Some(database) = self.databases.get(pool.database) else {
@@ -190,6 +197,7 @@ impl Core {
                 pairs.push((name.as_bytes(), value.as_bytes()));
             }
         }
+        pairs.extend(self.replication_pairs(id));
         pairs.push((b"user", pool.names.1.as_bytes()));
         write::startup(&mut packet, pairs.into_iter());
         packet
@@ -430,11 +438,11 @@ impl Core {
             }
             return Verdict::Drop;
         }
-        self.login_done(id, pool);
+        self.login_done(id, pool, sink);
         Verdict::Drop
     }
 
-    fn login_done(&mut self, id: ServerId, pool_id: PoolId) {
+    fn login_done(&mut self, id: ServerId, pool_id: PoolId, sink: &mut Sink) {
         let Some(server) = self.servers.get_mut(id) else {
             return;
         };
@@ -448,6 +456,12 @@ impl Core {
         pool.connect_failed = false;
         pool.login_failed = None;
         pool.last_error = None;
+        if self.is_replication(id) {
+            return self.replication_ready(id, pool_id, untracked, sink);
+        }
+        let Some(pool) = self.pools.get_mut(pool_id) else {
+            return;
+        };
         if pool.welcome.is_none() {
             let tracked = vars.packets(&self.tracked);
             pool.welcome = Some(Rc::new(Welcome { untracked, vars, tracked }));
@@ -462,9 +476,13 @@ impl Core {
         let fields = ErrorFields::read(body);
         if self.in_connect_query(id) {
             let line = fields.line(": ").unwrap_or_default();
-            let line = format!("\"S: error while executing exec_on_query: {line}\"");
+            let line = format!("S: error while executing exec_on_query: {line}");
             self.journal.line(Level::Error, line);
             return Verdict::Drop;
+        }
+        if self.is_replication(id) {
+            self.replication_refused(id, &fields);
+            return Verdict::Stop;
         }
         let line = match fields.line(" ") {
             Some(line) => format!("server login failed: {line}"),
@@ -490,25 +508,23 @@ impl Core {
         self.close_server(id, &reason, term);
     }
 
-    /// Notes on the pool that a server was lost before it was ready; called by `close_server`.
-    pub(super) fn note_failed_login(&mut self, id: ServerId, reason: &Fault) {
-        let Some(server) = self.servers.get_mut(id) else {
-            return;
-        };
-        let pool_id = server.pool;
-        let Some(login) = server.login.take() else {
-            return;
-        };
+    /// Notes on the pool that a server was lost before it was ready; called by `close_server`. What
+    /// is returned is for the client of a replication server.
+    pub(super) fn note_failed_login(&mut self, id: ServerId, reason: &Fault) -> Option<Fault> {
+        let server = self.servers.get_mut(id)?;
+        let (pool_id, is_replication) = (server.pool, server.replication.is_some());
+        let login = server.login.take()?;
         if let Some(job) = login.job {
             self.leave_job(job, Peer::Server(id));
         }
-        let Some(pool) = self.pools.get_mut(pool_id) else {
-            return;
-        };
+        // What a walsender refuses may be allowed to others.
+        if is_replication {
+            return login.refusal;
+        }
+        let pool = self.pools.get_mut(pool_id)?;
         // What we ended ourselves says nothing about the server.
-        let ours = [fault::PAUSE_MODE, fault::CONNECT_STRING_CHANGED, fault::SUSPEND_TIMEOUT];
-        if ours.contains(reason) {
-            return;
+        if ENDED_BY_US.contains(reason) {
+            return None;
         }
         pool.connect_failed = true;
         pool.login_failed = Some(crate::base::text::cut(&reason.text, 99).to_owned());
@@ -526,6 +542,7 @@ impl Core {
                 self.close_client(client, &refusal);
             }
         }
+        None
     }
 
     /// The reason for the loss of a server.

@@ -245,6 +245,12 @@ pub trait Decisions {
     fn reads_while_suspended(&self, _peer: Peer) -> bool {
         true
     }
+    /// True if this connection is read however much it leaves unread itself, as nothing of what it
+    /// says comes back to it from us: PostgreSQL goes on only when its answers are taken, and a
+    /// walsender hears its client while it sends.
+    fn reads_while_unsent(&self, _peer: Peer) -> bool {
+        false
+    }
     /// The largest packet that this peer may send, in bytes.
     fn max_packet(&self, from: Peer) -> u32;
     /// A job has ended ([`Action::Job`]).

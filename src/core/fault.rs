@@ -113,7 +113,6 @@ faults! {
     told DATA_BEHIND_GSS_REQUEST "received unencrypted data after GSSAPI encryption request"
     told BOUNCER_CONFIG_ERROR "bouncer config error"
     told NO_SUCH_USER "no such user"
-    told REPLICATION_MISSING "replication connections are not supported by this version of pgturnstile"
 
     told PQEXEC_DISALLOWED "PQexec disallowed"
     told UNKNOWN_PACKET "unknown pkt"
@@ -177,6 +176,8 @@ faults! {
     told CLIENT_LEFT_IN_QUERY "client disconnected with query in progress"
     told CLIENT_LEFT_IN_QUERIES "client disconnected with queries in progress"
     told CLIENT_LEFT_UNDELIVERED "client disconnect before everything was sent to the server"
+    told REPLICATION_CLIENT_CLOSED "replication client was closed"
+    told REPLICATION_CLIENT_LEFT "replication client disconnected"
 }
 
 #[cfg(test)]

@@ -120,6 +120,7 @@ impl Core {
                 }
             }
         }
+        self.close_marked_replication(pool_id);
         self.close_marked(pool_id);
     }
 

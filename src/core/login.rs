@@ -173,6 +173,7 @@ impl Core {
         if minor > 0 || !wishes.extensions.is_empty() {
             write::negotiate(&mut sink.to_client, &wishes.extensions);
         }
+        self.note_replication(id, wishes.replication, wishes.options.as_deref());
         let database_id = self.find_database(&database, id);
         if let Some(client) = self.clients.get_mut(id) {
             client.user_name = Some(user.as_str().into());
@@ -183,9 +184,6 @@ impl Core {
         }
         if let Some(database_id) = database_id {
             self.admit_to_database(id, database_id, &user)?;
-        }
-        if wishes.replication {
-            return Err(fault::REPLICATION_MISSING);
         }
         if user.len() > USER_NAME_MAX {
             self.log_failed_login(id);
@@ -303,7 +301,9 @@ impl Core {
         let database = client.database_name.as_deref().unwrap_or("");
         let user = client.user_name.as_deref().unwrap_or("");
         let tls = client.tls().map_or("no", |tls| &tls.text);
-        let line = format!("login attempt: db={database} user={user} tls={tls} replication=no");
+        let replication = client.replication.word();
+        let line =
+            format!("login attempt: db={database} user={user} tls={tls} replication={replication}");
         self.client_log(id, Level::Log, &line);
     }
 

@@ -4,6 +4,7 @@
 use super::database::UserId;
 use super::face::{Addr, ClientId};
 use super::fault::{self, Fault};
+use super::replication::Replication;
 use super::Core;
 use crate::auth::Names;
 use crate::base::Level;
@@ -58,7 +59,7 @@ impl Core {
             tls: self.certificate(id).0,
             database: client.database_name.as_deref().unwrap_or(""),
             user,
-            physical_replication: false,
+            physical_replication: client.replication == Replication::Physical,
         };
         let rule = self.rules.first(&at)?;
         let (line, method) = (rule.line, rule.method.clone());

@@ -29,6 +29,9 @@ mod query;
 pub mod reason;
 pub mod release;
 mod reload;
+pub mod replication;
+#[cfg(test)]
+mod replication_tests;
 pub mod replies;
 mod run;
 #[cfg(test)]
@@ -61,6 +64,7 @@ use limits::Sharers;
 use login::Login;
 use pause::{Mode, Shutdown};
 use pool::{Pool, PoolId};
+use replication::Replication;
 use secure::Modes;
 use server::{Server, ServerState};
 use stats::Period;
@@ -107,6 +111,8 @@ pub struct Core {
     clients: Arena<Client>,
     servers: Arena<Server>,
     login_clients: List<Client>,
+    /// The start-up parameter `options` of replication clients that sent it.
+    startup_options: BTreeMap<ClientId, Rc<[u8]>>,
     /// Some entry of `[users]` has a client_idle_timeout.
     some_user_idles: bool,
     cancel_keys: BTreeMap<u64, ClientId>,
@@ -159,6 +165,7 @@ impl Core {
             clients: Arena::default(),
             servers: Arena::default(),
             login_clients: List::default(),
+            startup_options: BTreeMap::new(),
             some_user_idles: false,
             cancel_keys: BTreeMap::new(),
             actions: VecDeque::new(),
@@ -214,6 +221,7 @@ impl Core {
             welcomed: false,
             notified: false,
             counted: Counted::default(),
+            replication: Replication::None,
             vars: Vars::new(),
             links: Links::default(),
             user: None,
@@ -455,6 +463,13 @@ impl Decisions for Core {
 
     fn reads_while_suspended(&self, peer: Peer) -> bool {
         self.reads_while_suspended(peer)
+    }
+
+    fn reads_while_unsent(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Client(id) => self.speaks_both_ways(id),
+            Peer::Server(id) => self.servers.get(id).is_some_and(|server| server.client.is_some()),
+        }
     }
 
     fn max_packet(&self, from: Peer) -> u32 {

@@ -4,7 +4,6 @@ use super::assign::Assigned;
 use super::client::ClientState;
 use super::face::{Action, ClientId, Packet, ServerId, Sink, Verdict};
 use super::fault;
-use super::pool::PoolId;
 use super::replies::{Asker, Fate, Request};
 use super::server::{Server, ServerState, Status};
 use super::stats::Counter;
@@ -221,8 +220,8 @@ impl Core {
         let Some(server) = self.servers.get(id) else {
             return Verdict::Stop;
         };
-        let (status, pool_id) = (server.status, server.pool);
-        if status != Status::Ready && self.pool_mode(pool_id) == PoolMode::Statement {
+        let status = server.status;
+        if status != Status::Ready && self.server_mode(id) == PoolMode::Statement {
             self.close_server(id, &fault::NO_TRANSACTIONS, true);
             return Verdict::Stop;
         }
@@ -334,18 +333,18 @@ impl Core {
         if server.status != Status::Ready || !server.replies.is_empty() {
             return;
         }
-        let (state, pool) = (server.state, server.pool);
+        let state = server.state;
         match state {
             ServerState::Active if self.lookup_answered(id) => {}
-            ServerState::Active if !self.holds_server(pool) => self.release(id),
+            ServerState::Active if !self.holds_server(id) => self.release(id),
             ServerState::Tested => self.release(id),
             _ => {}
         }
     }
 
-    /// Clients of this pool keep their server until they leave.
-    fn holds_server(&self, pool: PoolId) -> bool {
-        self.pool_mode(pool) == PoolMode::Session
+    /// The client keeps this server until it leaves.
+    fn holds_server(&self, id: ServerId) -> bool {
+        self.server_mode(id) == PoolMode::Session
     }
 
     /// True if packets of this client are to be kept until `Resume`.

@@ -48,6 +48,8 @@ pub struct Leaving {
     pub close_needed: bool,
     /// A cancel request against it is on its way.
     pub being_canceled: bool,
+    /// It was opened for one client.
+    pub is_replication: bool,
     /// The reset query has been run.
     pub was_tested: bool,
 }
@@ -65,6 +67,9 @@ pub fn next_state(server: Leaving) -> AfterRelease {
     }
     if server.being_canceled {
         return AfterRelease::BeingCanceled;
+    }
+    if server.is_replication {
+        return AfterRelease::Close(fault::REPLICATION_CLIENT_CLOSED);
     }
     if server.was_tested {
         return AfterRelease::Idle;
@@ -98,6 +103,7 @@ impl Core {
             owes: !server.replies.is_empty(),
             close_needed: server.close_needed,
             being_canceled: server.cancels_in_flight > 0,
+            is_replication: server.replication.is_some(),
             was_tested: server.state == ServerState::Tested || server.state == ServerState::Login,
         };
         match next_state(leaving) {
@@ -196,6 +202,9 @@ impl Core {
         let Some(server) = self.servers.get(id) else {
             return;
         };
+        if server.state == ServerState::Login {
+            return self.close_server(id, &fault::REPLICATION_CLIENT_LEFT, false);
+        }
         let fault = match server.status {
             Status::Reserved => None,
             Status::Ready if !server.replies.is_empty() => Some(fault::CLIENT_LEFT_IN_QUERY),
@@ -247,6 +256,7 @@ mod tests {
             owes: false,
             close_needed: false,
             being_canceled: false,
+            is_replication: false,
             was_tested: false,
         };
         let session = Leaving { mode: PoolMode::Session, ..fine };
@@ -257,6 +267,14 @@ mod tests {
             (Leaving { has_reset: false, ..session }, AfterRelease::Idle),
             (Leaving { was_tested: true, ..session }, AfterRelease::Idle),
             (Leaving { check_always: true, ..fine }, AfterRelease::Used),
+            (
+                Leaving { is_replication: true, check_always: true, ..session },
+                AfterRelease::Close(fault::REPLICATION_CLIENT_CLOSED),
+            ),
+            (
+                Leaving { is_replication: true, being_canceled: true, ..fine },
+                AfterRelease::BeingCanceled,
+            ),
             (Leaving { being_canceled: true, ..session }, AfterRelease::BeingCanceled),
             (
                 Leaving { close_needed: true, being_canceled: true, ..fine },

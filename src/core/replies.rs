@@ -355,6 +355,14 @@ mod tests {
             ("Qddf", "GEZ", 0),
             ("QddcQ", "GCZ", 1),
             ("QddcQ", "EZ", 1),
+            // both directions at once: a walsender's stream, ended by the client, failed, followed
+            ("Qddc", "WdddcdCCZ", 0),
+            ("Qdc", "WdcTDCCZ", 0),
+            ("Qdd", "WdcCZ", 0),
+            ("Qd", "WdEZ", 0),
+            ("QdcQQ", "WdcdCCZ", 2),
+            // several results and streams: BASE_BACKUP
+            ("Q", "TDCTDCHddcHddcTDCCZ", 0),
             ("Qc", "CZ", 0),
             // extended: the Sync before the data is ignored by the server
             ("PBESdcS", "12GCZ", 0),

@@ -28,7 +28,7 @@ impl Core {
         let server_id = match client.server {
             Some(server) => server,
             // What is left of a COPY that the server has ended is for nobody.
-            None if first == Request::CopyData => return LONG_WAY,
+            None if first == Request::CopyData || client.replication.is_some() => return LONG_WAY,
             None => match self.take_alike(id) {
                 Some(server) => server,
                 None if self.wait_if_full(id) => return Run::Wait,
@@ -78,7 +78,9 @@ impl Core {
         let (Some(client), Some(server)) = (self.clients.get(waiter), self.servers.get(id)) else {
             return false;
         };
-        let fits = client.welcomed && client.vars.is_shared_with(&server.vars);
+        let fits = client.welcomed
+            && !client.needs_own_server()
+            && client.vars.is_shared_with(&server.vars);
         if !fits || server.state != ServerState::Active || self.is_paused(pool_id) {
             return false;
         }
@@ -133,8 +135,7 @@ impl Core {
             }
         }
         if let Some(status) = ended {
-            let is_refused =
-                status != Status::Ready && self.pool_mode(pool_id) == PoolMode::Statement;
+            let is_refused = status != Status::Ready && self.server_mode(id) == PoolMode::Statement;
             let Some(server) = self.servers.get_mut(id) else { return 0 };
             if is_refused || !server.replies.received_ready() {
                 done = done.saturating_sub(READY_LEN);

@@ -7,25 +7,26 @@ use crate::base::Micros;
 use crate::config::{self, Settings};
 use crate::wire::write;
 
-/// A core, and whom it wants closed.
-struct Scene {
-    core: Core,
-    connects: Vec<ServerId>,
-    closed: Vec<Peer>,
+/// A core, and what it wants done.
+pub(super) struct Scene {
+    pub(super) core: Core,
+    pub(super) connects: Vec<ServerId>,
+    pub(super) closed: Vec<Peer>,
+    pub(super) sent: Vec<(Peer, Vec<u8>)>,
 }
 
-fn packet(bytes: &[u8]) -> Packet<'_> {
+pub(super) fn packet(bytes: &[u8]) -> Packet<'_> {
     let header = if bytes[0] == 0 { 4 } else { 5 };
     let tag = if header == 4 { 0 } else { bytes[0] };
     Packet { tag, len: bytes.len() as u32, seen: &bytes[header..], behind: false }
 }
 
-const QUERY: &[u8] = b"Q\0\0\0\x06;\0";
-const ANSWER: &[u8] = b"C\0\0\0\x05\0Z\0\0\0\x05I";
+pub(super) const QUERY: &[u8] = b"Q\0\0\0\x06;\0";
+pub(super) const ANSWER: &[u8] = b"C\0\0\0\x05\0Z\0\0\0\x05I";
 
 impl Scene {
     /// One database, with these settings besides.
-    fn new(settings: &str) -> Scene {
+    pub(super) fn new(settings: &str) -> Scene {
         let around = Surroundings {
             now: Micros::from_secs(1000),
             seed: [7; 32],
@@ -44,20 +45,21 @@ impl Scene {
         assert!(complete);
         core.configure(config, true);
         core.set_users(["u", "v", "w"].map(|name| (name.into(), b"p".to_vec())).to_vec());
-        Scene { core, connects: Vec::new(), closed: Vec::new() }
+        Scene { core, connects: Vec::new(), closed: Vec::new(), sent: Vec::new() }
     }
 
-    fn act(&mut self) {
+    pub(super) fn act(&mut self) {
         while let Some(action) = self.core.next_action() {
             match action {
                 Action::Connect(id) => self.connects.push(id),
                 Action::Close(peer) => self.closed.push(peer),
+                Action::Send(peer, bytes) => self.sent.push((peer, bytes)),
                 _ => {}
             }
         }
     }
 
-    fn told(&mut self, id: ClientId, bytes: &[u8]) -> Verdict {
+    pub(super) fn told(&mut self, id: ClientId, bytes: &[u8]) -> Verdict {
         let verdict = self.core.client_packet(id, packet(bytes), &mut Sink::default());
         self.act();
         verdict
@@ -69,25 +71,28 @@ impl Scene {
     }
 
     fn beginner_with(&mut self, user: &str, zone: &[u8]) -> ClientId {
+        let user = user.as_bytes();
+        self.beginner_who_says(&[(b"user", user), (b"database", b"d"), (b"timezone", zone)])
+    }
+
+    pub(super) fn beginner_who_says(&mut self, wishes: &[(&[u8], &[u8])]) -> ClientId {
         let id =
             self.core.accepted(Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None });
         let mut startup = Vec::new();
-        let user = user.as_bytes();
-        let wishes = [(&b"user"[..], user), (b"database", b"d"), (b"timezone", zone)];
-        write::startup(&mut startup, wishes.into_iter());
+        write::startup(&mut startup, wishes.iter().copied());
         assert_eq!(self.told(id, &startup), Verdict::Drop);
         id
     }
 
     /// A client that has logged in, or waits for its welcome.
-    fn client(&mut self, user: &str) -> ClientId {
+    pub(super) fn client(&mut self, user: &str) -> ClientId {
         let id = self.beginner(user);
         self.told(id, b"p\0\0\0\x06p\0");
         id
     }
 
     /// A server that has logged in.
-    fn server(&mut self) -> ServerId {
+    pub(super) fn server(&mut self) -> ServerId {
         let id = self.connects.pop().unwrap();
         self.core.connected(id, Addr::Unknown, Addr::Unknown);
         for bytes in [

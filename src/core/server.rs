@@ -3,6 +3,7 @@
 use super::connect::ServerLogin;
 use super::face::{Addr, ClientId, Facts, ServerId};
 use super::pool::PoolId;
+use super::replication::Replication;
 use super::replies::Replies;
 use super::vars::Vars;
 use crate::base::list::{Linked, Links};
@@ -47,7 +48,7 @@ impl ServerState {
         use ServerState as S;
         matches!(
             (self, to),
-            (S::Login, S::Idle | S::ActiveCancel)
+            (S::Login, S::Idle | S::Active | S::ActiveCancel)
                 | (S::Idle, S::Active | S::Used)
                 | (S::Active, S::Idle | S::Tested | S::Used | S::BeingCanceled)
                 | (S::Used, S::Tested | S::Idle)
@@ -80,6 +81,8 @@ pub struct Server {
     pub(super) delivered: bool,
     /// To be closed as soon as it is free.
     pub(super) close_needed: bool,
+    /// What it has been asked for in its StartupMessage.
+    pub(super) replication: Replication,
     /// The client of the link; set and cleared in `Core::tie` and `Core::unlink` only.
     pub(super) client: Option<ClientId>,
     pub(super) pool: PoolId,
@@ -182,9 +185,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_idle_server_becomes_active() {
+    fn only_an_idle_or_a_dedicated_server_becomes_active() {
         for (state, _) in ServerState::SHOWN {
-            assert_eq!(state.may_become(ServerState::Active), state == ServerState::Idle);
+            let may = matches!(state, ServerState::Idle | ServerState::Login);
+            assert_eq!(state.may_become(ServerState::Active), may);
         }
     }
 }

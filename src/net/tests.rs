@@ -31,6 +31,7 @@ fn process() -> Process {
             links: vec![(client, server)],
             startup: false,
             suspends: false,
+            both_ways: false,
             max: u32::MAX,
             log: Vec::new(),
             target: None,

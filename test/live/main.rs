@@ -33,6 +33,8 @@ mod parameters;
 mod pooling;
 mod process;
 mod protocol;
+mod replication;
+mod replication_tools;
 mod servers;
 mod sharing;
 mod shutdown;
