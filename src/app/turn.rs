@@ -70,7 +70,7 @@ impl Around for Surrounding<'_> {
         self.net.descriptor(peer).map(|descriptor| descriptor.as_raw_fd())
     }
     fn set_up_tls(&self, settings: &Settings) -> Result<(), String> {
-        *self.tls.borrow_mut() = Some(Tls::new(settings)?);
+        *self.tls.borrow_mut() = Some(self.net.tls().renewed(settings)?);
         Ok(())
     }
     fn listening(&self) -> Vec<Listening> {
@@ -269,7 +269,7 @@ impl Process {
 
     /// Sets TLS up again; on failure all stays as it was.
     fn reload_tls(&mut self) -> bool {
-        match Tls::new(self.core.settings()) {
+        match self.net.tls().renewed(self.core.settings()) {
             Ok(tls) => {
                 self.set_tls(tls);
                 true

@@ -18,7 +18,8 @@ pub use entries::{DatabaseEntry, PeerEntry, UserEntry};
 pub use ini::strerror;
 pub use settings::{param, Param, SetError, Settings, When, PARAMS, RESERVED_AUTH_DBNAME};
 pub use value::{
-    AuthType, Flag, LoadBalance, PoolMode, Ports, Secret, SessionAttrs, SslMode, Value,
+    AuthType, Flag, LoadBalance, PoolMode, Ports, Secret, SessionAttrs, SslMode, SslNegotiation,
+    Value,
 };
 
 use crate::base::{Journal, Level};

@@ -1,7 +1,7 @@
 //! The table of the `[pgbouncer]` parameters, in the order of `SHOW CONFIG` (config 3.2).
 //! Everything that is said about a parameter is said in its row here.
 
-use super::value::{AuthType, Flag, PoolMode, SslMode, Value};
+use super::value::{AuthType, Flag, PoolMode, SslMode, SslNegotiation, Value};
 use crate::base::Micros;
 
 /// When a new value of a parameter counts.
@@ -256,6 +256,9 @@ settings! {
     server_tls_protocols: String = text("secure"), Reload, NOW;
     /// Whether connections to servers may or must use TLS.
     server_tls_sslmode: SslMode = text("prefer"), Reload, NOW;
+    /// How TLS begins with servers: postgres asks the server first, direct doesn't, which
+    /// PostgreSQL 17 and later understand and server_tls_sslmode has to be at least require for.
+    server_tls_sslnegotiation: SslNegotiation = text("postgres"), Reload, NOW;
     /// Share the TCP port with other processes that set this too.
     so_reuseport: Flag = text("0"), Restart, NOW;
     /// Whole seconds between lines of statistics; averages count from one to the next.
@@ -424,6 +427,7 @@ mod tests {
         server_tls_key_file | \"\" | yes
         server_tls_protocols | secure | yes
         server_tls_sslmode | prefer | yes
+        server_tls_sslnegotiation | postgres | yes
         so_reuseport | 0 | no
         stats_period | 60 | yes
         stats_users | \"\" | yes
@@ -450,7 +454,7 @@ mod tests {
     #[test]
     fn rows_are_those_of_show_config() {
         let rows: Vec<&str> = SHOW_CONFIG.trim().lines().map(str::trim).collect();
-        assert_eq!((rows.len(), PARAMS.len()), (100, 100));
+        assert_eq!((rows.len(), PARAMS.len()), (101, 101));
         for (row, param) in rows.iter().zip(PARAMS) {
             let default = match param.default {
                 None => "NULL",

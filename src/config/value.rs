@@ -394,6 +394,16 @@ choice! {
     }
 }
 
+choice! {
+    /// How TLS begins.
+    SslNegotiation {
+        /// With a request in plain text.
+        Postgres = "postgres",
+        /// With the handshake.
+        Direct = "direct",
+    }
+}
+
 impl SslMode {
     /// True for the modes in which nothing may go over TCP in plain text.
     pub fn forbids_plain(self) -> bool {

@@ -100,6 +100,8 @@ pub struct Net {
     /// By token.
     shaking: BTreeMap<usize, Shaking>,
     shake_queue: VecDeque<Peer>,
+    /// Memory that handshakes have given back since the allocator was last asked for its own.
+    shaken: usize,
     looking: Vec<ServerId>,
     listeners: Listeners,
     resolver: Resolver,
@@ -160,6 +162,7 @@ impl Net {
             tls: Tls::default(),
             shaking: BTreeMap::new(),
             shake_queue: VecDeque::new(),
+            shaken: 0,
             looking: Vec::new(),
             listeners: Listeners::default(),
             resolver: Resolver::new(options.dns),
@@ -267,7 +270,8 @@ impl Net {
     /// A few times a second: ends the pause after a failed accept, gives memory back, looks at
     /// zones.
     pub fn tick(&mut self) {
-        if self.relay.take_released() >= MUCH {
+        if self.relay.take_released().max(self.shaken) >= MUCH {
+            self.shaken = 0;
             sys::trim_heap();
         }
         self.resolver.tick(self.now);

@@ -5,7 +5,7 @@
 
 use super::conn::Wire;
 use super::stream::{Socket, Stream};
-use super::tls::Progress;
+use super::tls::{Progress, ServerTls};
 use super::{sys, token_of, Event, Net};
 use crate::base::Level;
 use crate::core::{Decisions, Facts, Loss, Peer};
@@ -15,6 +15,13 @@ use std::rc::Rc;
 
 /// The first byte of a TLS handshake; of nothing that PostgreSQL's protocol begins with.
 const HANDSHAKE: u8 = 0x16;
+
+/// What is wrong with a server that takes a handshake for which it was not asked, and doesn't know
+/// what for.
+const NO_PROTOCOL: &str = "server has not chosen the protocol \"postgresql\"";
+
+/// About what a handshake takes and gives back, from between blocks that stay, in bytes.
+const HANDSHAKE_MEMORY: usize = 32 * 1024;
 
 /// A connection on its way.
 pub(super) struct Shaking {
@@ -36,8 +43,8 @@ enum Stage {
 enum Role {
     /// A client's server: the hash of the certificate that we show, which a reload may change.
     Accepts(Rc<[u8]>),
-    /// A server's client: the name that its certificate has to have.
-    Connects(Option<String>),
+    /// A server's client: the name that its certificate has to have, and whether nobody was asked.
+    Connects(Option<String>, bool),
 }
 
 /// What a step led to.
@@ -63,23 +70,31 @@ impl Net {
         let Some((mut socket, hangup)) = self.relay.take_out(peer) else {
             return;
         };
-        let (word, stage): (&[u8], _) = match peer {
-            Peer::Client(_) => (b"S", None),
+        let host = match peer {
+            Peer::Client(_) => None,
             Peer::Server(id) => {
-                let host = core.target(id).map_or_else(String::new, |target| target.host);
-                (&write::SSL_REQUEST, Some(host))
+                Some(core.target(id).map_or_else(String::new, |target| target.host))
             }
         };
+        let is_direct = host.is_some() && self.tls.server().is_some_and(ServerTls::is_direct);
+        let word: &[u8] = match host {
+            _ if is_direct => b"",
+            Some(_) => &write::SSL_REQUEST,
+            None => b"S",
+        };
         // Nothing has been sent before, so that there is room.
-        if !socket.send(word).is_ok_and(|count| count == word.len()) {
+        if !word.is_empty() && !socket.send(word).is_ok_and(|count| count == word.len()) {
             return core.lost(peer, Loss::Send);
         }
-        match stage {
-            Some(host) => self.put_shaking(peer, Stage::Asked(socket, host), hangup),
-            None => match self.welcome(socket) {
-                Step::Later(stage) => self.put_shaking(peer, stage, hangup),
-                _ => core.lost(peer, Loss::Receive),
-            },
+        let step = match host {
+            Some(host) if is_direct => self.approach(socket, host),
+            Some(host) => Step::Later(Stage::Asked(socket, host)),
+            None => self.welcome(socket),
+        };
+        match step {
+            Step::Later(stage) => self.put_shaking(peer, stage, hangup),
+            Step::Lost(why) => core.lost(peer, why),
+            Step::Stay(_) | Step::Enter(..) => core.lost(peer, Loss::Receive),
         }
     }
 
@@ -183,20 +198,26 @@ impl Net {
         };
         match (answer, self.tls.server()) {
             ([b'S' | b'N', _], _) if count > 1 => Step::Lost(Loss::TlsAnswerBehind),
-            ([b'S', _], Some(tls)) => {
-                let name = tls.checks_name().then(|| host.clone());
-                let begun = tls.begin(&host);
-                match begun.and_then(|ssl| socket.encrypted(ssl).map_err(|e| e.to_string())) {
-                    Ok(socket) => Step::Later(Stage::Shaking(socket, Role::Connects(name))),
-                    Err(text) => {
-                        self.journal.line(Level::Warning, format!("TLS connect error: {text}"));
-                        Step::Lost(Loss::TlsSetup)
-                    }
-                }
-            }
+            ([b'S', _], Some(_)) => self.approach(socket, host),
             ([b'N', _], Some(tls)) if tls.forbids_plain() => Step::Lost(Loss::TlsRefused),
             ([b'N', _], _) => Step::Enter(socket, None),
             _ => Step::Lost(Loss::TlsAnswer),
+        }
+    }
+
+    /// Begins the handshake with a server.
+    fn approach(&mut self, socket: Socket, host: String) -> Step {
+        let Some(tls) = self.tls.server() else {
+            return Step::Lost(Loss::TlsSetup);
+        };
+        let begun = tls.begin(&host);
+        let role = Role::Connects(tls.checks_name().then_some(host), tls.is_direct());
+        match begun.and_then(|ssl| socket.encrypted(ssl).map_err(|error| error.to_string())) {
+            Ok(socket) => Step::Later(Stage::Shaking(socket, role)),
+            Err(text) => {
+                self.journal.line(Level::Warning, format!("TLS connect error: {text}"));
+                Step::Lost(Loss::TlsSetup)
+            }
         }
     }
 
@@ -212,16 +233,18 @@ impl Net {
                 Err(error) => format!("handshake failed: {error}"),
             },
             Progress::Done => {
-                let (end_point, name) = match role {
-                    Role::Accepts(end_point) => (Some(end_point), None),
-                    Role::Connects(name) => (None, name),
+                let (end_point, name, is_direct) = match role {
+                    Role::Accepts(end_point) => (Some(end_point), None, false),
+                    Role::Connects(name, is_direct) => (None, name, is_direct),
                 };
+                let is_other = is_direct && !session.speaks_postgres();
                 let facts = session.facts(end_point);
                 // The end of a handshake of TLS 1.3 gets no other answer.
                 let _ = sys::acknowledge(socket.stream());
                 let names = facts.names.as_deref();
                 let deceived = name.filter(|name| !names.is_some_and(|names| names.include(name)));
                 match deceived {
+                    None if is_other => NO_PROTOCOL.to_owned(),
                     None => return Step::Enter(socket, Some(facts)),
                     Some(name) => format!("name `{name}' not present in server certificate"),
                 }
@@ -243,6 +266,9 @@ impl Net {
         core: &mut D,
     ) {
         let encrypted = matches!(socket.stream(), Stream::Tls(_));
+        if encrypted {
+            self.shaken = self.shaken.saturating_add(HANDSHAKE_MEMORY);
+        }
         if encrypted && socket.want_write(false).is_err() {
             return core.lost(peer, Loss::Receive);
         }

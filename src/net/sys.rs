@@ -1,5 +1,5 @@
 //! The unsafe lines: socket options that `nix` lacks, received descriptors, fork, the allocator's own
-//! call, a question to OpenSSL that its crate lacks, and OpenLDAP's client library.
+//! call, what the crate of OpenSSL lacks, and OpenLDAP's client library.
 #![allow(unsafe_code)]
 
 use foreign_types::ForeignTypeRef;
@@ -8,8 +8,9 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags};
 use nix::unistd::{fork, ForkResult};
+use openssl::error::ErrorStack;
 use openssl::nid::Nid;
-use openssl::ssl::SslRef;
+use openssl::ssl::{SslContextBuilder, SslRef};
 use std::ffi::{CStr, CString};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -93,6 +94,28 @@ pub(super) fn shared_group(ssl: &SslRef) -> Option<Nid> {
     let nid =
         unsafe { openssl_sys::SSL_ctrl(ssl.as_ptr(), GET_SHARED_GROUP, 0, std::ptr::null_mut()) };
     i32::try_from(nid).ok().filter(|nid| *nid > 0).map(Nid::from_raw)
+}
+
+/// Puts the authorities that stand between our certificate and the root together once, from those
+/// that are trusted, unless the file of the certificate has some. OpenSSL would do so in each
+/// handshake, and check all their signatures. What can't be put together is left to it.
+pub(super) fn build_chain(context: &mut SslContextBuilder) {
+    /// SSL_CTRL_BUILD_CERT_CHAIN of OpenSSL's ssl.h, SSL_CTX_build_cert_chain().
+    const BUILD: libc::c_int = 105;
+    /// SSL_CTRL_GET_CHAIN_CERTS, SSL_CTX_get0_chain_certs().
+    const GET: libc::c_int = 115;
+    /// SSL_BUILD_CHAIN_FLAG_IGNORE_ERROR and SSL_BUILD_CHAIN_FLAG_CLEAR_ERROR: as in a handshake.
+    const FLAGS: libc::c_long = 0x8 | 0x10;
+    let mut chain: *mut libc::c_void = std::ptr::null_mut();
+    // SAFETY: the context lives as long as it is borrowed. The first call writes a pointer, which
+    // is compared only, to `chain`; the second reads nothing through its null pointer.
+    unsafe {
+        openssl_sys::SSL_CTX_ctrl(context.as_ptr(), GET, 0, (&raw mut chain).cast());
+        if chain.is_null() {
+            openssl_sys::SSL_CTX_ctrl(context.as_ptr(), BUILD, FLAGS, std::ptr::null_mut());
+        }
+    }
+    drop(ErrorStack::get());
 }
 
 /// What OpenLDAP's client library says of a failure.

@@ -12,7 +12,8 @@ mod words;
 pub(in crate::net) use session::Progress;
 pub use session::Session;
 
-use crate::config::{AuthType, Settings, SslMode};
+use super::sys;
+use crate::config::{AuthType, Settings, SslMode, SslNegotiation};
 use openssl::bn::BigNum;
 use openssl::dh::Dh;
 use openssl::error::ErrorStack;
@@ -53,15 +54,20 @@ pub struct Tls {
 impl Tls {
     /// Both sides as the settings want them. The error is the text of an ERROR line.
     pub fn new(settings: &Settings) -> Result<Tls, String> {
+        Tls::default().renewed(settings)
+    }
+
+    /// As [`Tls::new`]; what would come out as it was, files included, is taken from here.
+    pub fn renewed(&self, settings: &Settings) -> Result<Tls, String> {
         check(settings)?;
         Ok(Tls {
             client: match settings.client_tls_sslmode {
                 SslMode::Disable => None,
-                mode => Some(ClientTls::new(settings, mode)?),
+                mode => Some(ClientTls::new(settings, mode, self.client.as_ref())?),
             },
             server: match settings.server_tls_sslmode {
                 SslMode::Disable => None,
-                mode => Some(ServerTls::new(settings, mode)?),
+                mode => Some(ServerTls::new(settings, mode, self.server.as_ref())?),
             },
         })
     }
@@ -75,8 +81,12 @@ impl Tls {
 
     /// True if servers are to be connected in another way. What is in the files doesn't count.
     pub fn changes_servers(&self, before: &Tls) -> bool {
-        let wishes = |tls: &Tls| tls.server.as_ref().map(|tls| (tls.mode, tls.wishes.clone()));
-        wishes(self) != wishes(before)
+        match (&self.server, &before.server) {
+            (Some(now), Some(before)) => {
+                (now.mode, now.direct, &now.wishes) != (before.mode, before.direct, &before.wishes)
+            }
+            (now, before) => now.is_some() || before.is_some(),
+        }
     }
 
     pub(in crate::net) fn client(&self) -> Option<&ClientTls> {
@@ -103,21 +113,38 @@ fn check(settings: &Settings) -> Result<(), String> {
         "auth_type=cert requires client_tls_ca_file"
     } else if mode == SslMode::VerifyFull && no_ca {
         "client_tls_sslmode requires client_tls_ca_file"
+    } else if is_direct(settings) && !settings.server_tls_sslmode.forbids_plain() {
+        "server_tls_sslnegotiation=direct requires server_tls_sslmode=require, verify-ca or \
+         verify-full"
     } else {
         return Ok(());
     };
     Err(error.to_owned())
 }
 
+fn is_direct(settings: &Settings) -> bool {
+    settings.server_tls_sslnegotiation == SslNegotiation::Direct
+}
+
 /// TLS towards clients.
+#[derive(Clone)]
 pub(in crate::net) struct ClientTls {
     mode: SslMode,
+    wishes: Wishes,
+    /// What was said of DHE parameters and curves.
+    words: [String; 2],
+    /// The files as they were.
+    stamps: Stamps,
     context: SslContext,
     end_point: Rc<[u8]>,
 }
 
 impl ClientTls {
-    fn new(settings: &Settings, mode: SslMode) -> Result<ClientTls, String> {
+    fn new(
+        settings: &Settings,
+        mode: SslMode,
+        before: Option<&ClientTls>,
+    ) -> Result<ClientTls, String> {
         let wishes = Wishes {
             key: settings.client_tls_key_file.clone(),
             certificate: settings.client_tls_cert_file.clone(),
@@ -126,16 +153,24 @@ impl ClientTls {
             ciphers: settings.client_tls_ciphers.clone(),
             suites: settings.client_tls13_ciphers.clone(),
         };
+        let words =
+            [&settings.client_tls_dheparams, &settings.client_tls_ecdhcurve].map(Clone::clone);
+        let stamps = wishes.stamps();
+        let same = |tls: &&ClientTls| {
+            (tls.mode, &tls.wishes, &tls.words, &tls.stamps) == (mode, &wishes, &words, &stamps)
+        };
+        if let Some(same) = before.filter(same) {
+            return Ok(same.clone());
+        }
         wishes.check("client_tls")?;
         let invalid = |name: &str, value: &str| format!("invalid client_tls_{name}: {value}");
-        let dhe = &settings.client_tls_dheparams;
+        let [dhe, curve] = &words;
         let has_params = words::dhe_params(dhe).ok_or_else(|| invalid("dheparams", dhe))?;
-        let curve = &settings.client_tls_ecdhcurve;
         let curve = words::curve(curve).ok_or_else(|| invalid("ecdhecurve", curve))?;
         let (context, end_point) = wishes
             .client_context(mode, has_params, &curve)
             .map_err(|error| format!("TLS setup failed: {error}"))?;
-        Ok(ClientTls { mode, context, end_point })
+        Ok(ClientTls { mode, wishes, words, stamps, context, end_point })
     }
 
     /// What a new connection begins with.
@@ -154,12 +189,17 @@ impl ClientTls {
 /// TLS towards servers.
 pub(in crate::net) struct ServerTls {
     mode: SslMode,
+    direct: bool,
     wishes: Wishes,
-    made: RefCell<Option<([Option<Stamp>; 3], SslContext)>>,
+    made: RefCell<Option<(Stamps, SslContext)>>,
 }
 
 impl ServerTls {
-    fn new(settings: &Settings, mode: SslMode) -> Result<ServerTls, String> {
+    fn new(
+        settings: &Settings,
+        mode: SslMode,
+        before: Option<&ServerTls>,
+    ) -> Result<ServerTls, String> {
         let wishes = Wishes {
             key: settings.server_tls_key_file.clone(),
             certificate: settings.server_tls_cert_file.clone(),
@@ -168,8 +208,12 @@ impl ServerTls {
             ciphers: settings.server_tls_ciphers.clone(),
             suites: settings.server_tls13_ciphers.clone(),
         };
+        let direct = is_direct(settings);
+        if let Some(same) = before.filter(|tls| (tls.mode, &tls.wishes) == (mode, &wishes)) {
+            return Ok(ServerTls { mode, direct, wishes, made: same.made.clone() });
+        }
         wishes.check("server_tls")?;
-        Ok(ServerTls { mode, wishes, made: RefCell::default() })
+        Ok(ServerTls { mode, direct, wishes, made: RefCell::default() })
     }
 
     /// What a connection to this host begins with. The error is what a log line says.
@@ -184,7 +228,16 @@ impl ServerTls {
         {
             drop(ErrorStack::get());
         }
+        if self.direct {
+            ssl.set_alpn_protos(ALPN).map_err(|errors| words::first_of(&errors))?;
+        }
         Ok(ssl)
+    }
+
+    /// True if a handshake begins without asking first. The server has to choose our protocol then:
+    /// one that doesn't know what it is asked for might speak another.
+    pub(in crate::net) fn is_direct(&self) -> bool {
+        self.direct
     }
 
     /// True if the server's certificate has to be for the host.
@@ -199,7 +252,7 @@ impl ServerTls {
 
     fn context(&self) -> Result<SslContext, String> {
         let wishes = &self.wishes;
-        let stamps = [&wishes.key, &wishes.certificate, &wishes.ca].map(|file| stamp(file));
+        let stamps = wishes.stamps();
         if let Some((of, context)) = &*self.made.borrow() {
             if *of == stamps {
                 return Ok(context.clone());
@@ -215,6 +268,9 @@ impl ServerTls {
 /// What tells one state of a file from another: device, number, size, time of the last change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp(u64, u64, u64, i64, i64);
+
+/// Those of key, certificate and authorities, as far as there are such files.
+type Stamps = [Option<Stamp>; 3];
 
 fn stamp(file: &str) -> Option<Stamp> {
     let data = fs::metadata(file).ok()?;
@@ -239,6 +295,18 @@ impl Wishes {
         Protocols::parse(&self.protocols).ok_or_else(|| invalid("protocols", &self.protocols))?;
         words::ciphers(&self.ciphers).map_err(|()| invalid("ciphers", &self.ciphers))?;
         Ok(())
+    }
+
+    fn stamps(&self) -> Stamps {
+        [&self.key, &self.certificate, self.ca_file()].map(stamp)
+    }
+
+    /// The file with the authorities: a system's own, unless another is wanted.
+    fn ca_file(&self) -> &str {
+        match self.ca.as_str() {
+            "" => BUNDLES.into_iter().find(|file| fs::metadata(file).is_ok()).unwrap_or(BUNDLES[0]),
+            file => file,
+        }
     }
 
     fn client_context(
@@ -268,6 +336,7 @@ impl Wishes {
             return Err("failed to set ECDHE curve".into());
         }
         self.load_ca(&mut context)?;
+        sys::build_chain(&mut context);
         if !self.ca.is_empty() {
             let names = X509Name::load_client_ca_file(&self.ca).map_err(ca_error)?;
             context.set_client_ca_list(names);
@@ -293,6 +362,7 @@ impl Wishes {
         context.set_verify(SslVerifyMode::NONE);
         if checks_chain {
             self.load_ca(&mut context)?;
+            sys::build_chain(&mut context);
             context.set_verify(SslVerifyMode::PEER);
         }
         Ok(context.build())
@@ -365,13 +435,7 @@ impl Wishes {
 
     /// Loads the authorities.
     fn load_ca(&self, context: &mut SslContextBuilder) -> Result<(), String> {
-        let file = match self.ca.as_str() {
-            "" => {
-                let found = BUNDLES.iter().find(|file| fs::metadata(file).is_ok());
-                *found.unwrap_or(&BUNDLES[0])
-            }
-            file => file,
-        };
+        let file = self.ca_file();
         readable(file).map_err(|error| format!("failed to load CA: {error}"))?;
         context.set_ca_file(file).map_err(ca_error)
     }

@@ -18,6 +18,8 @@ use nix::sys::socket::{recv, send, MsgFlags};
 pub(crate) enum Family {
     Tcp,
     Unix,
+    /// Clients use TLS over TCP, servers plain TCP.
+    Tls,
 }
 
 /// Where somebody listens.
@@ -32,7 +34,7 @@ impl Place {
     /// The place of a PostgreSQL or a pooler with this port, whose sockets are in this folder.
     pub(crate) fn of(family: Family, folder: &Path, port: u16) -> Self {
         match family {
-            Family::Tcp => Self::Tcp(port),
+            Family::Tcp | Family::Tls => Self::Tcp(port),
             Family::Unix => Self::Unix(folder.join(format!(".s.PGSQL.{port}"))),
         }
     }
@@ -134,7 +136,7 @@ impl Listener {
     /// Opens it, on a free port or as the socket of port 5432 in `folder`; returns the port.
     pub(crate) fn open(family: Family, folder: &Path) -> (Self, u16) {
         match family {
-            Family::Tcp => {
+            Family::Tcp | Family::Tls => {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
                 let port = listener.local_addr().unwrap().port();
                 listener.set_nonblocking(true).unwrap();

@@ -12,6 +12,7 @@ use crate::histogram::Histogram;
 use crate::link::{Family, Got, Link, Listener, Place};
 use crate::login::{hello, Keys, Login, Next};
 use crate::rig::wire::terminate;
+use crate::tls::Channel;
 
 /// What one unit of work is: bytes to send and bytes to get back, again and again.
 #[derive(Debug, Default)]
@@ -43,7 +44,7 @@ enum State {
 
 #[derive(Debug)]
 struct Client {
-    link: Link,
+    link: Channel,
     token: usize,
     state: State,
     step: usize,
@@ -64,6 +65,7 @@ struct Shared {
     latency: Histogram,
     keys: Keys,
     pooler: Place,
+    family: Family,
 }
 
 enum End {
@@ -101,6 +103,7 @@ impl Load {
             latency: Histogram::default(),
             keys: Keys::default(),
             pooler: Place::Tcp(0),
+            family,
         };
         let load = Self {
             poll,
@@ -118,6 +121,11 @@ impl Load {
     /// Where clients connect to from now on.
     pub(crate) fn set_pooler(&mut self, place: Place) {
         self.shared.pooler = place;
+    }
+
+    /// How clients connect from now on.
+    pub(crate) fn set_family(&mut self, family: Family) {
+        self.shared.family = family;
     }
 
     pub(crate) fn set_script(&mut self, script: &Rc<Script>) {
@@ -156,7 +164,7 @@ impl Load {
     pub(crate) fn disconnect(&mut self) {
         self.stop();
         for token in self.clients.drain(..) {
-            if let End::Client(client) = std::mem::replace(&mut self.ends[token], End::Gone) {
+            if let End::Client(mut client) = std::mem::replace(&mut self.ends[token], End::Gone) {
                 client.link.send(&terminate());
             }
         }
@@ -247,7 +255,7 @@ impl Load {
 
 impl Client {
     fn new(token: usize, shared: &Shared, registry: &Registry) -> Self {
-        let client = Self {
+        let mut client = Self {
             link: Self::dial(token, shared, registry),
             token,
             state: State::LoggingIn,
@@ -257,14 +265,21 @@ impl Client {
             began: Instant::now(),
             login: Login::default(),
         };
-        client.link.send(&hello());
+        client.greet();
         client
     }
 
-    fn dial(token: usize, shared: &Shared, registry: &Registry) -> Link {
+    fn dial(token: usize, shared: &Shared, registry: &Registry) -> Channel {
         let link = Link::connect(&shared.pooler).unwrap_or_else(|e| panic!("connect: {e}"));
         link.watch(registry, token);
-        link
+        Channel::new(link, shared.family)
+    }
+
+    /// Begins its login, once it may.
+    fn greet(&mut self) {
+        if !self.link.is_shaking() {
+            self.link.send(&hello());
+        }
     }
 
     /// Begins a unit.
@@ -298,6 +313,9 @@ impl Client {
     }
 
     fn turn(&mut self, room: &mut [u8], shared: &mut Shared, registry: &Registry) {
+        if self.link.shake() {
+            self.greet();
+        }
         if self.state == State::Busy && self.sent < shared.script.steps[self.step].0.len() {
             self.flush(shared, registry);
         }
@@ -365,7 +383,7 @@ impl Client {
         assert_eq!(self.state, State::Leaving, "the pooler closed a client's connection");
         shared.logged_in -= 1;
         self.link = Self::dial(self.token, shared, registry);
-        self.link.send(&hello());
+        self.greet();
         self.state = State::LoggingIn;
         self.login = Login::default();
     }

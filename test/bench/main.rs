@@ -19,6 +19,7 @@ mod process;
 mod report;
 mod run;
 mod scenario;
+mod tls;
 
 use std::io::Write;
 use std::process::Command;
@@ -120,6 +121,13 @@ fn measure_all(options: Options, network: &str) -> String {
     if wanted("memory") {
         let rounds = options.rounds.min(3);
         tables.push(memory::run(rounds, &mut |what| progress("memory", what)));
+    }
+    if wanted("memory-tls") {
+        let rounds = options.rounds.min(3);
+        tables.push(tls::memory(rounds, &mut |what| progress("memory-tls", what)));
+    }
+    if wanted("stall-tls") {
+        tables.push(tls::stall(options, &mut |what| progress("stall-tls", what)));
     }
     if wanted("pgbench") {
         tables.push(pgbench::run(options, &mut |what| progress("pgbench", what)));

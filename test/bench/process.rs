@@ -80,6 +80,11 @@ const POOLER: usize = 0;
 /// The core of everything else.
 const REST: usize = 1;
 
+/// Valgrind counts each byte of `rep movsb` as an instruction, processors count one for all: large
+/// blocks are copied and cleared in loops instead.
+const NO_STRING_INSTRUCTIONS: &str = "glibc.cpu.x86_rep_movsb_threshold=1073741824:\
+                                      glibc.cpu.x86_rep_stosb_threshold=1073741824";
+
 fn pin(core: usize) {
     let mut set = CpuSet::new();
     set.set(core).unwrap();
@@ -122,13 +127,22 @@ impl Setup<'_> {
     fn ini(&self, folder: &Path, port: u16) -> String {
         let (at, host, servers) = (folder.display(), &self.host, self.servers);
         let (method, settings) = (self.auth.method(), self.settings);
+        // Under valgrind somebody may wait so long that he is told.
+        let silent = match self.program {
+            Program::Ours => "query_wait_notify = 0\n",
+            Program::PgBouncer | Program::Floor => "",
+        };
+        let tls = match self.family {
+            Family::Tls => crate::tls::settings("server"),
+            Family::Tcp | Family::Unix => String::new(),
+        };
         format!(
             "[databases]\nbench = host={host} port={} dbname={}\n[pgbouncer]\n\
              listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {at}\n\
              logfile = {at}/log\npidfile = {at}/pid\nauth_file = {at}/users\nauth_type = {method}\n\
              pool_mode = transaction\ndefault_pool_size = {servers}\nmax_client_conn = 20000\n\
              listen_backlog = 4096\nlog_connections = 0\nlog_disconnections = 0\n\
-             query_wait_timeout = 0\n{settings}\n",
+             query_wait_timeout = 0\n{silent}{tls}{settings}\n",
             self.port, self.dbname
         )
     }
@@ -154,6 +168,9 @@ impl Setup<'_> {
         parts.extend(arguments);
         let mut command = command(&parts[0]);
         command.args(&parts[1..]);
+        if !self.under.is_empty() {
+            command.env("GLIBC_TUNABLES", NO_STRING_INSTRUCTIONS);
+        }
         command
     }
 

@@ -59,7 +59,7 @@ impl Stand {
         let folder = scratch().folder();
         let (mut load, port) = Load::new(scenario.family, &folder, replies);
         let host = match scenario.family {
-            Family::Tcp => "127.0.0.1".to_owned(),
+            Family::Tcp | Family::Tls => "127.0.0.1".to_owned(),
             Family::Unix => folder.display().to_string(),
         };
         let setup = Setup {

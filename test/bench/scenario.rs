@@ -87,6 +87,7 @@ impl Work {
 fn scenario(name: &str, work: Work, family: Family, clients: usize) -> Scenario {
     let end = match family {
         Family::Tcp => "tcp",
+        Family::Tls => "tls",
         Family::Unix => "unix",
     };
     let mut variants = vec![OURS, THEIRS];
@@ -147,5 +148,6 @@ pub(crate) fn all() -> Vec<Scenario> {
     let label = "pgbouncer, 10,000 idle";
     idle.variants = vec![Variant { label, idle: IDLE, ..THEIRS }, THEIRS];
     all.push(idle);
+    all.extend(crate::tls::scenarios());
     all
 }

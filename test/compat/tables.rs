@@ -62,7 +62,8 @@ const ADDED: &[Added] = &[
         "CONFIG",
         "auth_dbname cancel_wait_timeout peer_id track_extra_parameters max_prepared_statements auth_ident_file \
          max_db_client_connections max_user_client_connections auth_ldap_options client_tls13_ciphers query_wait_notify \
-         scram_iterations server_tls13_ciphers transaction_timeout login_notify_message pool_idle_timeout",
+         scram_iterations server_tls13_ciphers transaction_timeout login_notify_message pool_idle_timeout \
+         server_tls_sslnegotiation",
     ),
     columns(
         "STATS",

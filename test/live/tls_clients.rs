@@ -65,6 +65,9 @@ fn handshake_is_seen_by_psql_and_shown_by_the_console() {
     assert_eq!(String::from_utf8_lossy(&out.stdout), "42\n", "{out:?}");
     pooler.wait_log(&format!("login attempt: db=postgres user=trusty tls={USUAL} replication=no"));
 
+    // The file has the certificate alone; what stands above it is among those who are trusted.
+    let session = Wishes::default().session(pooler.port).unwrap();
+    assert_eq!(session.ssl().peer_cert_chain().unwrap().len(), 2);
     let mut client = Wishes::default().raw(pooler.port).login("trusty", "postgres", "").unwrap().0;
     assert_eq!(client.value("select 1"), "1");
     let mut console = pooler.unix().login("admin", "pgbouncer", "admin-pw").unwrap().0;

@@ -151,6 +151,8 @@ fn mistakes_end_the_start() {
         (format!("client_tls_sslmode = allow\n{full}client_tls_ciphers = all\n"),
          "invalid client_tls_ciphers: all".into()),
         ("server_tls_protocols = legacy\n".into(), "invalid server_tls_protocols: legacy".into()),
+        ("server_tls_sslmode = prefer\nserver_tls_sslnegotiation = direct\n".into(),
+         "server_tls_sslnegotiation=direct requires server_tls_sslmode=require, verify-ca or verify-full".into()),
         ("server_tls_ciphers = nonsense\n".into(), "invalid server_tls_ciphers: nonsense".into()),
     ] {
         let text = |_: &std::path::Path| format!("[databases]\n[pgbouncer]\nlisten_port = 1\n{settings}");

@@ -10,7 +10,7 @@ use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::raw::Raw;
 use crate::rig::tls::Encrypted;
 use crate::rig::wait_until;
-use crate::rig::wire::query;
+use crate::rig::wire::{query, tags};
 
 /// A pooler with one database at this host and port.
 fn pooler(host: &str, port: u16, settings: &str) -> Pooler {
@@ -129,6 +129,38 @@ fn own_certificate_is_shown_and_read_for_each_connection() {
         tries(&broken, false, &format!("WARNING TLS connect error: {}\n", fill(want)));
         broken.wait_log("closing because: sslreq processing failed (age=");
     }
+}
+
+#[test]
+fn direct_handshakes_need_a_server_that_knows_what_for() {
+    let direct = "server_tls_sslnegotiation = direct\n";
+    for (sslmode, chooses, log) in [
+        ("require", true, " SSL established: TLSv1.3/"),
+        ("verify-full", true, " SSL established: TLSv1.3/"),
+        (
+            "require",
+            false,
+            "WARNING TLS handshake error: server has not chosen the protocol \"postgresql\"",
+        ),
+    ] {
+        let server = Encrypted::direct("server", chooses);
+        let pooler = pooler("localhost", server.fake.port, &(mode(sslmode, "ca") + direct));
+        tries(&pooler, chooses, log);
+        if chooses {
+            assert_eq!(server.seen()[0], "localhost ");
+        } else {
+            pooler.wait_log("closing because: server conn crashed? (age=");
+        }
+    }
+    // One who expects a request takes it for nonsense.
+    let server = Encrypted::start("server", false, None);
+    let settings = "server_tls_sslmode = require\n".to_owned() + direct;
+    let with = pooler("localhost", server.fake.port, &settings);
+    tries(&with, false, "WARNING TLS handshake error: handshake failed: ");
+    assert_eq!(server.seen()[0], "plain");
+    with.wait_log("closing because: server conn crashed? (age=");
+    assert_eq!(tags(&with.command("SET server_tls_sslnegotiation = 'postgres'")), "CZ");
+    tries(&with, true, " SSL established: TLSv1.3/");
 }
 
 /// A server that answers the request for TLS with these bytes, then lets everybody in.

@@ -1,6 +1,7 @@
 //! Bytes through TLS on either side, on both or on none: large, small, slow, cut.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::rig::pooler::{Pooler, Setup};
@@ -151,6 +152,24 @@ fn both_ways_to_leave_are_an_end_of_stream() {
     under.write_all(b"\x17\x03\x03\0\x20this is nothing that decrypts...").unwrap();
     pooler.wait_log("WARNING tls_sbufio_recv: read failed: error:0A");
     drop(session);
+}
+
+#[test]
+fn client_that_wants_another_handshake_is_sent_away() {
+    let (pooler, _) = start(false, "");
+    let mut client = Command::new("openssl");
+    client.args(["s_client", "-starttls", "postgres", "-tls1_2", "-connect"]);
+    client.arg(format!("127.0.0.1:{}", pooler.port)).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut client = client.stderr(Stdio::null()).spawn().unwrap();
+    let mut input = client.stdin.take().unwrap();
+    // It tells when it is through with its first handshake.
+    let mut told = BufReader::new(client.stdout.take().unwrap()).lines();
+    while !told.next().unwrap().unwrap().contains("Verify return code") {}
+    input.write_all(b"R\n").unwrap();
+    pooler
+        .wait_log("WARNING tls_sbufio_recv: read failed: unexpected handshake, closing connection");
+    assert!(told.all(|line| line.is_ok()), "the connection ends, and so does the client");
+    client.wait().unwrap();
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::net::TcpStream;
 
 use openssl::ssl::{
-    NameType, Ssl, SslContext, SslFiletype, SslMethod, SslStream, SslVerifyMode, SslVersion,
+    select_next_proto, AlpnError, NameType, Ssl, SslContext, SslContextBuilder, SslFiletype,
+    SslMethod, SslStream, SslVerifyMode, SslVersion,
 };
 use std::io::Read;
 use std::sync::{Arc, Mutex};
@@ -151,26 +152,53 @@ impl Encrypted {
     /// Shows this pair, wants a certificate of the client's or not, speaks these versions at most.
     /// It lets everybody in and answers every query with `42`.
     pub(crate) fn start(pair: &'static str, wants: bool, newest: Option<SslVersion>) -> Encrypted {
+        let mut context = Self::context(pair);
+        context.set_max_proto_version(newest).unwrap();
+        if wants {
+            context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+        }
+        Self::start_with(context.build(), false)
+    }
+
+    /// Like PostgreSQL 17, but without SSLRequest; chooses our protocol or knows of none.
+    pub(crate) fn direct(pair: &'static str, chooses: bool) -> Encrypted {
+        let mut context = Self::context(pair);
+        if chooses {
+            context.set_alpn_select_callback(|_, offered| {
+                select_next_proto(b"\x0apostgresql", offered).ok_or(AlpnError::ALERT_FATAL)
+            });
+        }
+        Self::start_with(context.build(), true)
+    }
+
+    fn context(pair: &str) -> SslContextBuilder {
         let mut context = SslContext::builder(SslMethod::tls_server()).unwrap();
         let file = |kind: &str| certs().join(format!("{pair}.{kind}"));
         context.set_certificate_chain_file(file("crt")).unwrap();
         context.set_private_key_file(file("key"), SslFiletype::PEM).unwrap();
         context.set_ca_file(certs().join("ca.crt")).unwrap();
-        context.set_max_proto_version(newest).unwrap();
-        if wants {
-            context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
-        }
-        let context = context.build();
+        context
+    }
+
+    fn start_with(context: SslContext, direct: bool) -> Encrypted {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let notes = seen.clone();
         let open = move |mut stream: TcpStream| {
             let mut first = [0; 8];
-            stream.read_exact(&mut first).ok()?;
-            if first[..] != special(SSL_REQUEST, &[]) {
-                notes.lock().unwrap().push("plain".to_owned());
-                return None;
+            stream.peek(&mut first).ok()?;
+            if !direct {
+                stream.read_exact(&mut first).ok()?;
             }
-            stream.write_all(b"S").unwrap();
+            match (direct, first) {
+                (true, [0x16, ..]) => {}
+                (false, first) if first[..] == special(SSL_REQUEST, &[]) => {
+                    stream.write_all(b"S").unwrap();
+                }
+                _ => {
+                    notes.lock().unwrap().push("plain".to_owned());
+                    return None;
+                }
+            }
             let mut session = SslStream::new(Ssl::new(&context).unwrap(), stream).unwrap();
             session.accept().ok()?;
             let ssl = session.ssl();

@@ -1,6 +1,6 @@
 //! One encrypted connection: OpenSSL on top of a socket that tells readiness by edges.
 
-use super::{words, DH_BITS};
+use super::{words, ALPN, DH_BITS};
 use crate::auth::Names;
 use crate::core::Facts;
 use crate::net::sys;
@@ -20,7 +20,14 @@ struct Below {
     stream: TcpStream,
     may_have_more: bool,
     hangup: bool,
+    /// What is sent next is the rest of a record.
+    within: bool,
+    /// An alert was sent that anybody can tell from other records: up to TLS 1.2.
+    alerted: bool,
 }
+
+/// The first byte of an alert.
+const ALERT: u8 = 0x15;
 
 impl Read for Below {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
@@ -41,13 +48,23 @@ impl Read for Below {
 
 impl Write for Below {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.write(bytes)
+        self.alerted |= !self.within && bytes.first() == Some(&ALERT);
+        let sent = self.stream.write(bytes);
+        if let Ok(count) = sent {
+            self.within = count < bytes.len();
+        }
+        sent
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
+
+/// Up to TLS 1.2 the other side may want another handshake. OpenSSL refuses with a warning, the only
+/// alert that may come out of a receive which goes well otherwise; here that is the end (auth 9.2).
+const RENEGOTIATION: &str =
+    "tls_sbufio_recv: read failed: unexpected handshake, closing connection";
 
 /// What a step of a handshake led to.
 #[derive(Debug, PartialEq, Eq)]
@@ -84,7 +101,8 @@ impl fmt::Debug for Session {
 impl Session {
     /// `ssl` has been told which side it is on.
     pub(in crate::net) fn new(ssl: Ssl, stream: TcpStream) -> Result<Session, ErrorStack> {
-        let below = Below { stream, may_have_more: true, hangup: false };
+        let below =
+            Below { stream, may_have_more: true, hangup: false, within: false, alerted: false };
         Ok(Session {
             ssl: SslStream::new(ssl, below)?,
             established: false,
@@ -114,6 +132,7 @@ impl Session {
         match self.ssl.do_handshake() {
             Ok(()) => {
                 self.established = true;
+                self.ssl.get_mut().alerted = false;
                 Progress::Done
             }
             Err(error) if error.code() == ErrorCode::WANT_READ => Progress::Reads,
@@ -131,6 +150,10 @@ impl Session {
             }
             match self.ssl.ssl_read(room) {
                 Ok(more) => count = count.saturating_add(more),
+                Err(error) if wants(&error) && self.ssl.get_ref().alerted => {
+                    self.established = false;
+                    self.failed = Some(io::Error::other(RENEGOTIATION));
+                }
                 Err(error) if self.must_wait(&error) => match count {
                     0 => return Err(ErrorKind::WouldBlock.into()),
                     _ => break,
@@ -145,6 +168,12 @@ impl Session {
             0 => self.failed.take().map_or(Ok(0), Err),
             _ => Ok(count),
         }
+    }
+
+    /// True if both sides have agreed on PostgreSQL's protocol.
+    pub(in crate::net) fn speaks_postgres(&self) -> bool {
+        let chosen = self.ssl.ssl().selected_alpn_protocol();
+        chosen.is_some() && chosen == ALPN.get(1..)
     }
 
     /// True if there is an end to be received that no event will tell of.
@@ -200,6 +229,14 @@ impl Session {
             names: shown.as_deref().map(|certificate| Box::new(names(certificate))),
             end_point: end_point.or_else(|| shown.as_deref().map(end_point_of)).unwrap_or_default(),
         }
+    }
+}
+
+#[cfg(test)]
+impl Session {
+    /// How many certificates the other side has shown.
+    pub(super) fn shown_chain(&self) -> usize {
+        self.ssl.ssl().peer_cert_chain().map_or(0, |chain| chain.len())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::Settings;
+use foreign_types::ForeignType;
 use mio::net::TcpStream;
 use nix::sys::socket::{setsockopt, sockopt};
 use openssl::asn1::{Asn1Object, Asn1OctetString, Asn1Time};
@@ -186,6 +187,46 @@ fn servers_context_is_made_again_when_a_file_changes() {
     assert!(tls.changes_servers(&plain) && !plain.changes_servers(&Tls::new(&settings).unwrap()));
     settings.server_tls13_ciphers = Some("TLS_AES_128_GCM_SHA256".into());
     assert!(plain.changes_servers(&Tls::new(&settings).unwrap()));
+}
+
+#[test]
+fn contexts_stay_until_settings_or_files_change() {
+    let folder = Folder::new("stay");
+    let mut settings = folder.settings();
+    let first = Tls::new(&settings).unwrap();
+    let context_of = |tls: &Tls| tls.client().unwrap().context.as_ptr();
+    let server_of = |tls: &Tls| tls.server().unwrap().context().unwrap().as_ptr();
+    let server = server_of(&first);
+    let second = first.renewed(&settings).unwrap();
+    assert_eq!((context_of(&first), server), (context_of(&second), server_of(&second)));
+    folder.make("other");
+    let third = second.renewed(&settings).unwrap();
+    assert_ne!(context_of(&second), context_of(&third));
+    assert_ne!(second.client().unwrap().end_point(), third.client().unwrap().end_point());
+    assert_ne!(server, server_of(&third));
+    settings.client_tls_ecdhcurve = "secp384r1".into();
+    let fourth = third.renewed(&settings).unwrap();
+    assert_ne!(context_of(&third), context_of(&fourth));
+    assert_eq!(server_of(&third), server_of(&fourth));
+    // Another way to begin is no reason for another context, but for other connections.
+    settings.server_tls_sslnegotiation = SslNegotiation::Direct;
+    let fifth = fourth.renewed(&settings).unwrap();
+    assert!(fifth.changes_servers(&fourth) && fifth.server().unwrap().is_direct());
+    assert_eq!(server_of(&fourth), server_of(&fifth));
+}
+
+#[test]
+fn chain_is_that_of_the_file_or_put_together_once() {
+    let folder = Folder::new("chain");
+    let chain = || {
+        let tls = Tls::new(&folder.settings()).unwrap();
+        let (_accepts, connects) = pair(&tls);
+        connects.shown_chain()
+    };
+    assert_eq!(chain(), 1, "one that signs itself");
+    let alone = fs::read(folder.file("a.crt")).unwrap();
+    fs::write(folder.file("a.crt"), [&alone[..], &alone, &alone].concat()).unwrap();
+    assert_eq!(chain(), 3);
 }
 
 #[test]
