@@ -430,7 +430,7 @@ mod tests {
         for id in ids {
             store.prepare(&mut shelf, id, 5, &mut out);
         }
-        assert_eq!(out[..29], *b"P\0\0\0\x1bPGBOUNCER_1\0select 1\0\0\0");
+        assert_eq!(out[..28], *b"P\0\0\0\x1bPGBOUNCER_1\0select 1\0\0\0");
         store.touch(&mut shelf, ids[0]);
         assert_eq!(store.oldest(&shelf), Some(ids[1]));
         out.clear();
