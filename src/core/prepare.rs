@@ -209,13 +209,11 @@ impl Core {
         let Some(server) = self.servers.get_mut(id) else { return false };
         let shelf = server.shelf.get_or_insert_default();
         let (replies, store) = (&mut server.replies, &mut self.statements);
+        if asker == Asker::Keeper && store.touch(shelf, statement, |at| replies.is_certain(at)) {
+            return false;
+        }
         match store.standing(shelf, statement) {
-            Standing::Since(place) if replies.is_certain(place) => {
-                if asker == Asker::Keeper {
-                    store.touch(shelf, statement);
-                }
-                return false;
-            }
+            Standing::Since(place) if replies.is_certain(place) => return false,
             Standing::Unknown => {}
             // Closing what does not exist is no error, but making it again is.
             Standing::Since(_) | Standing::Doubtful => {
