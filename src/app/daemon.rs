@@ -12,19 +12,8 @@ use nix::sys::resource::{getrlimit, Resource};
 use nix::sys::signal::kill;
 use nix::unistd::{self, Pid, User};
 
-use super::args::Run;
 use crate::net::options::reason;
 use crate::net::sys;
-
-/// A switch that this version doesn't have: the text of the FATAL line if it was given.
-pub fn refuse_missing(run: &Run) -> Result<(), String> {
-    match run.reboot {
-        false => Ok(()),
-        true => Err("switch -R is not available in this version; stop the running process, then \
-                     start the new one"
-            .to_string()),
-    }
-}
 
 /// Takes the identity of an operating-system user for good; also when not root, where it succeeds
 /// only for the user one already is. An empty name changes nothing.
@@ -265,9 +254,6 @@ mod tests {
 
     #[test]
     fn switches_that_cannot_be_followed_are_refused() {
-        assert_eq!(refuse_missing(&Run::default()), Ok(()));
-        let text = refuse_missing(&Run { reboot: true, ..Run::default() }).unwrap_err();
-        assert!(text.starts_with("switch -R is not available"), "{text}");
         assert_eq!(go_to_background(""), Err("daemon needs pidfile configured".to_string()));
     }
 }

@@ -8,6 +8,7 @@ pub mod log;
 mod options;
 pub mod signal;
 mod syslog;
+mod takeover;
 mod turn;
 
 use crate::base::{Journal, Level};
@@ -15,7 +16,7 @@ use crate::config::{self, Config, Settings};
 use crate::core::{Core, Surroundings};
 use crate::net::options::reason;
 use crate::net::tls::Tls;
-use crate::net::{listen, Net};
+use crate::net::{cares, listen, Net};
 use args::{Args, Run};
 use clock::Clock;
 use log::Log;
@@ -23,15 +24,13 @@ use signal::Signals;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::Path;
+use takeover::Takeover;
 use turn::{Process, SIGNALS};
-
-/// What resolves host names, as `--version` shows it.
-const RESOLVER: &str = "getaddrinfo";
 
 /// Runs the program with these arguments; its exit code.
 pub fn run(argv: &[OsString]) -> u8 {
     let posix = std::env::var_os("POSIXLY_CORRECT").is_some();
-    match args::parse(argv, posix, RESOLVER) {
+    match args::parse(argv, posix, &cares::version()) {
         Args::Print(text) => {
             // Nobody is left to be told when standard output is closed.
             let _ = io::stdout().write_all(text.as_bytes());
@@ -83,7 +82,6 @@ impl Starting {
 /// The start in the order of config 7.1, then the loop until its end.
 fn start(run: &Run) -> Result<u8, Fatal> {
     let mut starting = Starting { log: Log::new(run.quiet), journal: Journal::default() };
-    starting.check(daemon::refuse_missing(run))?;
     let config = load(run, &mut starting)?;
     let settings = config.settings.clone();
     let users = files::load_users(&settings, &mut starting.journal);
@@ -96,14 +94,6 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     starting.check(daemon::refuse_root())?;
     starting.print()?;
     warn_without_effect(&config, &mut starting)?;
-    refuse_second_instance(&settings, &mut starting)?;
-    if run.daemon {
-        starting.check(daemon::go_to_background(&settings.pidfile))?;
-        starting.log.set_quiet();
-    }
-    if std::env::var_os("NOTIFY_SOCKET").is_some() {
-        starting.say(Level::Warning, NOT_NOTIFIED.into())?;
-    }
     let clock = Clock::start();
     let around = starting.check(surroundings(&clock))?;
     let mut core = Core::new(settings.clone(), around);
@@ -112,10 +102,24 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     core.set_tls_modes(clients, servers);
     core.set_users(users.unwrap_or_default());
     core.set_rules(rules.unwrap_or_default());
+    let takeover = take_over(run, &settings, &mut core, &mut starting)?;
+    if takeover.is_none() {
+        refuse_second_instance(&settings, &mut starting)?;
+    }
+    if run.daemon {
+        starting.check(daemon::go_to_background(&settings.pidfile))?;
+        starting.log.set_quiet();
+    }
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        starting.say(Level::Warning, NOT_NOTIFIED.into())?;
+    }
     let expected = expected_descriptors(&core, &settings);
     let limit = daemon::limit_line(i64::from(settings.max_client_conn), expected);
     starting.say(Level::Log, limit)?;
-    let mut net = starting.check(Net::new(options::net(&settings)).map_err(setup_failed))?;
+    let nameservers = cares::Nameservers::new(&settings.resolv_conf);
+    let nameservers = starting.check(nameservers.map_err(|_| "dns setup failed".into()))?;
+    let net = Net::new(options::net(&settings), nameservers);
+    let mut net = starting.check(net.map_err(setup_failed))?;
     net.set_tls(tls);
     let signals = starting.check(Signals::install().map_err(setup_failed))?;
     let mut process = Process {
@@ -127,7 +131,7 @@ fn start(run: &Run) -> Result<u8, Fatal> {
         clock,
         exit: None,
     };
-    let opened = open(&mut process, &settings);
+    let opened = open(&mut process, &settings, takeover);
     let code = match opened {
         Ok(_) => process.run(),
         Err(Fatal) => 1,
@@ -142,9 +146,37 @@ fn start(run: &Run) -> Result<u8, Fatal> {
 const NOT_NOTIFIED: &str =
     "apparently running under systemd with notify socket, but systemd support was not built";
 
-/// Opens the listening sockets, then writes the pidfile; the last line of the start.
-fn open(process: &mut Process, settings: &Settings) -> Result<Option<daemon::OwnPidfile>, Fatal> {
-    let opened = process.net.listen(&options::listen(settings));
+/// `-R`: has a running process hand over what it has; `None` if there is none.
+fn take_over(
+    run: &Run,
+    settings: &Settings,
+    core: &mut Core,
+    starting: &mut Starting,
+) -> Result<Option<Takeover>, Fatal> {
+    if !run.reboot {
+        return Ok(None);
+    }
+    let begun = takeover::begin(settings, core, &mut starting.journal);
+    while let Some((level, text)) = core.journal.pop() {
+        starting.journal.line(level, text);
+    }
+    starting.check(begun)
+}
+
+/// Opens the listening sockets, or goes on with those of an old process, then writes the pidfile;
+/// the last line of the start.
+fn open(
+    process: &mut Process,
+    settings: &Settings,
+    takeover: Option<Takeover>,
+) -> Result<Option<daemon::OwnPidfile>, Fatal> {
+    if let Err(error) = process.net.watch(process.signals.source(), SIGNALS) {
+        return Err(fail(process, setup_failed(error)));
+    }
+    let opened = match takeover {
+        Some(takeover) => takeover.finish(process, &settings.pidfile),
+        None => process.net.listen(&options::listen(settings)).map_err(|_| Fatal),
+    };
     process.print();
     if opened.is_err() || process.exit.is_some() {
         return Err(Fatal);
@@ -156,10 +188,7 @@ fn open(process: &mut Process, settings: &Settings) -> Result<Option<daemon::Own
             Err(text) => return Err(fail(process, text)),
         },
     };
-    if let Err(error) = process.net.watch(process.signals.source(), SIGNALS) {
-        return Err(fail(process, setup_failed(error)));
-    }
-    process.core.journal.line(Level::Log, args::process_up(RESOLVER));
+    process.core.journal.line(Level::Log, args::process_up(&cares::version()));
     Ok(pidfile)
 }
 

@@ -15,7 +15,11 @@ pub(super) fn net(settings: &Settings) -> NetOptions {
             unsent: usize::try_from(settings.pkt_buf).unwrap_or(4096),
         },
         sockets: sockets(settings),
-        dns: DnsTimes { found: settings.dns_max_ttl, failed: settings.dns_nxdomain_ttl },
+        dns: DnsTimes {
+            found: settings.dns_max_ttl,
+            failed: settings.dns_nxdomain_ttl,
+            zones: settings.dns_zone_check_period,
+        },
     }
 }
 

@@ -191,7 +191,7 @@ impl Process {
         }
     }
 
-    fn perform(&mut self) {
+    pub(super) fn perform(&mut self) {
         while let Some(action) = self.core.next_action() {
             match action {
                 Action::Connect(id) => self.net.connect(id, &mut self.core),
@@ -298,6 +298,12 @@ impl Process {
         self.net.set_options(options::net(settings));
         self.net.set_defer_accept(settings.tcp_defer_accept.on());
         self.log.follow(settings);
+    }
+
+    /// Writes a line at once.
+    pub(super) fn say(&mut self, level: Level, text: String) {
+        self.core.journal.line(level, text);
+        self.print();
     }
 
     /// Prints what the floors below have to say: sockets first, then decisions.

@@ -29,10 +29,13 @@ pub enum Credential {
 
 impl Credential {
     /// Chooses by the kind of the secret (auth 6.3). `keys` are those that a client's SCRAM login
-    /// with this very secret has left; only SCRAM secrets use them.
+    /// with this very secret has left; only SCRAM secrets use them, and users of whom a process that
+    /// has been taken over left nothing else.
     pub fn for_server(secret: &Secret, keys: Option<&PassKeys>) -> Result<Self, ScramError> {
         match secret {
-            Secret::Empty => Ok(Self::Password(Zeroizing::default())),
+            Secret::Empty => {
+                Ok(keys.cloned().map_or_else(|| Self::Password(Zeroizing::default()), Self::Keys))
+            }
             Secret::Plain(password) => Ok(Self::Password(password.clone())),
             Secret::Md5(_) => Err(ScramError::WrongSecretType),
             Secret::Scram(_) => keys.cloned().map(Self::Keys).ok_or(ScramError::NoKeys),

@@ -24,8 +24,14 @@ pub enum Verifier {
         /// As for the secrets made from plain passwords.
         iterations: u32,
     },
-    /// The user has an MD5 secret: fails after the client's first message.
-    Md5Secret,
+    /// The user has an MD5 secret, which is no good here. Goes the same way, so that nobody can tell
+    /// such a user from one who does not exist; the log can.
+    Md5Secret {
+        /// See `mock_salt`.
+        salt: [u8; 16],
+        /// As for the secrets made from plain passwords.
+        iterations: u32,
+    },
 }
 
 /// A successful login.
@@ -56,7 +62,8 @@ enum State {
 #[derive(Debug)]
 struct Challenged {
     secret: ScramSecret,
-    mock: bool,
+    /// Why it fails in any case, if it does.
+    mock: Option<ScramError>,
     /// What `c=` must be.
     binding: Cow<'static, str>,
     plus: bool,
@@ -136,9 +143,13 @@ impl ServerExchange {
         }
         let hello = self.read_first(plus, until_nul(client_first))?;
         let (secret, mock) = match verifier {
-            Verifier::Secret(secret) => (secret, false),
-            Verifier::Mock { salt, iterations } => (mock_secret(&salt, iterations), true),
-            Verifier::Md5Secret => return Err(ScramError::Md5Secret),
+            Verifier::Secret(secret) => (secret, None),
+            Verifier::Mock { salt, iterations } => {
+                (mock_secret(&salt, iterations), Some(ScramError::WrongPassword))
+            }
+            Verifier::Md5Secret { salt, iterations } => {
+                (mock_secret(&salt, iterations), Some(ScramError::Md5Secret))
+            }
         };
         let nonce = [hello.nonce, our_nonce.as_bytes()].concat();
         let mut reply = [b"r=", &nonce[..]].concat();
@@ -273,8 +284,10 @@ impl Challenged {
         let client_key = answer.proof.xor(&signature);
         // A mock does all the work too, so that it takes as long.
         let right = hash(&client_key) == self.secret.stored_key;
-        if self.mock || !right {
-            return Err(ScramError::WrongPassword);
+        match &self.mock {
+            Some(reason) => return Err(reason.clone()),
+            None if !right => return Err(ScramError::WrongPassword),
+            None => {}
         }
         let signature = hmac(self.secret.server_key.as_bytes(), &said);
         Ok(Accepted {
@@ -420,13 +433,36 @@ mod tests {
     }
 
     #[test]
-    fn wrong_mechanism_and_md5_secrets_are_refused() {
+    fn wrong_mechanism_is_refused() {
         let error = exchange().first(b"SCRAM-SHA-256-PLUS", b"n,,n=,r=x", [3; 18]);
         let text = "client selected an invalid SASL authentication mechanism";
         assert_eq!(error.unwrap_err().client_text(), text);
-        let mut exchange = ServerExchange::new(Verifier::Md5Secret);
-        let error = first(&mut exchange, b"n,,n=,r=x").unwrap_err();
-        assert_eq!(error.to_string(), "SCRAM authentication failed: user has MD5 secret");
+    }
+
+    /// Nobody is told, by the steps or the words, whether there is a user and which secret it has;
+    /// no proof, however made, is good for who has none.
+    #[test]
+    fn who_has_no_secret_fails_where_a_wrong_password_does() {
+        let (salt, iterations) = ([1; 16], 4);
+        let wrong = "password authentication failed";
+        for (verifier, want) in [
+            (Verifier::Secret(secret()), wrong),
+            (Verifier::Mock { salt, iterations }, wrong),
+            (
+                Verifier::Md5Secret { salt, iterations },
+                "SCRAM authentication failed: user has MD5 secret",
+            ),
+        ] {
+            let mut exchange = ServerExchange::new(verifier);
+            let reply = first(&mut exchange, b"n,,n=,r=x").unwrap();
+            assert_eq!(reply.len(), format!("r=x{OURS},s={},i=4", "x".repeat(24)).len());
+            let error = exchange.last(format!("c=biws,r=x{OURS},p={PROOF}").as_bytes());
+            let error = error.unwrap_err();
+            assert_eq!(
+                (&*error.to_string(), error.client_text()),
+                (want, "SASL authentication failed")
+            );
+        }
     }
 
     #[test]

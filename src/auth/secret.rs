@@ -89,12 +89,13 @@ pub fn check_plain(secret: &Secret, user: &[u8], given: &[u8]) -> bool {
 /// True if `answer`, the client's reply to AuthenticationMD5Password with this salt, fits the
 /// secret. Always false for SCRAM secrets: such users are asked for SCRAM instead (auth 2.4).
 pub fn check_md5(secret: &Secret, user: &[u8], salt: [u8; 4], answer: &[u8]) -> bool {
-    let want = match secret {
-        Secret::Plain(password) => md5_answer_from_password(password, user, salt),
-        Secret::Md5(hash) => md5_answer(hash.as_bytes(), salt),
-        Secret::Empty | Secret::Scram(_) => return false,
+    let (want, fits) = match secret {
+        Secret::Plain(password) => (md5_answer_from_password(password, user, salt), true),
+        Secret::Md5(hash) => (md5_answer(hash.as_bytes(), salt), true),
+        // Who has no secret takes as long as the others.
+        Secret::Empty | Secret::Scram(_) => (md5_answer_from_password(b"", user, salt), false),
     };
-    same(want.as_bytes(), answer)
+    same(want.as_bytes(), answer) & fits
 }
 
 #[cfg(test)]

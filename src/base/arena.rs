@@ -17,6 +17,11 @@ impl<T> Id<T> {
         Id { index, generation, kind: PhantomData }
     }
 
+    /// A key that names nothing.
+    pub fn none() -> Self {
+        Id::from_parts(u32::MAX, 0)
+    }
+
     /// The slot number.
     pub fn index(self) -> u32 {
         self.index

@@ -2,8 +2,8 @@
 //! (config 2.6 and 4).
 
 use super::connstr;
-use super::settings::{LATER, NOW};
-use super::value::{atoi, LoadBalance, PoolMode, Secret, Value};
+use super::settings::NOW;
+use super::value::{atoi, LoadBalance, PoolMode, Ports, Secret, SessionAttrs, Value};
 use crate::base::{text::cut, Journal, Level, Micros};
 
 /// One key of an entry of type `E`.
@@ -63,8 +63,9 @@ entry! {
     /// Host name, address, or directory of a Unix socket (with @ in front: abstract); several may
     /// be separated by commas.
     host: String, text = "the Unix socket in unix_socket_dir", NOW;
-    /// Port of the server, one for all hosts.
-    port: i32, port = "5432", NOW;
+    /// Port of the server: one for all hosts, or a list with as many as there are hosts, in which
+    /// an empty element is 5432. SHOW DATABASES shows the first host's.
+    port: Ports, ports = "5432", NOW;
     /// Log in to servers as this user, whoever the client is: one pool for all.
     user: String, user_name = "the client's user", NOW;
     /// Password of this user.
@@ -102,6 +103,11 @@ entry! {
     pool_mode: PoolMode, pool_mode = "pool_mode", NOW;
     /// Which host of a list is connected next.
     load_balance_hosts: LoadBalance, load_balance = "round-robin", NOW;
+    /// What servers must be like, with libpq's words. One that is not is closed, and the next host
+    /// is tried at once; when all have been tried, they are again after server_login_retry. A server
+    /// that does not fit any more is not used again. prefer-standby takes any server if no host is a
+    /// standby, and looks for one again after server_login_retry.
+    target_session_attrs: SessionAttrs, session_attrs = "any", NOW;
     /// Query to run after each login to a server.
     connect_query: String, text = "none", NOW;
 }
@@ -136,11 +142,11 @@ entry! {
     /// What an entry of `[peers]` says.
     PeerEntry, PEER_KEYS;
     /// Host name, address, or directory of a Unix socket. Always there after reading.
-    host: String, text = "required", LATER;
+    host: String, text = "required", NOW;
     /// Port of the peer.
-    port: i32, port = "6432", LATER;
+    port: i32, port = "6432", NOW;
     /// How many cancel requests may be forwarded at a time; negative is not set, 0 is none.
-    pool_size: i32, count = "default_pool_size", LATER;
+    pool_size: i32, count = "default_pool_size", NOW;
 }
 
 /// The port of a server if its entry has none.
@@ -159,13 +165,44 @@ impl DatabaseEntry {
     pub fn connects_like(&self, other: &DatabaseEntry) -> bool {
         self.dbname == other.dbname
             && self.host == other.host
-            && self.port.unwrap_or(SERVER_PORT) == other.port.unwrap_or(SERVER_PORT)
+            && self.ports() == other.ports()
             && self.user == other.user
             && self.connect_query == other.connect_query
             && self.auth_dbname == other.auth_dbname
             && self.auth_query == other.auth_query
             && self.load_balance_hosts.unwrap_or_default()
                 == other.load_balance_hosts.unwrap_or_default()
+            && self.target_session_attrs.unwrap_or_default()
+                == other.target_session_attrs.unwrap_or_default()
+    }
+
+    fn ports(&self) -> Ports {
+        self.port.clone().unwrap_or(SERVER_PORT.into())
+    }
+
+    /// The list of hosts with their ports. Empty elements are left out; one empty text stands for
+    /// the Unix socket if there is no host at all.
+    pub fn hosts(&self) -> Vec<(&str, i32)> {
+        let ports = self.ports();
+        let elements = self.host.as_deref().unwrap_or("").split(',').enumerate();
+        let hosts = elements.filter(|(_, host)| !host.is_empty());
+        match hosts.map(|(at, host)| (host, ports.of(at))).collect::<Vec<_>>() {
+            none if none.is_empty() => vec![("", ports.of(0))],
+            list => list,
+        }
+    }
+
+    /// False if there is a list of ports that is not as long as the list of hosts.
+    fn has_matching_ports(&self, journal: &mut Journal) -> bool {
+        let hosts = self.host.as_deref().map_or(1, |hosts| hosts.split(',').count());
+        let ports = self.port.as_ref().map_or(1, Ports::count);
+        let matches = ports == 1 || ports == hosts;
+        if !matches {
+            let hosts = if hosts == 1 { "1 host".into() } else { format!("{hosts} hosts") };
+            let text = format!("could not match {ports} port numbers to {hosts}");
+            journal.line(Level::Error, text);
+        }
+        matches
     }
 }
 
@@ -186,6 +223,11 @@ fn port(value: &str, journal: &mut Journal) -> Option<i32> {
     refuse(atoi(value), |port| *port != 0, "port", value, journal)
 }
 
+fn ports(value: &str, journal: &mut Journal) -> Option<Ports> {
+    let ports = Ports::read(value, SERVER_PORT);
+    refuse(ports, Option::is_some, "port", value, journal)?
+}
+
 fn pool_mode(value: &str, journal: &mut Journal) -> Option<PoolMode> {
     let mode = PoolMode::parse(value);
     refuse(mode, Option::is_some, "pool mode", value, journal)?
@@ -194,6 +236,11 @@ fn pool_mode(value: &str, journal: &mut Journal) -> Option<PoolMode> {
 fn load_balance(value: &str, journal: &mut Journal) -> Option<LoadBalance> {
     let choice = LoadBalance::parse(value);
     refuse(choice, Option::is_some, "load_balance_hosts", value, journal)?
+}
+
+fn session_attrs(value: &str, journal: &mut Journal) -> Option<SessionAttrs> {
+    let choice = SessionAttrs::parse(value);
+    refuse(choice, Option::is_some, "target_session_attrs", value, journal)?
 }
 
 fn refuse<T>(
@@ -286,6 +333,9 @@ pub fn parse_database(name: &str, string: &str, journal: &mut Journal) -> Option
         journal.line(Level::Error, text.to_owned());
         return None;
     }
+    if !entry.has_matching_ports(journal) {
+        return None;
+    }
     entry.dbname.get_or_insert_with(|| name.to_owned());
     Some(entry)
 }
@@ -339,7 +389,7 @@ mod tests {
         let want = DatabaseEntry {
             dbname: Some("d".into()),
             host: Some("a,b".into()),
-            port: Some(5432),
+            port: Some(5432.into()),
             user: Some("u".into()),
             password: Some(Secret(b"a'b".to_vec())),
             pool_size: Some(0),
@@ -353,7 +403,7 @@ mod tests {
         assert_eq!(database("foo", string), (Some(want), vec![]));
         let last = database("foo", "reserve_pool=5 reserve_pool_size=4 port=1 port=-2").0;
         let last = last.map(|entry| (entry.reserve_pool_size, entry.port));
-        assert_eq!(last, Some((Some(4), Some(-2))));
+        assert_eq!(last, Some((Some(4), Some(Ports::from(-2)))));
     }
 
     #[test]
@@ -370,6 +420,10 @@ mod tests {
             ("a", "port=x", "Error invalid port: x"),
             ("a", "pool_mode=x", "Error invalid pool mode: x"),
             ("a", "load_balance_hosts=x", "Error invalid load_balance_hosts: x"),
+            ("a", "target_session_attrs=x", "Error invalid target_session_attrs: x"),
+            ("a", "host=a,b port=1,0", "Error invalid port: 1,0"),
+            ("a", "host=a,b,c port=1,2", "Error could not match 2 port numbers to 3 hosts"),
+            ("a", "port=1,2", "Error could not match 2 port numbers to 1 host"),
             ("pgbouncer", "", "Error database name \"pgbouncer\" is reserved"),
             (&long, "", &too_long),
         ] {
@@ -380,6 +434,22 @@ mod tests {
         assert_eq!(lines[1], "Error cannot create database, no memory?");
         assert!(database(&"n".repeat(63), "").0.is_some());
         assert!(database("", "").0.is_some());
+    }
+
+    #[test]
+    fn hosts_have_one_port_or_one_each() {
+        for (string, want) in [
+            ("", vec![("", 5432)]),
+            ("port=7", vec![("", 7)]),
+            ("host=a", vec![("a", 5432)]),
+            ("host=a,b port=7", vec![("a", 7), ("b", 7)]),
+            ("host=a,b port=7,8x", vec![("a", 7), ("b", 8)]),
+            ("host=a,,b, port=1,2,,4", vec![("a", 1), ("b", 5432)]),
+            ("host=, port=1,2", vec![("", 1)]),
+            ("host=' a,b '", vec![(" a", 5432), ("b ", 5432)]),
+        ] {
+            assert_eq!(database("a", string).0.unwrap_or_default().hosts(), want, "{string}");
+        }
     }
 
     #[test]
@@ -461,6 +531,8 @@ mod tests {
             ("host=h auth_dbname=x", false),
             ("host=h auth_query=x", false),
             ("host=h load_balance_hosts=disable", false),
+            ("host=h target_session_attrs=any", true),
+            ("host=h target_session_attrs=primary", false),
         ] {
             let other = database("a", string).0.unwrap_or_default();
             assert_eq!(base.connects_like(&other), alike, "{string}");

@@ -159,6 +159,11 @@ impl Rules {
         self.0.iter().any(|rule| matches!(rule.method, Method::Peer(_)))
     }
 
+    /// True if some rule asks for SCRAM-SHA-256, whatever the secret.
+    pub fn ask_for_scram(&self) -> bool {
+        self.0.iter().any(|rule| matches!(rule.method, Method::ScramSha256))
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -314,7 +319,7 @@ mod tests {
         ] {
             assert_eq!(line(&rules, from, user, database), want, "{from} {user} {database}");
         }
-        assert!(rules.ask_for_peers() && rules.len() == 4);
+        assert!(rules.ask_for_peers() && rules.len() == 4 && !rules.ask_for_scram());
         assert!(Rules::default().is_empty() && !Rules::default().ask_for_peers());
     }
 }

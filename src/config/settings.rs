@@ -45,7 +45,6 @@ pub enum SetError {
 }
 
 pub(super) const NOW: bool = false;
-pub(super) const LATER: bool = true;
 const NULL: Option<&'static str> = None;
 
 const fn text(default: &'static str) -> Option<&'static str> {
@@ -152,7 +151,7 @@ settings! {
     /// How long a failed DNS look-up is remembered.
     dns_nxdomain_ttl: Micros = text("15"), Reload, NOW;
     /// How often to look for changes of DNS zones; 0 is never.
-    dns_zone_check_period: Micros = text("0"), Reload, LATER;
+    dns_zone_check_period: Micros = text("0"), Reload, NOW;
     /// Drop server and client that are idle in a transaction for longer; 0 is never.
     idle_transaction_timeout: Micros = text("0"), Reload, NOW;
     /// Start-up parameters to accept and drop: a list of names separated by commas or blanks.
@@ -195,7 +194,7 @@ settings! {
     /// Keep at least this many servers in pools that are in use; 0 is off.
     min_pool_size: i32 = text("0"), Reload, NOW;
     /// Number of this process among peers that share an address; 0 is no peering.
-    peer_id: i32 = text("0"), Reload, LATER;
+    peer_id: i32 = text("0"), Reload, NOW;
     /// File to write the process id to; nothing means none.
     pidfile: String = text(""), Restart, NOW;
     /// How many bytes may wait for a connection before its source is no longer read.
@@ -214,8 +213,9 @@ settings! {
     reserve_pool_size: i32 = text("0"), Reload, NOW;
     /// How long a client must wait before the reserve is used; 0 is no use of it.
     reserve_pool_timeout: Micros = text("5"), Reload, NOW;
-    /// Configuration of the DNS resolver; nothing means the system's.
-    resolv_conf: String = text(""), Restart, LATER;
+    /// Configuration of the DNS resolver; nothing means the system's. Nameservers in this file may
+    /// have a port: `[ADDRESS]:PORT`.
+    resolv_conf: String = text(""), Restart, NOW;
     /// How many buffers are read from one connection before others have their turn; 0 is without
     /// limit.
     sbuf_loopcnt: i32 = text("5"), Reload, NOW;

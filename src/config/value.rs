@@ -219,6 +219,50 @@ impl Value for Option<String> {
     }
 }
 
+/// The port of a server, or a list with one for each of its hosts; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ports(Vec<i32>);
+
+impl Ports {
+    /// Reads each element as `atoi` does; in a list, an empty one is `default`. `None` if one is 0.
+    pub fn read(text: &str, default: i32) -> Option<Ports> {
+        let is_list = text.contains(',');
+        let port = |element: &str| match element {
+            "" if is_list => default,
+            _ => atoi(element),
+        };
+        let ports: Vec<i32> = text.split(',').map(port).collect();
+        (!ports.contains(&0)).then_some(Ports(ports))
+    }
+
+    /// The port of the host at this place of its list.
+    pub fn of(&self, host: usize) -> i32 {
+        self.0.get(host).or(self.0.first()).copied().unwrap_or(0)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl From<i32> for Ports {
+    fn from(port: i32) -> Ports {
+        Ports(vec![port])
+    }
+}
+
+impl Value for Ports {
+    const KIND: &'static str = "integer or list of integers";
+    fn parse(text: &str) -> Option<Ports> {
+        Ports::read(text, 0)
+    }
+    fn show(&self) -> Option<String> {
+        let ports: Vec<String> = self.0.iter().map(i32::to_string).collect();
+        Some(ports.join(","))
+    }
+}
+
 /// A password out of a file. Never printed, and not to be compared outside `auth`.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(pub Vec<u8>);
@@ -311,6 +355,24 @@ choice! {
         Pam = "pam",
         /// SCRAM only.
         ScramSha256 = "scram-sha-256",
+    }
+}
+
+choice! {
+    /// What servers must be like (libpq's target_session_attrs).
+    SessionAttrs {
+        /// Any server will do.
+        Any = "any",
+        /// Sessions accept writes by default.
+        ReadWrite = "read-write",
+        /// Sessions don't accept writes by default.
+        ReadOnly = "read-only",
+        /// Not in hot standby mode.
+        Primary = "primary",
+        /// In hot standby mode.
+        Standby = "standby",
+        /// A standby if one of the hosts is one, else any.
+        PreferStandby = "prefer-standby",
     }
 }
 

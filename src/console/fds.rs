@@ -9,7 +9,6 @@ use super::table::{bytea, int, long, text, Cell, Column, Table};
 use super::Answer;
 use crate::auth::PassKeys;
 use crate::core::client::{Client, ClientState};
-use crate::core::database::Database;
 use crate::core::pool::Pool;
 use crate::core::server::{Server, ServerState};
 use crate::core::vars::Vars;
@@ -140,7 +139,8 @@ fn partner(view: View<'_>, peer: Option<Peer>) -> Option<i32> {
 fn client<'a>(view: View<'a>, id: ClientId, client: &'a Client) -> Option<FdRow<'a>> {
     let core = view.core;
     let pool = client.pool().and_then(|pool| core.pool(pool));
-    if pool.is_some_and(Pool::is_console) {
+    // What a replication pair is can't be told: a successor would give its server to others.
+    if pool.is_some_and(Pool::is_console) || client.replication().is_some() {
         return None;
     }
     Some(FdRow {
@@ -166,6 +166,9 @@ fn server<'a>(
     server: &'a Server,
 ) -> Option<FdRow<'a>> {
     let core = view.core;
+    if server.replication().is_some() {
+        return None;
+    }
     Some(FdRow {
         view,
         socket: Handed::Peer(Peer::Server(id)),
@@ -173,7 +176,7 @@ fn server<'a>(
         task: "server",
         user: Some(pool.names().1),
         database: Some(pool.names().0),
-        remote: End::new(server.remote(), core.database(pool.database()).map_or(0, Database::port)),
+        remote: End::new(server.remote(), core.server_port(id)),
         cancel_key: server.cancel_key(),
         link: partner(view, server.client().map(Peer::Client))?,
         vars: Some(server.vars()),

@@ -6,9 +6,6 @@ use crate::base::Objects;
 
 type Row = (&'static str, Objects);
 
-/// What there is none of in this version.
-const NONE: Objects = Objects { size: 0, used: 0, free: 0 };
-
 /// SHOW MEM.
 pub(super) fn memory(view: View<'_>) -> Table {
     let columns: [Column<Row>; 5] = [
@@ -30,7 +27,7 @@ fn rows(view: View<'_>) -> [Row; 12] {
         ("credentials_cache", of.credentials),
         ("db_cache", of.databases),
         ("peer_cache", of.peers),
-        ("peer_pool_cache", NONE),
+        ("peer_pool_cache", of.peer_pools),
         ("pool_cache", of.pools),
         ("outstanding_request_cache", of.replies),
         ("server_cache", connected(of.servers)),

@@ -123,7 +123,12 @@ pub(super) fn peers(view: View<'_>) -> impl Iterator<Item = PeerRow<'_>> {
     view.core.peers().map(move |(id, entry)| PeerRow { view, id, entry })
 }
 
-/// SHOW LISTS. Pools of peers come with a later version.
+/// SHOW PEER_POOLS.
+pub(super) fn peer_pools(view: View<'_>) -> impl Iterator<Item = (u32, &Pool)> {
+    view.core.peer_pools().map(|(peer, _, pool)| (peer, pool))
+}
+
+/// SHOW LISTS.
 pub(super) fn lists(view: View<'_>) -> Vec<(&'static str, usize)> {
     let core = view.core;
     let hosts = view.around.dns_hosts();
@@ -132,7 +137,7 @@ pub(super) fn lists(view: View<'_>) -> Vec<(&'static str, usize)> {
         ("users", core.users().count()),
         ("peers", core.peers().count()),
         ("pools", core.pools().count()),
-        ("peer_pools", 0),
+        ("peer_pools", core.peer_pools().count()),
         ("free_clients", core.clients().spare()),
         ("used_clients", core.clients().len()),
         ("login_clients", core.login_clients().len()),

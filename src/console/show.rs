@@ -8,6 +8,7 @@ use super::{Answer, Around, Call, Outcome, Refusal, COMMANDS, SET_HELP};
 use crate::config::{When, PARAMS};
 use crate::core::client::Access;
 use crate::core::pause::Mode;
+use crate::core::pool::Pool;
 use crate::core::{ClientId, Core};
 use crate::wire::write;
 
@@ -255,16 +256,15 @@ fn peers(view: View<'_>) -> Table {
     Table::new(&columns, rows::peers(view))
 }
 
-/// A peer has a pool once a cancel request was forwarded to it, which comes with a later version.
-enum PeerPool {}
-
-fn peer_pools(_: View<'_>) -> Table {
-    let columns: [Column<PeerPool>; 5] = [
-        int("peer_id", |r| match *r {}),
-        int("cl_active_cancel_req", |r| match *r {}),
-        int("cl_waiting_cancel_req", |r| match *r {}),
-        int("sv_active_cancel", |r| match *r {}),
-        int("sv_login", |r| match *r {}),
+fn peer_pools(view: View<'_>) -> Table {
+    use crate::core::client::ClientState as C;
+    use crate::core::server::ServerState as S;
+    let columns: [Column<(u32, &Pool)>; 5] = [
+        int("peer_id", |(peer, _)| (*peer).into()),
+        int("cl_active_cancel_req", |(_, pool)| count(pool.clients(C::ActiveCancel).len())),
+        int("cl_waiting_cancel_req", |(_, pool)| count(pool.clients(C::WaitingCancel).len())),
+        int("sv_active_cancel", |(_, pool)| count(pool.servers(S::ActiveCancel).len())),
+        int("sv_login", |(_, pool)| count(pool.servers(S::Login).len())),
     ];
-    Table::new(&columns, [])
+    Table::new(&columns, rows::peer_pools(view))
 }

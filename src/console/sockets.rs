@@ -5,8 +5,8 @@ use super::table::{count, int, text, Column, Table};
 use crate::base::Micros;
 use crate::core::client::{self, Client, ClientState};
 use crate::core::console::Console;
-use crate::core::database::Database;
 use crate::core::pool::Pool;
+use crate::core::replication::Replication;
 use crate::core::server::{Server, ServerState};
 use crate::core::vars::{Vars, APPLICATION_NAME};
 use crate::core::{Addr, ClientId, Peer, ServerId};
@@ -50,6 +50,7 @@ struct SocketRow<'a> {
     request_time: Micros,
     wait: Micros,
     close_needed: bool,
+    replication: Replication,
     number: u64,
     /// Number of the other end of the link.
     link: Option<u64>,
@@ -87,6 +88,17 @@ impl Buffer {
     }
 }
 
+/// What stands for a database where there is none.
+const NO_DATABASE: &str = "(nodb)";
+
+fn database_name(pool: &Pool) -> &str {
+    if pool.peer().is_some() {
+        NO_DATABASE
+    } else {
+        pool.names().0
+    }
+}
+
 /// The form in which an object's number is shown.
 fn pointer(number: u64) -> String {
     format!("0x{:x}", client::pointer(number))
@@ -113,7 +125,7 @@ fn client_row<'a>(
         view,
         kind: "C",
         user: core.shown_user(client),
-        database: client.pool().and_then(|id| core.pool(id)).map_or("(nodb)", |p| p.names().0),
+        database: client.pool().and_then(|id| core.pool(id)).map_or(NO_DATABASE, database_name),
         state,
         remote: End::new(client.remote(), port),
         local: End::new(client.local(), port),
@@ -121,6 +133,7 @@ fn client_row<'a>(
         request_time: client.last_packet(),
         wait: client.query_start().map_or(Micros(0), |start| core.now.since(start)),
         close_needed: false,
+        replication: client.replication(),
         number: client.number(),
         link: server.map(Server::number),
         process_id: match client.remote() {
@@ -142,13 +155,13 @@ fn server_row<'a>(
     state: &'static str,
 ) -> SocketRow<'a> {
     let core = view.core;
-    let port = core.database(pool.database()).map_or(0, Database::port);
+    let port = core.server_port(id);
     let client = server.client().and_then(|id| core.clients().get(id));
     SocketRow {
         view,
         kind: "S",
-        user: pool.names().1,
-        database: pool.names().0,
+        user: if pool.peer().is_some() { "(nouser)" } else { pool.names().1 },
+        database: database_name(pool),
         state,
         remote: End::new(server.remote(), port),
         local: End::new(server.local(), core.settings().listen_port),
@@ -156,6 +169,7 @@ fn server_row<'a>(
         request_time: server.last_packet(),
         wait: Micros(0),
         close_needed: server.close_needed(),
+        replication: server.replication(),
         number: server.number(),
         link: client.map(Client::number),
         process_id: server.process_id().into(),
@@ -201,8 +215,7 @@ fn columns<'a>() -> Vec<Column<SocketRow<'a>>> {
         text("type", |r| r.kind.into()),
         text("user", |r| r.user.into()),
         text("database", |r| r.database.into()),
-        // Replication connections come with a later version.
-        text("replication", |_| "none".into()),
+        text("replication", |r| r.replication.shown().into()),
         text("state", |r| r.state.into()),
         text("addr", |r| r.remote.text().into()),
         int("port", |r| r.remote.port.into()),
@@ -239,6 +252,12 @@ fn columns_with_buffer<'a>() -> Vec<Column<SocketRow<'a>>> {
     columns
 }
 
+/// All pools, those of peers last.
+fn pools(view: View<'_>) -> impl Iterator<Item = &Pool> {
+    let of_peers = view.core.peer_pools().map(|(_, _, pool)| pool);
+    view.core.pools().map(|(_, pool)| pool).chain(of_peers)
+}
+
 /// SHOW CLIENTS: pool by pool; clients that are logging in are not shown.
 pub(super) fn clients(view: View<'_>) -> Table {
     use ClientState as C;
@@ -249,7 +268,7 @@ pub(super) fn clients(view: View<'_>) -> Table {
         (C::ActiveCancel, "active_cancel_req"),
         (C::WaitingCancel, "waiting_cancel_req"),
     ];
-    let rows = view.core.pools().flat_map(|(_, pool)| clients_of(view, pool, SHOWN));
+    let rows = pools(view).flat_map(|pool| clients_of(view, pool, SHOWN));
     let rows = rows.map(|row| match (row.state, row.link) {
         ("active", None) => SocketRow { state: "idle", ..row },
         _ => row,
@@ -259,8 +278,7 @@ pub(super) fn clients(view: View<'_>) -> Table {
 
 /// SHOW SERVERS: pool by pool.
 pub(super) fn servers(view: View<'_>) -> Table {
-    let pools = view.core.pools();
-    let rows = pools.flat_map(|(_, pool)| servers_of(view, pool, &ServerState::SHOWN));
+    let rows = pools(view).flat_map(|pool| servers_of(view, pool, &ServerState::SHOWN));
     Table::new(&columns(), rows)
 }
 

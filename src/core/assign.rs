@@ -1,6 +1,6 @@
 //! A client needs a server: take an idle one, or wait, and open a connection if that may help.
 
-use super::client::ClientState;
+use super::client::{Client, ClientState};
 use super::connect;
 use super::face::{Action, ClientId, ServerId, Sink};
 use super::fault::{self, Fault};
@@ -144,6 +144,11 @@ impl Core {
         if self.is_paused(pool_id) {
             return self.enqueue(id, pool_id);
         }
+        if self.clients.get(id).is_some_and(Client::needs_own_server) {
+            let assigned = self.enqueue(id, pool_id);
+            self.launch(pool_id, true);
+            return assigned;
+        }
         if let Some(server) = self.fit_server(pool_id) {
             self.link(id, server);
             self.count(pool_id, Counter::Assignments, 1);
@@ -263,6 +268,8 @@ impl Core {
         match waiter.map(|waiter| (waiter, self.clients.get(waiter))) {
             // What it is to be welcomed with comes from a server that logs in later.
             Some((_, Some(client))) if client.awaits_welcome() && !known => self.mark(pool_id),
+            // A replication client takes no server that is there: whoever is next may have it.
+            Some((_, Some(client))) if client.takes_no_idle(known) => self.mark(pool_id),
             Some((waiter, _)) => self.activate(waiter),
             None => {}
         }
@@ -276,6 +283,13 @@ impl Core {
     /// Why the pool opens no connection now, or that it would.
     pub fn may_launch(&self, id: PoolId) -> Option<Launch> {
         let pool = self.pools.get(id)?;
+        let (count, limit) = self.launch_facts(pool);
+        let cancels = if self.is_logins_turn(id) { 0 } else { count.cancels };
+        Some(launch(Counts { cancels, ..count }, limit, self.now))
+    }
+
+    /// What decides about one more connection of a pool.
+    pub(super) fn launch_facts(&self, pool: &Pool) -> (Counts, Limits) {
         let head = pool.clients(ClientState::Waiting).head();
         let head = head.and_then(|head| self.clients.get(head));
         let count = Counts {
@@ -294,16 +308,22 @@ impl Core {
             reserve_timeout: self.settings.reserve_pool_timeout,
             of_database: effective.max_db_connections(),
             of_user: effective.max_user_connections(),
-            welcome_known: pool.welcome.is_some(),
-            failed_launch: pool.connect_failed.then_some(pool.last_launch),
+            welcome_known: pool.welcome.is_some() || self.has_replication(pool),
+            failed_launch: (pool.connect_failed && !pool.hosts.is_in_round())
+                .then_some(pool.last_launch),
             login_retry: self.settings.server_login_retry,
         };
-        Some(launch(count, limit, self.now))
+        (count, limit)
+    }
+
+    /// How long hosts are left alone that failed.
+    pub(super) fn retry_pause(&self) -> Micros {
+        self.settings.server_login_retry.max(LEAST_RETRY)
     }
 
     /// When a pool whose last attempt to connect failed may try again.
     pub(super) fn retry_time(&self, pool: &Pool) -> Micros {
-        pool.last_launch + self.settings.server_login_retry.max(LEAST_RETRY)
+        pool.last_launch + self.retry_pause()
     }
 
     /// Opens a connection if that is allowed now; if `evict`, idle ones of other pools make room.
@@ -318,6 +338,7 @@ impl Core {
                 Launch::EvictFromDatabase if evict && self.evict_from_database(id) => continue,
                 Launch::EvictFromUser if evict && self.evict_from_user(id) => continue,
                 Launch::EvictFromDatabase | Launch::EvictFromUser if evict => self.starve(id),
+                Launch::No(Why::PoolFull) if evict => self.evict_for_replication(id),
                 Launch::EvictFromDatabase | Launch::EvictFromUser | Launch::No(_) => {}
             }
             return;
@@ -334,17 +355,17 @@ impl Core {
     /// Looks after a pool's queues: gives servers to waiting clients, tests servers that were idle
     /// for long, opens a connection (pooling 2.3, loop pass).
     pub(super) fn serve(&mut self, id: PoolId) {
-        let cancels = self
-            .pools
-            .get(id)
-            .is_some_and(|pool| !pool.clients(ClientState::WaitingCancel).is_empty());
+        if self.pools.get(id).is_some_and(|pool| pool.peer.is_some()) {
+            return self.serve_peer(id);
+        }
+        let cancels = self.has_cancels(id);
         if self.is_paused(id) {
             self.close_paused(id, cancels);
         }
         if cancels {
             self.launch(id, true);
         }
-        if cancels || self.is_paused(id) {
+        if self.is_paused(id) {
             return;
         }
         let Some(pool) = self.pools.get(id) else {
@@ -356,10 +377,20 @@ impl Core {
         let mut next = pool.clients(ClientState::Waiting).head();
         while let Some(waiter) = next {
             next = List::after(&self.clients, waiter);
-            let welcomed = self.clients.get(waiter).is_some_and(|client| !client.awaits_welcome());
+            let Some(client) = self.clients.get(waiter) else { continue };
+            let welcomed = !client.awaits_welcome();
+            let own = client.needs_own_server();
             let known = self.pools.get(id).is_some_and(|pool| pool.welcome.is_some());
+            if own && client.server.is_some() {
+                continue;
+            }
             if !welcomed && known {
                 self.activate(waiter);
+            } else if own {
+                self.launch(id, true);
+                let left =
+                    self.pools.get(id).map_or(0, |pool| pool.servers(ServerState::Idle).len());
+                idle = idle.min(left);
             } else if !welcomed && idle > 0 {
                 self.launch(id, true);
             } else if idle > 0 {

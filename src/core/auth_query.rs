@@ -258,7 +258,7 @@ impl Core {
             self.end_lookup(member);
             let mut sink = Sink::default();
             let result = match &lookup.found {
-                Some(row) => self.user_found(member, row, &mut sink),
+                Some(row) => self.go_on_found(member, &key.user, row, &mut sink),
                 None => Err(self.no_such_user(member, &key.user)),
             };
             if !sink.to_client.is_empty() {
@@ -272,26 +272,55 @@ impl Core {
         true
     }
 
+    /// The user was found. What decides may be new by now: a client that has not been asked for its
+    /// proof is judged by the rules and the list of users that are in force.
+    fn go_on_found(
+        &mut self,
+        id: ClientId,
+        asked: &str,
+        row: &Row,
+        sink: &mut Sink,
+    ) -> Result<(), Fault> {
+        self.choose_method(id, asked);
+        if self.looks_up(id) && self.listed_user(asked).is_none() {
+            return self.user_found(id, row, sink);
+        }
+        let database = self.login_database(id);
+        self.begin_authentication(id, asked, database, sink)
+    }
+
     /// The user that was found is the one that the client logs in as. Its secret is kept for the
     /// servers of this database.
     fn user_found(&mut self, id: ClientId, row: &Row, sink: &mut Sink) -> Result<(), Fault> {
         let name: Rc<str> = row.name.as_str().into();
         let user = self.user(&name);
         let database = self.login_database(id).ok_or(fault::BOUNCER_CONFIG_ERROR)?;
-        let known = self.fetched.get(&(database, name.clone())).copied();
-        let credentials = known.unwrap_or_else(|| {
-            let id = self.users.insert(User { name: name.clone(), ..User::default() });
-            self.fetched.insert((database, name.clone()), id);
-            id
-        });
-        if let Some(user) = self.users.get_mut(credentials) {
-            user.set_secret(row.secret.clone());
-            user.proved = None;
-        }
+        let credentials = self.remember_fetched(database, &name, Some(&row.secret));
         if let Some(client) = self.clients.get_mut(id) {
             client.user_name = Some(name);
         }
         self.identified(id, &row.name, Some(user), Some(credentials), sink)
+    }
+
+    /// Keeps the secret of a user for the servers of a database, or that there is such a user.
+    pub(super) fn remember_fetched(
+        &mut self,
+        database: DatabaseId,
+        name: &str,
+        secret: Option<&Secret>,
+    ) -> UserId {
+        let name: Rc<str> = name.into();
+        let known = self.fetched.get(&(database, name.clone())).copied();
+        let credentials = known.unwrap_or_else(|| {
+            let id = self.users.insert(User { name: name.clone(), ..User::default() });
+            self.fetched.insert((database, name), id);
+            id
+        });
+        if let (Some(user), Some(secret)) = (self.users.get_mut(credentials), secret) {
+            user.set_secret(secret.clone());
+            user.proved = None;
+        }
+        credentials
     }
 
     fn login_database(&self, id: ClientId) -> Option<DatabaseId> {
@@ -448,6 +477,10 @@ fn row(body: &[u8]) -> Result<Row, Fault> {
     }
     let cut =
         |bytes: &[u8], most: usize| Zeroizing::new(bytes.get(..most).unwrap_or(bytes).to_vec());
+    // It goes into start-up packets, where a zero would end it.
+    if name.contains(&0) {
+        return Err(fault::AUTH_QUERY_UNEXPECTED);
+    }
     let name = lossy(name);
     let name = crate::base::text::cut(&name, NAME_MAX).to_owned();
     let secret = secret.map_or(Secret::Empty, |text| Secret::classify(&cut(text, SECRET_MAX)));
@@ -484,6 +517,10 @@ mod tests {
             (vec![name, Some(b"")], Ok(("bob".into(), Secret::Empty))),
             (vec![Some(&[b'n'; 200]), None], Ok(("n".repeat(NAME_MAX), Secret::Empty))),
             (vec![name, Some(&[b'p'; 70_000])], Ok(("bob".into(), plain(&[b'p'; SECRET_MAX])))),
+            (
+                vec![Some(b"bob\0database\0d"), None],
+                Err(fault::AUTH_QUERY_UNEXPECTED.text.into_owned()),
+            ),
             (vec![None, Some(b"pw")], Err(fault::AUTH_QUERY_NULL_NAME.text.into_owned())),
             (vec![name], Err("expected 2 columns from auth_query, not 1".into())),
             (vec![name; 3], Err("expected 2 columns from auth_query, not 3".into())),

@@ -5,6 +5,8 @@ use super::database::UserId;
 use super::face::{Addr, Facts, ServerId};
 use super::login::Login;
 use super::pool::PoolId;
+use super::replication::Replication;
+use super::revoke::Revoked;
 use super::statements::Names;
 use super::vars::Vars;
 use crate::base::list::{Linked, Links};
@@ -83,15 +85,21 @@ pub struct Client {
     pub(super) notified: bool,
     /// Whose client limits it counts against.
     pub(super) counted: Counted,
+    /// What it has asked for; its start-up options are in `Core::startup_options`.
+    pub(super) replication: Replication,
     pub(super) vars: Vars,
     pub(super) links: Links<Client>,
     /// The login user, if it is a known one.
     pub(super) user: Option<UserId>,
     pub(super) user_name: Option<Rc<str>>,
     pub(super) database_name: Option<Rc<str>>,
+    /// The key that it was given; of a cancel request, the one that it takes to a peer.
     pub(super) cancel_key: u64,
-    /// The server that a cancel request is aimed at, as long as it makes sense to send it.
+    /// The server that a cancel request is aimed at, as long as it makes sense to send it; when it
+    /// has been sent, the connection that carries it.
     pub(super) cancels: Option<ServerId>,
+    /// What is left of a query that was canceled while it waited for a server.
+    pub(super) revoked: Option<Revoked>,
     pub(super) connect_time: Micros,
     pub(super) number: u64,
     pub(super) remote: Addr,

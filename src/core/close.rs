@@ -1,9 +1,10 @@
 //! Connections end: the only two functions that close one, and what follows from it.
 
 use super::client::ClientState;
+use super::connect::ENDED_BY_US;
 use super::face::{Action, ClientId, Loss, Peer, ServerId};
 use super::fault::{self, Fault};
-use super::server::{Server, ServerState, Status};
+use super::server::{Carries, Server, ServerState, Status};
 use super::Core;
 use crate::base::Level;
 use crate::wire::write;
@@ -31,7 +32,10 @@ impl Core {
             if let Some(job) = client.login.as_ref().and_then(|login| login.job) {
                 self.leave_job(job, Peer::Client(id));
             }
-            self.cancel_keys.remove(&client.cancel_key);
+            self.forget_cancel_key(client.cancel_key, id);
+            if client.replication.is_some() {
+                self.startup_options.remove(&id);
+            }
             if let Some(names) = client.names.as_ref() {
                 self.statements.forget_names(names);
             }
@@ -79,10 +83,13 @@ impl Core {
             return;
         };
         let (state, pool, carries) = (server.state, server.pool, server.carries);
+        let riders = match carries {
+            Carries::Nothing => Vec::new(),
+            Carries::ToServer(_) | Carries::ToPeer => self.riders(id),
+        };
         let age = self.now.since(server.connect_time).secs();
-        if state == ServerState::Login {
-            self.note_failed_login(id, fault);
-        }
+        let is_login = state == ServerState::Login;
+        let refusal = is_login.then(|| self.note_failed_login(id, fault)).flatten();
         if self.settings.log_disconnections.on() {
             let line = format!("closing because: {} (age={age}s)", fault.text);
             self.server_log(id, Level::Log, &line);
@@ -98,12 +105,12 @@ impl Core {
         if let Some(shelf) = self.servers.remove(id).and_then(|server| server.shelf) {
             self.statements.forget_shelf(*shelf);
         }
-        if let Some((request, target)) = carries {
-            self.close_client(request, &fault::CANCEL_SENT);
-            self.cancel_over(target);
+        if carries != Carries::Nothing {
+            self.cancel_over(carries, riders, fault);
         }
-        if let Some(client) = client.filter(|client| !self.lookup_failed(*client)) {
-            self.close_client(client, fault);
+        let goes_on = is_login && ENDED_BY_US.contains(fault);
+        if let Some(client) = client.filter(|client| !goes_on && !self.lookup_failed(*client)) {
+            self.close_client(client, refusal.as_ref().unwrap_or(fault));
         }
         self.mark(pool);
         self.feed_starved(pool);
@@ -127,13 +134,22 @@ impl Core {
                     // Its next client has sent nothing yet; `Resume` finds it another server.
                     self.unlink(id);
                 }
-                let carries = self.servers.get(id).is_some_and(|server| server.carries.is_some());
+                let server = self.servers.get(id);
+                let carries = server.is_some_and(|server| server.carries != Carries::Nothing);
                 let fault = match why {
                     Loss::Receive if carries => fault::CANCEL_SENT,
+                    Loss::Send if carries => self.cancel_not_sent(id),
                     _ => Core::loss_of_server(why),
                 };
                 self.close_server(id, &fault, false);
             }
         }
+    }
+
+    fn cancel_not_sent(&mut self, carrier: ServerId) -> Fault {
+        for request in self.riders(carrier) {
+            self.client_log(request, Level::Warning, "sending cancel request failed");
+        }
+        fault::CANCEL_SEND_FAILED
     }
 }

@@ -1,19 +1,20 @@
 //! A new server: connecting, authentication, parameters, connect_query, ready (pooling 5.6).
 
+use super::attrs::{self, Fit, Traits, Unfit};
 use super::database::User;
-use super::face::{Action, Addr, Loss, Packet, Peer, ServerId, Sink, Target, Verdict};
+use super::face::{Action, Addr, Loss, Packet, Peer, ServerId, Sink, Verdict};
 use super::fault::{self, Fault};
 use super::jobs::JobId;
 use super::pool::{PoolId, Welcome};
 use super::release::OWN_QUERY_MAX;
+use super::replication::Replication;
 use super::replies::Replies;
-use super::server::{Server, ServerState, Status};
+use super::server::{Carries, Server, ServerState, Status};
 use super::vars::Vars;
 use super::Core;
 use crate::auth::{Challenge, ClientExchange, Credential, ScramError, Secret};
 use crate::base::list::Links;
 use crate::base::Level;
-use crate::config::LoadBalance;
 use crate::wire::read::{self, lossy, ErrorFields};
 use crate::wire::{write, FromServer, Reader};
 use std::rc::Rc;
@@ -29,6 +30,8 @@ enum Stage {
     Authenticating,
     /// Parameters come in.
     Authenticated,
+    /// It has been asked what it is like.
+    Asked,
     /// connect_query runs.
     ConnectQuery,
 }
@@ -47,34 +50,34 @@ pub(super) struct ServerLogin {
     error: Option<String>,
 }
 
+/// Connections that are being made end for these reasons, too, of which none is the server's. A client
+/// for whom one was made goes on waiting.
+pub(super) const ENDED_BY_US: [Fault; 3] =
+    [fault::PAUSE_MODE, fault::CONNECT_STRING_CHANGED, fault::SUSPEND_TIMEOUT];
+
 /// Begins to open a connection for a pool.
 pub(super) fn open(core: &mut Core, pool_id: PoolId) {
-    let number = core.next_number();
-    let now = core.now;
-    let Some(pool) = core.pools.get(pool_id) else {
-        return;
-    };
-    let effective = core.effective(pool);
-    let hosts = core.databases.get(pool.database).map_or(1, |database| database.hosts().len());
-    let stays = effective.load_balance() == LoadBalance::Disable;
-    let failed = pool.connect_failed || pool.login_failed.is_some();
+    let host = core.choose_host(pool_id);
+    core.miss_socket_dir(pool_id, host);
     let Some(pool) = core.pools.get_mut(pool_id) else {
         return;
     };
-    if stays && failed {
-        pool.next_host = pool.next_host.wrapping_add(1);
-    }
-    let host = pool.next_host % u32::try_from(hosts).unwrap_or(1).max(1);
-    if !stays {
-        pool.next_host = pool.next_host.wrapping_add(1);
-    }
-    pool.last_launch = now;
+    pool.last_launch = core.now;
+    let id = insert(core, pool_id, host);
+    core.actions.push_back(Action::Connect(id));
+}
+
+/// A new server of a pool that knows nothing yet, for an element of its list of hosts.
+pub(super) fn insert(core: &mut Core, pool_id: PoolId, host: u32) -> ServerId {
+    let number = core.next_number();
+    let now = core.now;
     let id = core.servers.insert(Server {
         state: ServerState::Login,
         status: Status::Busy,
         delivered: true,
         shelf: None,
         close_needed: false,
+        replication: Replication::None,
         client: None,
         pool: pool_id,
         last_packet: now,
@@ -82,9 +85,10 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
         vars: Vars::new(),
         links: Links::default(),
         key: None,
-        carries: None,
+        carries: Carries::Nothing,
         cancels_in_flight: 0,
         host,
+        traits: Traits::default(),
         connect_time: now,
         number,
         remote: Addr::Unknown,
@@ -100,7 +104,7 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
         tls: None,
     });
     core.list_server(id);
-    core.actions.push_back(Action::Connect(id));
+    id
 }
 
 impl Server {
@@ -111,17 +115,6 @@ impl Server {
 }
 
 impl Core {
-    /// Where a server connects to.
-    pub(super) fn server_target(&self, id: ServerId) -> Option<Target> {
-        let server = self.servers.get(id)?;
-        let database = self.databases.get(self.pools.get(server.pool)?.database)?;
-        let host = match database.hosts().get(server.host as usize).copied() {
-            None | Some("") => self.settings.unix_socket_dir.clone(),
-            Some(host) => host.to_owned(),
-        };
-        Some(Target { host, port: u16::try_from(database.port()).unwrap_or(0) })
-    }
-
     /// The connection is open: carry a cancel request, or log in.
     pub(super) fn server_connected(&mut self, id: ServerId, local: Addr, remote: Addr) {
         let Some(server) = self.servers.get_mut(id) else {
@@ -137,13 +130,11 @@ impl Core {
             };
             self.server_log(id, Level::Log, &format!("new connection to server{from}"));
         }
-        if self.carry_cancel(id, pool) {
+        if self.peer_connected(id, pool) || self.carry_cancel(id, pool) {
             return;
         }
         if matches!(remote, Addr::Inet(_)) && self.asks_servers_for_tls() {
-            if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
-                login.stage = Stage::Securing;
-            }
+            self.go_to(id, Stage::Securing);
             self.actions.push_back(Action::StartTls(Peer::Server(id)));
             return;
         }
@@ -156,11 +147,11 @@ impl Core {
             return;
         };
         server.last_packet = self.now;
-        let pool = server.pool;
         if let Some(login) = server.login.as_mut() {
             login.stage = Stage::Authenticating;
         }
-        let startup = self.startup_packet(pool);
+        self.dedicate(id);
+        let startup = self.startup_packet(id);
         self.actions.push_back(Action::Send(Peer::Server(id), startup));
     }
 
@@ -171,9 +162,9 @@ impl Core {
         }
     }
 
-    fn startup_packet(&self, pool: PoolId) -> Vec<u8> {
+    fn startup_packet(&self, id: ServerId) -> Vec<u8> {
         let mut packet = Vec::new();
-        let Some(pool) = self.pools.get(pool) else {
+        let Some(pool) = self.servers.get(id).and_then(|server| self.pools.get(server.pool)) else {
             return packet;
         };
         let Some(database) = self.databases.get(pool.database) else {
@@ -191,6 +182,7 @@ impl Core {
                 pairs.push((name.as_bytes(), value.as_bytes()));
             }
         }
+        pairs.extend(self.replication_pairs(id));
         pairs.push((b"user", pool.names.1.as_bytes()));
         write::startup(&mut packet, pairs.into_iter());
         packet
@@ -230,7 +222,10 @@ impl Core {
                     return Verdict::Stop;
                 }
             },
-            _ if self.in_connect_query(id) => {}
+            FromServer::DataRow if self.stage(id) == Some(Stage::Asked) => {
+                self.note_answer(id, body);
+            }
+            _ if self.in_own_query(id) => {}
             _ => {
                 let text = format!("unknown pkt from server: '{}'", packet.tag as char);
                 self.server_log(id, Level::Error, &text);
@@ -245,11 +240,18 @@ impl Core {
         self.servers.get(id)?.login.as_ref().map(|login| login.stage)
     }
 
-    fn in_connect_query(&self, id: ServerId) -> bool {
-        self.stage(id) == Some(Stage::ConnectQuery)
+    fn in_own_query(&self, id: ServerId) -> bool {
+        matches!(self.stage(id), Some(Stage::Asked | Stage::ConnectQuery))
+    }
+
+    fn go_to(&mut self, id: ServerId, stage: Stage) {
+        if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+            login.stage = stage;
+        }
     }
 
     fn login_parameter(&mut self, id: ServerId, name: &[u8], value: &[u8]) {
+        self.note_trait(id, name, value);
         let Some(server) = self.servers.get_mut(id) else {
             return;
         };
@@ -410,32 +412,55 @@ impl Core {
         let Some(pool) = self.servers.get(id).map(|server| server.pool) else {
             return Verdict::Stop;
         };
-        if !matches!(stage, Some(Stage::Authenticated | Stage::ConnectQuery)) {
+        if !matches!(stage, Some(Stage::Authenticated | Stage::Asked | Stage::ConnectQuery)) {
             self.login_failed(id, fault::UNKNOWN_LOGIN_PACKET, None, true);
             return Verdict::Stop;
+        }
+        match self.fit_at_login(id, pool) {
+            Fit::Yes => {}
+            Fit::No(unfit) => {
+                self.login_failed(id, unfit.fault(), None, true);
+                return Verdict::Stop;
+            }
+            Fit::Ask(question) if stage == Some(Stage::Authenticated) => {
+                write::query(&mut sink.to_server, question.sql());
+                self.go_to(id, Stage::Asked);
+                if let Some(server) = self.servers.get_mut(id) {
+                    server.traits.asked = Some(question);
+                }
+                return Verdict::Drop;
+            }
+            Fit::Ask(_) => {
+                self.login_failed(id, fault::TRAITS_UNKNOWN, None, true);
+                return Verdict::Stop;
+            }
         }
         let query = self
             .pools
             .get(pool)
             .and_then(|pool| self.databases.get(pool.database))
             .and_then(|database| database.entry.connect_query.clone())
-            .filter(|query| stage == Some(Stage::Authenticated) && !query.is_empty());
+            .filter(|query| stage != Some(Stage::ConnectQuery) && !query.is_empty());
         if let Some(query) = query {
             if query.len() > OWN_QUERY_MAX {
                 self.login_failed(id, fault::CONNECT_QUERY_TOO_LONG, None, false);
                 return Verdict::Stop;
             }
             write::query(&mut sink.to_server, query.as_bytes());
-            if let Some(login) = self.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
-                login.stage = Stage::ConnectQuery;
-            }
+            self.go_to(id, Stage::ConnectQuery);
             return Verdict::Drop;
         }
-        self.login_done(id, pool);
+        self.login_done(id, pool, sink);
         Verdict::Drop
     }
 
-    fn login_done(&mut self, id: ServerId, pool_id: PoolId) {
+    fn fit_at_login(&self, id: ServerId, pool: PoolId) -> Fit {
+        let traits = self.servers.get(id).map(|server| server.traits).unwrap_or_default();
+        let any_will_do = self.pools.get(pool).is_some_and(|pool| pool.hosts.any_will_do());
+        attrs::fit(self.wanted(pool), traits, any_will_do)
+    }
+
+    fn login_done(&mut self, id: ServerId, pool_id: PoolId, sink: &mut Sink) {
         let Some(server) = self.servers.get_mut(id) else {
             return;
         };
@@ -449,11 +474,19 @@ impl Core {
         pool.connect_failed = false;
         pool.login_failed = None;
         pool.last_error = None;
+        if self.is_replication(id) {
+            return self.replication_ready(id, pool_id, untracked, sink);
+        }
+        let Some(pool) = self.pools.get_mut(pool_id) else {
+            return;
+        };
         if pool.welcome.is_none() {
             let tracked = vars.packets(&self.tracked);
             pool.welcome = Some(Rc::new(Welcome { untracked, vars, tracked }));
+            self.fill_inherited(pool_id);
         }
         self.move_server(id, ServerState::Idle);
+        self.round_won(pool_id, id);
         self.activate_next(pool_id);
         self.mark(pool_id);
     }
@@ -461,11 +494,20 @@ impl Core {
     /// ErrorResponse during login (pooling 10.5).
     fn login_error(&mut self, id: ServerId, body: &[u8]) -> Verdict {
         let fields = ErrorFields::read(body);
-        if self.in_connect_query(id) {
+        if self.stage(id) == Some(Stage::Asked) {
+            let text = fields.line(": ").unwrap_or_default();
+            self.server_log(id, Level::Warning, &format!("asked for its mode: {text}"));
+            return Verdict::Drop;
+        }
+        if self.stage(id) == Some(Stage::ConnectQuery) {
             let line = fields.line(": ").unwrap_or_default();
-            let line = format!("\"S: error while executing exec_on_query: {line}\"");
+            let line = format!("S: error while executing exec_on_query: {line}");
             self.journal.line(Level::Error, line);
             return Verdict::Drop;
+        }
+        if self.is_replication(id) {
+            self.replication_refused(id, &fields);
+            return Verdict::Stop;
         }
         let line = match fields.line(" ") {
             Some(line) => format!("server login failed: {line}"),
@@ -491,34 +533,36 @@ impl Core {
         self.close_server(id, &reason, term);
     }
 
-    /// Notes on the pool that a server was lost before it was ready; called by `close_server`.
-    pub(super) fn note_failed_login(&mut self, id: ServerId, reason: &Fault) {
-        let Some(server) = self.servers.get_mut(id) else {
-            return;
-        };
-        let pool_id = server.pool;
-        let Some(login) = server.login.take() else {
-            return;
-        };
+    /// Notes on the pool that a server was lost before it was ready; called by `close_server`. What
+    /// is returned is for the client of a replication server.
+    pub(super) fn note_failed_login(&mut self, id: ServerId, reason: &Fault) -> Option<Fault> {
+        let server = self.servers.get_mut(id)?;
+        let (pool_id, host) = (server.pool, server.host);
+        let is_replication = server.replication.is_some();
+        let login = server.login.take()?;
         if let Some(job) = login.job {
             self.leave_job(job, Peer::Server(id));
         }
-        let Some(pool) = self.pools.get_mut(pool_id) else {
-            return;
-        };
-        // What we ended ourselves says nothing about the server.
-        let ours = [fault::PAUSE_MODE, fault::CONNECT_STRING_CHANGED, fault::SUSPEND_TIMEOUT];
-        if ours.contains(reason) {
-            return;
+        // What a walsender refuses may be allowed to others.
+        if is_replication {
+            let pool = self.pools.get_mut(pool_id).filter(|_| Unfit::caused(reason));
+            if let Some(pool) = pool {
+                pool.hosts.move_on(host);
+            }
+            return login.refusal;
         }
+        // What we ended ourselves says nothing about the server.
+        if ENDED_BY_US.contains(reason) {
+            return None;
+        }
+        let failure = self.attempt_failed(pool_id, host, reason, login.error, login.refusal);
+        let failure = failure?;
+        let pool = self.pools.get_mut(pool_id)?;
         pool.connect_failed = true;
-        pool.login_failed = Some(crate::base::text::cut(&reason.text, 99).to_owned());
-        pool.last_error = Some(match login.error {
-            Some(error) => format!("{}: {error}", reason.text),
-            None => reason.text.to_string(),
-        });
+        pool.login_failed = Some(crate::base::text::cut(&failure.text, 99).to_owned());
+        pool.last_error = Some(failure.detail);
         let refused =
-            login.refusal.filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
+            failure.refusal.filter(|_| pool.connected_count() == 0 || pool.welcome.is_none());
         if let Some(refusal) = refused {
             use super::client::ClientState as C;
             // Who shares a look-up goes first, or it would take it over.
@@ -527,6 +571,7 @@ impl Core {
                 self.close_client(client, &refusal);
             }
         }
+        None
     }
 
     /// The reason for the loss of a server.

@@ -81,9 +81,9 @@ impl Database {
     pub fn server_name(&self) -> &str {
         self.entry.dbname.as_deref().unwrap_or(&self.name)
     }
-    /// Port of its servers.
+    /// Port of its servers; with a list of ports, the first host's.
     pub fn port(&self) -> i32 {
-        self.entry.port.unwrap_or(SERVER_PORT)
+        self.entry.hosts().first().map_or(SERVER_PORT, |(_, port)| *port)
     }
     /// Servers in all its pools.
     pub fn server_count(&self) -> usize {
@@ -93,13 +93,9 @@ impl Database {
     pub fn client_count(&self) -> usize {
         self.clients
     }
-    /// The elements of the list of hosts; one empty text if none is configured.
-    pub fn hosts(&self) -> Vec<&str> {
-        let hosts = self.entry.host.as_deref().unwrap_or("");
-        match hosts.split(',').filter(|host| !host.is_empty()).collect::<Vec<_>>() {
-            empty if empty.is_empty() => vec![""],
-            list => list,
-        }
+    /// The list of hosts with their ports; one empty text if none is configured.
+    pub fn hosts(&self) -> Vec<(&str, i32)> {
+        self.entry.hosts()
     }
 }
 
@@ -108,6 +104,8 @@ impl Database {
 pub struct User {
     pub(super) name: Rc<str>,
     pub(super) secret: Secret,
+    /// How often the secret has changed.
+    pub(super) secret_version: u64,
     /// Listed in auth_file.
     pub(super) listed: bool,
     pub(super) entry: UserEntry,
@@ -150,6 +148,7 @@ impl User {
             self.keys = None;
             self.salted = None;
             self.secret = secret;
+            self.secret_version = self.secret_version.wrapping_add(1);
         }
     }
 }

@@ -3,13 +3,14 @@
 
 use super::database::{DatabaseId, UserId};
 use super::face::{Action, ClientId, Peer, ServerId};
-use super::fault;
+use super::fault::{self, Fault};
 use super::jobs::{Awaited, Derivation, Job, JobId, Outcome};
 use super::login::Proof;
 use super::pool::PoolId;
 use super::Core;
 use crate::auth::{self, SaltedKeys, ScramError, ScramSecret, Secret, Verifier};
 use crate::base::Level;
+use crate::config::AuthType;
 use crate::wire::write;
 use zeroize::Zeroizing;
 
@@ -54,26 +55,21 @@ pub(super) enum Held {
 impl Core {
     /// What a SCRAM proof is held against; has it made if it does not exist yet.
     pub(super) fn verifier(&mut self, id: ClientId, known: Option<UserId>) -> Held {
-        let iterations = u32::try_from(self.settings.scram_iterations).unwrap_or(0).max(1);
+        let iterations = self.scram_iterations();
+        let mut is_md5 = false;
         if let Some((user_id, user)) = known.and_then(|id| Some((id, self.users.get(id)?))) {
             match (&user.secret, &user.adhoc) {
                 (Secret::Scram(secret), _) => {
                     return Held::Against(Verifier::Secret(secret.clone()), true);
                 }
-                (Secret::Md5(_), _) => return Held::Against(Verifier::Md5Secret, false),
+                (Secret::Md5(_), _) => is_md5 = true,
                 (Secret::Plain(_), Adhoc::Made(secret)) => {
                     return Held::Against(Verifier::Secret(secret.clone()), false);
                 }
                 (Secret::Plain(_), Adhoc::Making(job)) => return Held::After(*job),
                 (Secret::Plain(password), Adhoc::None) => {
                     let password = password.clone();
-                    let salt = self.random.bytes::<16>().to_vec();
-                    let job = Job::Derive(Derivation { password, salt, iterations });
-                    let job = self.start_job(job, Awaited::Verifier(user_id, Vec::new()));
-                    if let Some(user) = self.users.get_mut(user_id) {
-                        user.adhoc = Adhoc::Making(job);
-                    }
-                    return Held::After(job);
+                    return Held::After(self.make_verifier(user_id, password));
                 }
                 (Secret::Empty, _) => {}
             }
@@ -81,7 +77,53 @@ impl Core {
         let name = self.clients.get(id).and_then(|client| client.user_name.clone());
         let name = name.as_deref().unwrap_or("");
         let salt = auth::mock_salt(name.as_bytes(), &self.mock_key);
-        Held::Against(Verifier::Mock { salt, iterations }, false)
+        Held::Against(
+            match is_md5 {
+                true => Verifier::Md5Secret { salt, iterations },
+                false => Verifier::Mock { salt, iterations },
+            },
+            false,
+        )
+    }
+
+    fn make_verifier(&mut self, id: UserId, password: Zeroizing<Vec<u8>>) -> JobId {
+        let iterations = self.scram_iterations();
+        let salt = self.random.bytes::<16>().to_vec();
+        let job = Job::Derive(Derivation { password, salt, iterations });
+        let job = self.start_job(job, Awaited::Verifier(id, Vec::new()));
+        if let Some(user) = self.users.get_mut(id) {
+            user.adhoc = Adhoc::Making(job);
+        }
+        job
+    }
+
+    /// Users or methods have changed: verifiers that are missing will be made before somebody needs
+    /// them. Else the first login of a user would take longer than one of a user who does not exist.
+    pub(super) fn plan_verifiers(&mut self) {
+        let wanted = match self.settings.auth_type {
+            AuthType::ScramSha256 => true,
+            AuthType::Hba => self.rules.ask_for_scram(),
+            _ => false,
+        };
+        let users = self.users.iter().filter(|(_, user)| wanted && user.listed);
+        self.jobs.planned = users.map(|(id, _)| id).collect();
+        self.make_planned_verifier();
+    }
+
+    /// Makes the next verifier of those that were planned, unless there is something to derive.
+    pub(super) fn make_planned_verifier(&mut self) {
+        while !self.jobs.derives() {
+            let Some(id) = self.jobs.planned.pop_front() else { return };
+            let Some(user) = self.users.get(id) else { continue };
+            if let (Secret::Plain(password), Adhoc::None) = (&user.secret, &user.adhoc) {
+                let password = password.clone();
+                self.make_verifier(id, password);
+            }
+        }
+    }
+
+    fn scram_iterations(&self) -> u32 {
+        u32::try_from(self.settings.scram_iterations).unwrap_or(0).max(1)
     }
 
     /// The client waits for the verifier that this job makes.
@@ -116,9 +158,37 @@ impl Core {
     }
 
     /// The client has sent a password in clear text; is it the one of this stored secret?
-    pub(super) fn judge_password(&mut self, id: ClientId, given: &[u8], stored: &ScramSecret) {
+    pub(super) fn judge_password(
+        &mut self,
+        id: ClientId,
+        given: &[u8],
+        stored: &ScramSecret,
+    ) -> Result<(), Fault> {
+        if stored.iterations > ITERATIONS_MAX {
+            // Whoever may set a password of a database's may make up such a secret.
+            let (count, most) = (stored.iterations, ITERATIONS_MAX);
+            let line =
+                format!("SCRAM iteration count {count} is too high (at most {most} are done)");
+            self.client_log(id, Level::Error, &line);
+            return Err(fault::PASSWORD_FAILED);
+        }
+        self.derive_from(id, given, stored.salt.clone(), stored.iterations);
+        Ok(())
+    }
+
+    /// A password in clear text is wrong, or there is no such user. If some users' secrets take a
+    /// derivation to find that out, this takes one, too: nobody shall tell from the time who exists.
+    pub(super) fn refuse_password(&mut self, id: ClientId, given: &[u8]) -> Result<(), Fault> {
+        if !self.users.iter().any(|(_, user)| matches!(user.secret, Secret::Scram(_))) {
+            return Err(fault::PASSWORD_FAILED);
+        }
+        let iterations = self.scram_iterations();
+        self.derive_from(id, given, self.mock_key.to_vec(), iterations);
+        Ok(())
+    }
+
+    fn derive_from(&mut self, id: ClientId, given: &[u8], salt: Vec<u8>, iterations: u32) {
         let password = Zeroizing::new(given.to_vec());
-        let (salt, iterations) = (stored.salt.clone(), stored.iterations);
         let job = Job::Derive(Derivation { password, salt, iterations });
         let job = self.start_job(job, Awaited::Password(id));
         self.await_job(id, job);
@@ -132,6 +202,7 @@ impl Core {
             _ => false,
         };
         let judged = if fits { Ok(Proof::Known) } else { Err(fault::PASSWORD_FAILED) };
+        self.note_secret(id);
         self.go_on(job, id, Some(judged));
     }
 
@@ -245,5 +316,90 @@ impl PartialEq for Derivation {
         self.iterations == other.iterations
             && self.salt == other.salt
             && auth::same(&self.password, &other.password)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::database::User;
+    use super::super::face::Decisions;
+    use super::super::login_scene::{stored, Scene, PASSWORD};
+    use super::*;
+
+    fn list(names: &[&str], secret: &[u8]) -> Vec<(String, Vec<u8>)> {
+        names.iter().map(|name| ((*name).to_owned(), secret.to_vec())).collect()
+    }
+
+    #[test]
+    fn verifiers_are_made_ahead_one_at_a_time_where_somebody_may_need_them() {
+        for (settings, rules, want) in [
+            ("auth_type = scram-sha-256", "", 3),
+            ("auth_type = hba", "local all all scram-sha-256", 3),
+            ("auth_type = hba", "local all all md5", 0),
+            ("auth_type = md5", "", 0),
+            ("auth_type = plain", "", 0),
+        ] {
+            let mut scene = Scene::new(settings);
+            scene.rules(rules);
+            while scene.end_job() {}
+            let mut users = list(&["a", "b", "c"], PASSWORD);
+            users.extend(list(&["s"], &stored()));
+            users.extend(list(&["e"], b""));
+            scene.core.set_users(users.clone());
+            let mut made = 0;
+            loop {
+                scene.act();
+                assert!(scene.jobs.len() <= 1);
+                if !scene.end_job() {
+                    break;
+                }
+                made += 1;
+            }
+            assert_eq!(made, want, "{settings}");
+            // What is there is not made again.
+            scene.core.set_users(users);
+            scene.configure(settings);
+            assert!(scene.jobs.is_empty(), "{settings}");
+        }
+    }
+
+    #[test]
+    fn a_changed_secret_gets_a_verifier_of_its_own() {
+        let mut scene = Scene::new("auth_type = scram-sha-256");
+        while scene.end_job() {}
+        scene.core.set_users(list(&["a"], b"one"));
+        scene.act();
+        let (old, _) = scene.jobs.remove(0);
+        scene.core.set_users(list(&["a"], b"two"));
+        scene.act();
+        assert!(scene.jobs.is_empty(), "one at a time");
+        let keys = SaltedKeys::derive(b"one", b"salt", 1);
+        scene.core.job_done(old, Outcome::Keys(keys.clone()));
+        scene.act();
+        let made = |scene: &Scene| match scene.core.users.get(scene.core.user_names["a"]) {
+            Some(User { adhoc: Adhoc::Made(secret), .. }) => Some(secret.clone()),
+            _ => None,
+        };
+        assert_eq!(made(&scene), None, "a verifier of the old one");
+        assert!(scene.end_job());
+        let verifier = made(&scene).unwrap();
+        let of =
+            |password: &[u8]| SaltedKeys::derive(password, &verifier.salt, verifier.iterations);
+        assert!(verifier.is_of(&of(b"two")) && !verifier.is_of(&of(b"one")));
+    }
+
+    #[test]
+    fn a_secret_that_takes_too_long_is_refused_at_once() {
+        let mut scene = Scene::new("auth_type = plain");
+        let text = String::from_utf8(stored()).unwrap().replace("$2:", "$10000001:");
+        scene.core.set_users(list(&["slow"], text.as_bytes()));
+        let id = scene.beginner("slow", "d");
+        let mut packet = Vec::new();
+        write::password(&mut packet, PASSWORD);
+        scene.say(id, &packet);
+        assert_eq!(scene.outcome(id), "password authentication failed");
+        assert_eq!(scene.core.job_count(), 0);
+        let want = "SCRAM iteration count 10000001 is too high (at most 10000000 are done)";
+        assert!(scene.log().contains(want));
     }
 }

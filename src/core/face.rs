@@ -5,7 +5,7 @@ use super::jobs::{Job, JobId, Outcome};
 use super::server::Server;
 use crate::auth::Names;
 use crate::base::Id;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 /// Names a client.
@@ -248,6 +248,12 @@ pub trait Decisions {
     fn reads_while_suspended(&self, _peer: Peer) -> bool {
         true
     }
+    /// True if this connection is read however much it leaves unread itself, as nothing of what it
+    /// says comes back to it from us: PostgreSQL goes on only when its answers are taken, and a
+    /// walsender hears its client while it sends.
+    fn reads_while_unsent(&self, _peer: Peer) -> bool {
+        false
+    }
     /// The largest packet that this peer may send, in bytes.
     fn max_packet(&self, from: Peer) -> u32;
     /// A job has ended ([`Action::Job`]).
@@ -256,6 +262,8 @@ pub trait Decisions {
     fn dialling(&mut self, id: ServerId, remote: Addr);
     /// The system's words about a connection that can't be opened; `lost` follows.
     fn unreachable(&mut self, _id: ServerId, _why: &str) {}
+    /// The host with this name had this address, and has it no more.
+    fn address_vanished(&mut self, _host: &str, _addr: IpAddr) {}
     /// A connection to this server is open.
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr);
     /// TLS has begun on this connection; or, without facts, the server goes on without it.

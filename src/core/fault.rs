@@ -17,6 +17,9 @@ pub struct Fault {
 /// The SQLSTATE of everything that the pooler itself says.
 pub const PROTOCOL_VIOLATION: &str = "08P01";
 
+/// The SQLSTATE of [`QUERY_CANCELED`], which PostgreSQL says with it.
+pub const QUERY_CANCELED_CODE: [u8; 5] = *b"57014";
+
 /// Formatted reasons are cut to this many bytes (pooling 0.1).
 const TEXT_MAX: usize = 127;
 
@@ -113,7 +116,6 @@ faults! {
     told DATA_BEHIND_GSS_REQUEST "received unencrypted data after GSSAPI encryption request"
     told BOUNCER_CONFIG_ERROR "bouncer config error"
     told NO_SUCH_USER "no such user"
-    told REPLICATION_MISSING "replication connections are not supported by this version of pgturnstile"
 
     told PQEXEC_DISALLOWED "PQexec disallowed"
     told STATEMENT_NAME_TAKEN "prepared statement name is already in use"
@@ -134,6 +136,13 @@ faults! {
     silent CANCEL_NOW_IDLE "not sending cancel request for client that is now idle"
     silent CANCEL_GIVEN_UP "client gave up on cancel request, so we also give up forwarding to server"
     silent CANCEL_SENT "successfully sent cancel request"
+    silent CANCEL_SEND_FAILED "failed to send cancel request"
+    silent CANCEL_REVOKED "canceled a query that waited for a server"
+    silent CANCEL_EXHAUSTED "failed to forward cancel request because its TTL was exhausted"
+    silent CANCEL_NO_PEER "could not find peer to forward request to"
+    silent PEER_NOT_NEEDED "peer server was not necessary anymore, because client cancel connection was already closed"
+    silent PEER_REMOVED "peer removed"
+    told QUERY_CANCELED "canceling statement due to user request"
 
     told SERVER_CONN_CRASHED "server conn crashed?"
     told SERVER_WRITE_FAILED "server connection closed"
@@ -164,6 +173,12 @@ faults! {
     told AUTH_QUERY_ERROR "error response from auth_query"
     told AUTH_QUERY_UNEXPECTED "unexpected response from auth_query"
     told AUTH_QUERY_NULL_NAME "auth_query response contained null user name"
+    told UNFIT_READ_ONLY "session is read-only (target_session_attrs)"
+    told UNFIT_NOT_READ_ONLY "session is not read-only (target_session_attrs)"
+    told UNFIT_STANDBY "server is in hot standby mode (target_session_attrs)"
+    told UNFIT_NOT_STANDBY "server is not in hot standby mode (target_session_attrs)"
+    told UNFIT_NOT_PREFERRED "a standby is preferred (target_session_attrs)"
+    told TRAITS_UNKNOWN "server does not tell its mode (target_session_attrs)"
     told CONNECT_TIMEOUT "connect timeout"
     told CONNECT_FAILED "connect failed"
     told CANNOT_CONNECT "cannot connect"
@@ -181,6 +196,8 @@ faults! {
     told CLIENT_LEFT_IN_QUERY "client disconnected with query in progress"
     told CLIENT_LEFT_IN_QUERIES "client disconnected with queries in progress"
     told CLIENT_LEFT_UNDELIVERED "client disconnect before everything was sent to the server"
+    told REPLICATION_CLIENT_CLOSED "replication client was closed"
+    told REPLICATION_CLIENT_LEFT "replication client disconnected"
 }
 
 #[cfg(test)]

@@ -81,20 +81,18 @@ impl Core {
             self.tidy_servers(id);
             self.trim(id);
             self.fill(id);
+            self.look_for_standby(id);
             self.expire_connecting(id);
             self.expire_clients(id);
             self.expire_cancels(id);
             if self.expire_pool(id) {
                 continue;
             }
-            let cancels = self.pools.get(id).is_some_and(|pool| {
-                let waiting = pool.clients(ClientState::WaitingCancel);
-                !waiting.is_empty()
-            });
-            if cancels || self.waiting(id) > 0 {
+            if self.has_cancels(id) || self.waiting(id) > 0 {
                 self.mark(id);
             }
         }
+        self.tend_peers();
         self.age_auto_databases();
         self.expire_logins();
         self.shared.tidy();
@@ -120,6 +118,7 @@ impl Core {
                 }
             }
         }
+        self.close_marked_replication(pool_id);
         self.close_marked(pool_id);
     }
 
@@ -245,7 +244,7 @@ impl Core {
         true
     }
 
-    fn expire_connecting(&mut self, pool: PoolId) {
+    pub(super) fn expire_connecting(&mut self, pool: PoolId) {
         let limit = self.settings.server_connect_timeout;
         let Some(pool) = self.pools.get(pool).filter(|_| limit.is_set()) else {
             return;
@@ -265,7 +264,7 @@ impl Core {
         }
     }
 
-    fn expire_cancels(&mut self, pool: PoolId) {
+    pub(super) fn expire_cancels(&mut self, pool: PoolId) {
         let limit = self.settings.cancel_wait_timeout;
         let Some(pool) = self.pools.get(pool).filter(|_| limit.is_set()) else {
             return;
@@ -287,6 +286,9 @@ impl Core {
             .filter(|(_, pool)| pool.client_count() + pool.server_count() > 0)
             .map(|(_, pool)| pool.database)
             .collect();
+        // Who logs in has no pool yet, or stands in that of the database where its user is looked up.
+        let logins = self.clients.iter().filter_map(|(_, client)| client.login.as_ref()?.database);
+        in_use.extend(logins);
         in_use.sort_unstable();
         let mut over = Vec::new();
         for (id, database) in self.databases.iter_mut() {

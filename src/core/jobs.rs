@@ -157,6 +157,8 @@ pub(super) struct Jobs {
     last: u64,
     awaited: BTreeMap<JobId, (Lane, Awaited)>,
     lanes: [Queue; Lane::COUNT],
+    /// Users whose verifiers are made when there is nothing else to derive.
+    pub(super) planned: VecDeque<UserId>,
 }
 
 impl Jobs {
@@ -167,6 +169,12 @@ impl Jobs {
             Lane::Pam => pam,
             Lane::Ldap => ldap,
         }
+    }
+
+    /// True while keys are being derived.
+    pub(super) fn derives(&self) -> bool {
+        let [derive, ..] = &self.lanes;
+        derive.handed_out > 0
     }
 
     /// Everything that somebody waits for.
@@ -249,6 +257,11 @@ impl Core {
             Some((next, job)) => self.actions.push_back(Action::Job(next, job)),
             None => queue.handed_out = queue.handed_out.saturating_sub(1),
         }
+        self.tell_outcome(id, lane, awaited, outcome);
+        self.make_planned_verifier();
+    }
+
+    fn tell_outcome(&mut self, id: JobId, lane: Lane, awaited: Awaited, outcome: Outcome) {
         match (awaited, outcome) {
             (Awaited::Verifier(user, clients), outcome) => {
                 self.verifier_made(id, user, clients, outcome);
@@ -298,5 +311,140 @@ impl Core {
     pub fn awaits_job(&self, id: ClientId) -> bool {
         let login = self.clients.get(id).and_then(|client| client.login.as_ref());
         login.is_some_and(|login| login.job.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::face::{Addr, Decisions, Loss, Origin, Verdict};
+    use super::super::login_scene::{stored, Scene, PASSWORD};
+    use super::*;
+    use crate::wire::write;
+
+    /// A client that has been asked for a password and sends one.
+    fn sender(scene: &mut Scene, user: &str, password: &[u8]) -> ClientId {
+        let id = scene.beginner(user, "d");
+        let mut packet = Vec::new();
+        write::password(&mut packet, password);
+        scene.say(id, &packet);
+        id
+    }
+
+    fn judged(accepted: bool) -> Outcome {
+        Outcome::Judged { accepted, lines: vec!["a line".into()] }
+    }
+
+    #[test]
+    fn an_outcome_reaches_nobody_but_who_waits_for_it() {
+        let mut scene = Scene::new("auth_type = pam");
+        let gone = sender(&mut scene, "ann", PASSWORD);
+        let (old, _) = scene.jobs.remove(0);
+        scene.core.lost(Peer::Client(gone), Loss::Receive);
+        scene.act();
+        assert_eq!(scene.abandoned, [old]);
+        // The next one takes the place of the one that has gone, under another key.
+        let next = sender(&mut scene, "bob", b"wrong");
+        assert_ne!(next, gone);
+        let (new, _) = scene.jobs.remove(0);
+        for _ in 0..2 {
+            scene.core.job_done(old, judged(true));
+            scene.act();
+            assert_eq!(scene.outcome(next), "asked");
+        }
+        scene.core.job_done(JobId::numbered(99), judged(true));
+        scene.core.job_done(new, judged(false));
+        scene.act();
+        assert_eq!(scene.outcome(next), "PAM authentication failed");
+        scene.core.job_done(new, judged(true));
+        assert_eq!(scene.core.job_count(), 0);
+        assert!(scene.log().contains("Warning a line"));
+    }
+
+    #[test]
+    fn outcomes_of_another_kind_let_nobody_in() {
+        for auth_type in ["pam", "ldap\nauth_ldap_options = x", "plain"] {
+            let outcomes: [fn() -> Outcome; 3] = [
+                || Outcome::GivenUp,
+                || Outcome::Keys(SaltedKeys::derive(PASSWORD, b"salt", 1)),
+                || judged(true),
+            ];
+            for (number, outcome) in outcomes.into_iter().enumerate() {
+                let mut scene = Scene::new(&format!("auth_type = {auth_type}"));
+                let id = sender(&mut scene, "scram", PASSWORD);
+                let (job, _) = scene.jobs.remove(0);
+                scene.core.job_done(job, outcome());
+                scene.act();
+                let fits = number == 2 && auth_type != "plain";
+                assert_eq!(scene.outcome(id) == "in", fits, "{auth_type} {number}");
+                assert_ne!(scene.outcome(id), "asked", "{auth_type} {number}");
+            }
+        }
+    }
+
+    #[test]
+    fn jobs_of_a_kind_are_bounded_and_begin_in_order() {
+        let mut scene = Scene::new("auth_type = pam");
+        let total = Lane::ROOM + 4;
+        let ids: Vec<_> = (0..total).map(|_| sender(&mut scene, "ann", PASSWORD)).collect();
+        assert_eq!((scene.jobs.len(), scene.core.job_count()), (Lane::ROOM, total));
+        assert_eq!(scene.log().matches("PAM queue is full, waiting").count(), 1);
+        // Another kind has room of its own.
+        scene.configure("auth_type = plain");
+        let other = sender(&mut scene, "scram", PASSWORD);
+        assert!(matches!(scene.jobs.pop(), Some((_, Job::Derive(_)))));
+        scene.core.lost(Peer::Client(other), Loss::Receive);
+        scene.act();
+        // One that waits goes away: its job never begins. One whose job runs does not make room.
+        for (at, left) in [(Lane::ROOM + 1, 0), (3, 1)] {
+            scene.abandoned.clear();
+            scene.core.lost(Peer::Client(ids[at]), Loss::Receive);
+            scene.act();
+            assert_eq!((scene.jobs.len(), scene.abandoned.len()), (Lane::ROOM, left));
+        }
+        let mut begun: Vec<JobId> = scene.jobs.iter().map(|(id, _)| *id).collect();
+        while scene.end_job() {
+            begun.extend(scene.jobs.last().map(|(id, _)| *id));
+        }
+        begun.dedup();
+        assert_eq!(begun.len(), total - 1);
+        assert!(begun.is_sorted());
+        for (at, id) in ids.into_iter().enumerate() {
+            let want = if at == 3 || at == Lane::ROOM + 1 { "closed" } else { "in" };
+            assert_eq!(scene.outcome(id), want, "{at}");
+        }
+        assert_eq!(scene.core.jobs.lanes[1].handed_out, 0);
+        let [derive, ..] = &scene.core.jobs.lanes;
+        assert_eq!(derive.handed_out, 1, "nobody has said how that one ended");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let user = "ann".to_owned();
+        let attempt = || Attempt {
+            user: user.clone(),
+            password: PASSWORD.to_vec().into(),
+            host: "unix".into(),
+        };
+        let salt = stored();
+        let derivation = Derivation { password: PASSWORD.to_vec().into(), salt, iterations: 1 };
+        for (job, want) in [
+            (Job::Derive(derivation), "Derivation(1 iterations)"),
+            (Job::Pam(attempt()), "Attempt(\"ann\" from unix)"),
+            (Job::Ldap(attempt(), "ldapbindpasswd=x".into()), "Attempt(\"ann\" from unix)"),
+        ] {
+            assert_eq!(format!("{job:?}"), want);
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_job_is_not_read() {
+        let mut scene = Scene::new("auth_type = pam");
+        let at = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
+        let idle = scene.core.accepted(at);
+        let id = sender(&mut scene, "ann", PASSWORD);
+        assert!(scene.core.awaits_job(id) && !scene.core.awaits_job(idle));
+        for bytes in [&b"p\0\0\0\x06x\0"[..], b"X\0\0\0\x04", b"\0\0\0\x08\x04\xd2\x16\x2f"] {
+            assert_eq!(scene.say(id, bytes), Verdict::Wait);
+        }
     }
 }

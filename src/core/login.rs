@@ -34,6 +34,8 @@ pub(super) struct Login {
     /// Name of the user at the other end of a Unix socket, if some rule asks for it.
     pub(super) system_user: Option<Box<str>>,
     admin: Option<Access>,
+    /// The version of the user's secret that its proof is held against.
+    pub(super) held_against: Option<u64>,
     /// The job that has to end before it is read on.
     pub(super) job: Option<JobId>,
 }
@@ -82,6 +84,7 @@ impl Login {
             method: None,
             system_user: None,
             admin: None,
+            held_against: None,
             job: None,
         }
     }
@@ -116,7 +119,9 @@ impl Core {
             // TLS begins behind this packet, which nobody looks at again.
             Ok(()) if self.is_starting_tls(id) => Verdict::Wait,
             // A cancel request is not read any more: its client may hang up long before it is sent.
-            Ok(()) if self.clients.get(id).is_some_and(|client| client.cancels.is_some()) => {
+            Ok(())
+                if self.clients.get(id).is_some_and(|c| c.state == ClientState::WaitingCancel) =>
+            {
                 Verdict::Stop
             }
             // It is looked at once more when the job has ended.
@@ -173,6 +178,7 @@ impl Core {
         if minor > 0 || !wishes.extensions.is_empty() {
             write::negotiate(&mut sink.to_client, &wishes.extensions);
         }
+        self.note_replication(id, wishes.replication, wishes.options.as_deref());
         let database_id = self.find_database(&database, id);
         if let Some(client) = self.clients.get_mut(id) {
             client.user_name = Some(user.as_str().into());
@@ -183,9 +189,6 @@ impl Core {
         }
         if let Some(database_id) = database_id {
             self.admit_to_database(id, database_id, &user)?;
-        }
-        if wishes.replication {
-            return Err(fault::REPLICATION_MISSING);
         }
         if user.len() > USER_NAME_MAX {
             self.log_failed_login(id);
@@ -303,7 +306,9 @@ impl Core {
         let database = client.database_name.as_deref().unwrap_or("");
         let user = client.user_name.as_deref().unwrap_or("");
         let tls = client.tls().map_or("no", |tls| &tls.text);
-        let line = format!("login attempt: db={database} user={user} tls={tls} replication=no");
+        let replication = client.replication.word();
+        let line =
+            format!("login attempt: db={database} user={user} tls={tls} replication={replication}");
         self.client_log(id, Level::Log, &line);
     }
 

@@ -20,6 +20,8 @@ pub struct Memory {
     pub peers: Objects,
     /// Pools.
     pub pools: Objects,
+    /// Pools of peers.
+    pub peer_pools: Objects,
     /// Replies that servers owe.
     pub replies: Objects,
     /// Servers.
@@ -48,12 +50,14 @@ impl Core {
             replies.used = replies.used.saturating_add(owed.used);
             replies.free = replies.free.saturating_add(owed.free);
         }
+        let pools = self.pools.objects();
         Memory {
             users: Objects { size: users.size.saturating_sub(CREDENTIALS), ..users },
             credentials: Objects { size: CREDENTIALS, ..users },
             databases: self.databases.objects(),
             peers: Objects { size: size_of::<(u32, PeerEntry)>(), used: self.peers.len(), free: 0 },
-            pools: self.pools.objects(),
+            pools: Objects { used: pools.used.saturating_sub(self.peer_pools.len()), ..pools },
+            peer_pools: Objects { size: pools.size, used: self.peer_pools.len(), free: 0 },
             replies,
             servers: self.servers.objects(),
             clients: self.clients.objects(),

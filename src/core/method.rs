@@ -4,6 +4,7 @@
 use super::database::UserId;
 use super::face::{Addr, ClientId};
 use super::fault::{self, Fault};
+use super::replication::Replication;
 use super::Core;
 use crate::auth::Names;
 use crate::base::Level;
@@ -16,6 +17,7 @@ impl Core {
     /// asked for their proof already are judged by the old ones.
     pub fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
+        self.plan_verifiers();
     }
 
     /// Clients of Unix sockets that have to be named to `name_peer`, with the ids of their users:
@@ -58,7 +60,7 @@ impl Core {
             tls: self.certificate(id).0,
             database: client.database_name.as_deref().unwrap_or(""),
             user,
-            physical_replication: false,
+            physical_replication: client.replication == Replication::Physical,
         };
         let rule = self.rules.first(&at)?;
         let (line, method) = (rule.line, rule.method.clone());

@@ -5,8 +5,11 @@
 mod admin;
 pub mod ask;
 pub mod assign;
+pub mod attrs;
 mod auth_query;
 mod cancel;
+#[cfg(test)]
+mod cancel_tests;
 pub mod client;
 mod close;
 mod connect;
@@ -16,14 +19,21 @@ mod deallocate;
 mod derive;
 pub mod face;
 pub mod fault;
+mod hosts;
 mod identify;
 pub mod janitor;
 pub mod jobs;
+mod leave;
 mod limits;
 mod login;
+#[cfg(test)]
+mod login_scene;
+#[cfg(test)]
+mod login_tests;
 pub mod memory;
 mod method;
 pub mod pause;
+pub mod peer;
 pub mod pool;
 mod prepare;
 #[cfg(test)]
@@ -31,11 +41,16 @@ mod prepare_tests;
 mod prove;
 mod query;
 pub mod reason;
+pub mod record;
 pub mod release;
 mod reload;
+pub mod replication;
+#[cfg(test)]
+mod replication_tests;
 pub mod replies;
 #[cfg(test)]
 mod replies_tests;
+mod revoke;
 mod rewrite;
 mod run;
 #[cfg(test)]
@@ -45,6 +60,7 @@ pub mod server;
 pub mod statements;
 pub mod stats;
 mod suspend;
+mod takeover;
 pub mod timeouts;
 pub mod vars;
 mod waits;
@@ -69,11 +85,13 @@ use limits::Sharers;
 use login::Login;
 use pause::{Mode, Shutdown};
 use pool::{Pool, PoolId};
+use replication::Replication;
 use secure::Modes;
 use server::{Server, ServerState};
 use statements::Statements;
 use stats::Period;
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::rc::Rc;
 use suspend::Suspension;
 use vars::{Shared, Tracked, Vars};
@@ -113,9 +131,13 @@ pub struct Core {
     peers: BTreeMap<u32, PeerEntry>,
     pools: Arena<Pool>,
     pool_names: BTreeMap<(Rc<str>, Rc<str>), PoolId>,
+    /// The pools of peers that something has been forwarded to.
+    peer_pools: BTreeMap<u32, PoolId>,
     clients: Arena<Client>,
     servers: Arena<Server>,
     login_clients: List<Client>,
+    /// The start-up parameter `options` of replication clients that sent it.
+    startup_options: BTreeMap<ClientId, Rc<[u8]>>,
     /// Some entry of `[users]` has a client_idle_timeout.
     some_user_idles: bool,
     cancel_keys: BTreeMap<u64, ClientId>,
@@ -166,9 +188,11 @@ impl Core {
             peers: BTreeMap::new(),
             pools: Arena::default(),
             pool_names: BTreeMap::new(),
+            peer_pools: BTreeMap::new(),
             clients: Arena::default(),
             servers: Arena::default(),
             login_clients: List::default(),
+            startup_options: BTreeMap::new(),
             some_user_idles: false,
             cancel_keys: BTreeMap::new(),
             actions: VecDeque::new(),
@@ -198,7 +222,7 @@ impl Core {
         };
         let entry = DatabaseEntry {
             dbname: Some(CONSOLE.into()),
-            port: Some(core.settings.listen_port),
+            port: Some(core.settings.listen_port.into()),
             user: Some(CONSOLE.into()),
             pool_size: Some(2),
             min_pool_size: Some(0),
@@ -225,6 +249,7 @@ impl Core {
             welcomed: false,
             notified: false,
             counted: Counted::default(),
+            replication: Replication::None,
             vars: Vars::new(),
             links: Links::default(),
             user: None,
@@ -232,6 +257,7 @@ impl Core {
             database_name: None,
             cancel_key: 0,
             cancels: None,
+            revoked: None,
             connect_time: self.now,
             number,
             remote: from.remote,
@@ -257,7 +283,9 @@ impl Core {
         self.exhausted.clear();
         let mut pending = std::mem::take(&mut self.pending);
         if pending.len() > 1 {
-            pending.sort_by_cached_key(|id| self.pools.get(*id).map(|pool| pool.names.clone()));
+            pending.sort_by_cached_key(|id| {
+                self.pools.get(*id).map(|pool| (pool.peer, pool.names.clone()))
+            });
         }
         for id in pending.drain(..) {
             if let Some(pool) = self.pools.get_mut(id) {
@@ -312,16 +340,20 @@ impl Core {
         let Some(client) = self.clients.get(id) else {
             return String::new();
         };
-        let database = client.pool.and_then(|pool| self.pools.get(pool));
-        let database = database.map_or("(nodb)", |pool| &*pool.names.0);
-        let user = client.user_name.as_deref().unwrap_or("(nouser)");
+        let pool = client.pool.and_then(|pool| self.pools.get(pool));
         let at = match client.remote {
             Addr::Inet(at) => at.to_string(),
             Addr::Unix { pid: 0 } => format!("unix:{}", self.settings.listen_port),
             Addr::Unix { pid } => format!("unix({pid}):{}", self.settings.listen_port),
             Addr::Unknown => "(bad-af):0".into(),
         };
-        format!("C-0x{:x}: {database}/{user}@{at} ", client::pointer(client.number))
+        let pointer = client::pointer(client.number);
+        if let Some(peer) = pool.and_then(|pool| pool.peer) {
+            return format!("C-0x{pointer:x}: peer-{peer}@{at} ");
+        }
+        let database = pool.map_or("(nodb)", |pool| &*pool.names.0);
+        let user = client.user_name.as_deref().unwrap_or("(nouser)");
+        format!("C-0x{pointer:x}: {database}/{user}@{at} ")
     }
 
     /// `S-0x...: db/user@host:port `.
@@ -332,16 +364,19 @@ impl Core {
         let Some(pool) = self.pools.get(server.pool) else {
             return String::new();
         };
-        let (database, user) = pool.names();
         let at = match server.remote {
             Addr::Inet(at) => at.to_string(),
             Addr::Unix { .. } => {
-                let port = self.databases.get(pool.database).map_or(0, |d| d.port());
-                format!("unix:{port}")
+                format!("unix:{}", self.server_port(id))
             }
             Addr::Unknown => "(bad-af):0".into(),
         };
-        format!("S-0x{:x}: {database}/{user}@{at} ", client::pointer(server.number))
+        let pointer = client::pointer(server.number);
+        if let Some(peer) = pool.peer {
+            return format!("S-0x{pointer:x}: peer-{peer}@{at} ");
+        }
+        let (database, user) = pool.names();
+        format!("S-0x{pointer:x}: {database}/{user}@{at} ")
     }
 }
 
@@ -418,6 +453,7 @@ impl Decisions for Core {
             return Verdict::Wait;
         }
         match self.clients.get(id) {
+            Some(client) if client.revoked.is_some() => self.revoked_packet(id, packet, sink),
             Some(client) if client.welcomed => self.query_packet(id, packet, sink),
             Some(_) => self.client_login_packet(id, packet, sink),
             None => Verdict::Stop,
@@ -473,6 +509,13 @@ impl Decisions for Core {
         self.reads_while_suspended(peer)
     }
 
+    fn reads_while_unsent(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Client(id) => self.speaks_both_ways(id),
+            Peer::Server(id) => self.servers.get(id).is_some_and(|server| server.client.is_some()),
+        }
+    }
+
     fn max_packet(&self, from: Peer) -> u32 {
         let limit = self.settings.max_packet_size;
         match from {
@@ -496,6 +539,10 @@ impl Decisions for Core {
 
     fn unreachable(&mut self, id: ServerId, why: &str) {
         self.server_unreachable(id, why);
+    }
+
+    fn address_vanished(&mut self, host: &str, addr: IpAddr) {
+        self.leave_address(host, addr);
     }
 
     fn connected(&mut self, id: ServerId, local: Addr, remote: Addr) {

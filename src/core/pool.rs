@@ -4,6 +4,7 @@
 use super::client::{Client, ClientState};
 use super::database::{Database, DatabaseId, User, UserId};
 use super::face::{ClientId, ServerId};
+use super::hosts::Hosts;
 use super::server::{Server, ServerState, Status};
 use super::stats::{Counter, PoolStats};
 use super::timeouts::is_positive;
@@ -33,6 +34,8 @@ pub struct Pool {
     pub(super) user: UserId,
     /// Database and user name.
     pub(super) names: (Rc<str>, Rc<str>),
+    /// The peer that it forwards cancel requests to; then database and user are none.
+    pub(super) peer: Option<u32>,
     clients: [List<Client>; ClientState::COUNT],
     servers: [List<Server>; ServerState::COUNT],
     pub(super) welcome: Option<Rc<Welcome>>,
@@ -43,11 +46,13 @@ pub struct Pool {
     pub(super) login_failed: Option<String>,
     /// The same with all that is known.
     pub(super) last_error: Option<String>,
+    /// The last new connection took a cancel request.
+    pub(super) cancel_went_last: bool,
     pub(super) last_lifetime_close: Micros,
     /// Since when it has had neither clients nor servers, as the janitor saw it.
     pub(super) idle_since: Option<Micros>,
-    /// Which element of a list of hosts is next.
-    pub(super) next_host: u32,
+    /// Where it is in its list of hosts.
+    pub(super) hosts: Hosts,
     pub(super) stats: PoolStats,
     /// Listed in `Core::pending`.
     pub(super) pending: bool,
@@ -61,6 +66,7 @@ impl Pool {
             database,
             user,
             names,
+            peer: None,
             clients: Default::default(),
             servers: Default::default(),
             welcome: None,
@@ -68,15 +74,26 @@ impl Pool {
             connect_failed: false,
             login_failed: None,
             last_error: None,
+            cancel_went_last: false,
             last_lifetime_close: Micros(0),
             idle_since: None,
-            next_host: 0,
+            hosts: Hosts::default(),
             stats: PoolStats::default(),
             pending: false,
             starved: false,
         }
     }
 
+    /// The pool of a peer: there is nothing in it but cancel requests and what carries them.
+    pub(super) fn of_peer(peer: u32) -> Pool {
+        let names = (format!("peer-{peer}").into(), "".into());
+        Pool { peer: Some(peer), ..Pool::new(Id::none(), Id::none(), names) }
+    }
+
+    /// The peer that it forwards cancel requests to.
+    pub fn peer(&self) -> Option<u32> {
+        self.peer
+    }
     /// Its database.
     pub fn database(&self) -> DatabaseId {
         self.database
@@ -113,7 +130,7 @@ impl Pool {
     }
     /// The admin database's pool, which has no servers.
     pub fn is_console(&self) -> bool {
-        &*self.names.0 == super::database::CONSOLE
+        self.peer.is_none() && &*self.names.0 == super::database::CONSOLE
     }
 }
 

@@ -5,7 +5,6 @@ use super::client::Client;
 use super::deallocate::{self, Found};
 use super::face::{ClientId, Packet, ServerId, Sink, Verdict};
 use super::fault::{self, Fault};
-use super::pool::PoolId;
 use super::replies::{Asker, Request};
 use super::server::Status;
 use super::statements::{Named, Sent, ServerName, Standing, StatementId};
@@ -67,10 +66,11 @@ pub(super) fn clears_all(body: &[u8]) -> bool {
 pub(super) const CLEARING: [u32; 2] = [17, 20];
 
 impl Core {
-    /// True if the prepared statements of this pool's clients are looked after (pooling 7.1).
+    /// True if the prepared statements of this client are looked after (pooling 7.1, 9).
     #[inline]
-    pub(super) fn tracks(&self, pool: PoolId) -> bool {
-        self.settings.max_prepared_statements != 0 && self.pool_mode(pool) != PoolMode::Session
+    pub(super) fn tracks(&self, client: &Client) -> bool {
+        let is_on = self.settings.max_prepared_statements != 0 && !client.replication.is_some();
+        is_on && client.pool.is_some_and(|pool| self.pool_mode(pool) != PoolMode::Session)
     }
 
     /// A packet of a client whose statements are looked after; `None` if it is none of those that
@@ -214,6 +214,10 @@ impl Core {
         }
         match store.standing(shelf, statement) {
             Standing::Since(place) if replies.is_certain(place) => return false,
+            Standing::Unknown if shelf.is_inherited() => {
+                store.close(statement, out);
+                replies.sent(Request::Close, Asker::Keeper);
+            }
             Standing::Unknown => {}
             // Closing what does not exist is no error, but making it again is.
             Standing::Since(_) | Standing::Doubtful => {

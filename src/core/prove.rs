@@ -94,7 +94,10 @@ impl Core {
             Stage::Done => Err(fault::BAD_PACKET),
             Stage::SaslBegin => self.sasl_begin(id, body, sink),
             Stage::Sasl(exchange, stored) => self.sasl(id, *exchange, stored, body, sink),
-            Stage::Judged(Ok(Proof::Known)) => self.authenticated_client(id, sink),
+            Stage::Judged(Ok(Proof::Known)) if self.is_secret_as_noted(id) => {
+                self.authenticated_client(id, sink)
+            }
+            Stage::Judged(Ok(Proof::Known)) => Err(fault::PASSWORD_FAILED),
             Stage::Judged(Ok(Proof::Outside)) => self.adopt(id, body, sink),
             Stage::Judged(Err(fault)) => Err(fault),
             stage => {
@@ -124,7 +127,10 @@ impl Core {
         let name = user.map_or(&b""[..], |user| user.name.as_bytes());
         let secret = user.map_or(&Secret::Empty, |user| &user.secret);
         let fits = match (stage, secret) {
-            (Stage::Md5(salt), secret) => auth::check_md5(secret, name, salt, given),
+            (Stage::Md5(salt), secret) => match auth::check_md5(secret, name, salt, given) {
+                true => true,
+                false => return Err(fault::PASSWORD_FAILED),
+            },
             (Stage::Pam, _) => {
                 self.await_outside(id, Job::Pam(attempt(client, given)));
                 return Ok(());
@@ -135,14 +141,13 @@ impl Core {
             }
             (_, Secret::Scram(stored)) => {
                 let stored = stored.clone();
-                self.judge_password(id, given, &stored);
-                return Ok(());
+                return self.judge_password(id, given, &stored);
             }
             (_, secret) => auth::check_plain(secret, name, given),
         };
         match fits {
             true => self.authenticated_client(id, sink),
-            false => Err(fault::PASSWORD_FAILED),
+            false => self.refuse_password(id, given),
         }
     }
 
@@ -208,9 +213,31 @@ impl Core {
         let random = self.random.bytes();
         let result = exchange.first(mechanism, first, random);
         let challenge = self.sasl_result(id, &mut exchange, result)?;
+        self.note_secret(id);
         write::authentication(&mut sink.to_client, 11, &challenge);
         self.set_stage(id, Stage::Sasl(Box::new(exchange), stored));
         Ok(())
+    }
+
+    fn secret_version(&self, id: ClientId) -> Option<u64> {
+        let login = self.clients.get(id)?.login.as_ref()?;
+        self.users.get(login.known?).map(|user| user.secret_version)
+    }
+
+    /// From here on the client's proof is held against the secret that its user has now.
+    pub(super) fn note_secret(&mut self, id: ClientId) {
+        let version = self.secret_version(id);
+        if let Some(login) = self.clients.get_mut(id).and_then(|client| client.login.as_mut()) {
+            login.held_against = version;
+        }
+    }
+
+    /// A proof is good only for the secret that it was held against: the user may have been removed
+    /// in the meantime, or have got another one (auth 5.4, 10.3-B).
+    fn is_secret_as_noted(&self, id: ClientId) -> bool {
+        let login = self.clients.get(id).and_then(|client| client.login.as_ref());
+        let noted = login.and_then(|login| login.held_against);
+        noted.is_some() && noted == self.secret_version(id)
     }
 
     fn sasl_result<T>(
@@ -238,6 +265,10 @@ impl Core {
         stored: bool,
         sink: &mut Sink,
     ) -> Result<(), Fault> {
+        if !self.is_secret_as_noted(id) {
+            self.client_log(id, Level::Error, &ScramError::WrongPassword.to_string());
+            return Err(fault::SASL_FAILED);
+        }
         write::authentication(&mut sink.to_client, 12, &accepted.server_final);
         let user = self.clients.get(id).and_then(|client| client.login.as_ref()?.known);
         if let Some(user) = user.and_then(|user| self.users.get_mut(user)).filter(|_| stored) {

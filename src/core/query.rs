@@ -4,7 +4,6 @@ use super::assign::Assigned;
 use super::client::ClientState;
 use super::face::{Action, ClientId, Packet, ServerId, Sink, Verdict};
 use super::fault;
-use super::pool::PoolId;
 use super::prepare::{clears_all, CLEARING};
 use super::replies::{Asker, Fate, Request};
 use super::server::{Server, ServerState, Status};
@@ -56,7 +55,7 @@ impl Core {
             }
             _ => {}
         }
-        if client.pool.is_some_and(|pool| self.tracks(pool)) {
+        if self.clients.get(id).is_some_and(|client| self.tracks(client)) {
             if let Some(verdict) = self.tracked_packet(id, kind, packet, sink) {
                 return verdict;
             }
@@ -165,9 +164,11 @@ impl Core {
         let inspected = match kind {
             FromServer::ParameterStatus => true,
             FromServer::ReadyForQuery => true,
-            FromServer::ErrorResponse => server.is_ours(),
+            FromServer::ErrorResponse => {
+                server.is_ours() || server.traits.needs_asking() && packet.len <= WHOLE_MAX
+            }
             FromServer::CommandComplete if CLEARING.contains(&packet.len) => true,
-            _ => server.is_looking_up(),
+            _ => server.is_looking_up() || server.replies.next_asker() == Some(Asker::Traits),
         };
         if inspected && !packet.is_whole() && packet.len <= WHOLE_MAX {
             return Verdict::Whole;
@@ -191,6 +192,9 @@ impl Core {
         if kind == FromServer::ParameterStatus && !self.parameter_status(id, client, packet.seen) {
             self.close_server(id, &fault::BROKEN_PARAMETER_STATUS, true);
             return Verdict::Stop;
+        }
+        if kind == FromServer::ErrorResponse {
+            self.doubt_traits(id, packet.seen);
         }
         let is_tested = self.servers.get(id).is_some_and(|s| s.state == ServerState::Tested);
         if client.is_none() && !is_tested {
@@ -238,6 +242,7 @@ impl Core {
             (Fate::For(Asker::Lookup), Some(client)) => {
                 self.lookup_reply(id, client, kind, packet.seen)
             }
+            (Fate::For(Asker::Traits), _) => self.traits_reply(id, kind, packet.seen),
             (Fate::For(Asker::Align | Asker::Test | Asker::Lookup), _) | (_, None) => Verdict::Drop,
             // Behind the end of a look-up: nothing of it is for the client.
             (_, Some(client)) if self.is_looked_up(client) => Verdict::Drop,
@@ -265,8 +270,8 @@ impl Core {
         let Some(server) = self.servers.get(id) else {
             return Verdict::Stop;
         };
-        let (status, pool_id) = (server.status, server.pool);
-        if status != Status::Ready && self.pool_mode(pool_id) == PoolMode::Statement {
+        let status = server.status;
+        if status != Status::Ready && self.server_mode(id) == PoolMode::Statement {
             self.close_server(id, &fault::NO_TRANSACTIONS, true);
             return Verdict::Stop;
         }
@@ -336,6 +341,7 @@ impl Core {
         let Some((name, value)) = read::parameter_status(body) else {
             return false;
         };
+        self.note_trait(id, name, value);
         let Some(at) = self.tracked.find(name) else {
             return true;
         };
@@ -389,18 +395,18 @@ impl Core {
         if server.status != Status::Ready || !server.replies.is_empty() {
             return;
         }
-        let (state, pool) = (server.state, server.pool);
+        let state = server.state;
         match state {
             ServerState::Active if self.lookup_answered(id) => {}
-            ServerState::Active if !self.holds_server(pool) => self.release(id),
+            ServerState::Active if !self.holds_server(id) => self.release(id),
             ServerState::Tested => self.release(id),
             _ => {}
         }
     }
 
-    /// Clients of this pool keep their server until they leave.
-    fn holds_server(&self, pool: PoolId) -> bool {
-        self.pool_mode(pool) == PoolMode::Session
+    /// The client keeps this server until it leaves.
+    fn holds_server(&self, id: ServerId) -> bool {
+        self.server_mode(id) == PoolMode::Session
     }
 
     /// True if packets of this client are to be kept until `Resume`.

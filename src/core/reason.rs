@@ -44,7 +44,10 @@ impl Core {
             let detail = "the user is being looked up for another client".into();
             return Some(Reason::new("auth query", detail));
         }
-        let reason = self.reason(id, place)?;
+        let reason = match client.needs_own_server() {
+            true => self.launch_reason(id),
+            false => self.reason(id, place),
+        }?;
         match client.lookup() {
             Some(_) => {
                 let detail = format!("{}: {}", reason.word, reason.detail);
@@ -55,10 +58,10 @@ impl Core {
     }
 
     /// Why the client at this place of a pool's wait queue, counted from 0, has no server.
-    pub fn reason(&self, id: PoolId, place: usize) -> Option<Reason> {
+    fn reason(&self, id: PoolId, place: usize) -> Option<Reason> {
         let pool = self.pools.get(id)?;
         if self.is_paused(id) {
-            return Some(Reason::new("paused", self.what_pauses(pool)));
+            return self.launch_reason(id);
         }
         let count = |state| pool.servers(state).len();
         let (idle, tested) = (count(ServerState::Idle), count(ServerState::Tested));
@@ -70,6 +73,15 @@ impl Core {
         }
         if place < idle.saturating_add(tested).saturating_add(count(ServerState::Used)) {
             return Some(served("a server has to be checked first"));
+        }
+        self.launch_reason(id)
+    }
+
+    /// Why no connection is opened for the clients of a pool.
+    fn launch_reason(&self, id: PoolId) -> Option<Reason> {
+        let pool = self.pools.get(id)?;
+        if self.is_paused(id) {
+            return Some(Reason::new("paused", self.what_pauses(pool)));
         }
         Some(match self.may_launch(id)? {
             Launch::Yes | Launch::Reserve => served("a connection is about to be opened"),

@@ -1,5 +1,6 @@
 //! A server comes free: what becomes of it, and who gets it next (pooling 3).
 
+use super::attrs::{Fit, Question, Unfit};
 use super::client::ClientState;
 use super::face::{Action, Peer, ServerId};
 use super::fault::{self, Fault};
@@ -27,6 +28,8 @@ pub enum AfterRelease {
     Close(Fault),
     /// It is parked until cancel requests against it are through.
     BeingCanceled,
+    /// It is asked first what it is like now.
+    Ask(Question),
 }
 
 /// The facts that decide what becomes of a server.
@@ -48,8 +51,12 @@ pub struct Leaving {
     pub close_needed: bool,
     /// A cancel request against it is on its way.
     pub being_canceled: bool,
+    /// It was opened for one client.
+    pub is_replication: bool,
     /// The reset query has been run.
     pub was_tested: bool,
+    /// It is what target_session_attrs wants.
+    pub fit: Fit,
 }
 
 /// Decides what becomes of a server (pooling 3.2).
@@ -63,14 +70,28 @@ pub fn next_state(server: Leaving) -> AfterRelease {
     if server.close_needed {
         return AfterRelease::Close(fault::CLOSE_NEEDED);
     }
+    // What a client may have set itself is judged behind the reset.
+    if let Fit::No(unfit @ (Unfit::Standby | Unfit::NotStandby | Unfit::NotPreferred)) = server.fit
+    {
+        return AfterRelease::Close(unfit.fault());
+    }
     if server.being_canceled {
         return AfterRelease::BeingCanceled;
     }
+    if server.is_replication {
+        return AfterRelease::Close(fault::REPLICATION_CLIENT_CLOSED);
+    }
+    let is_reset = server.reset_always || server.mode == PoolMode::Session;
+    if !server.was_tested && server.has_reset && is_reset {
+        return AfterRelease::Reset;
+    }
+    match server.fit {
+        Fit::No(unfit) => return AfterRelease::Close(unfit.fault()),
+        Fit::Ask(question) => return AfterRelease::Ask(question),
+        Fit::Yes => {}
+    }
     if server.was_tested {
         return AfterRelease::Idle;
-    }
-    if server.has_reset && (server.reset_always || server.mode == PoolMode::Session) {
-        return AfterRelease::Reset;
     }
     if server.check_always {
         return AfterRelease::Used;
@@ -98,11 +119,14 @@ impl Core {
             owes: !server.replies.is_empty(),
             close_needed: server.close_needed,
             being_canceled: server.cancels_in_flight > 0,
+            is_replication: server.replication.is_some(),
             was_tested: server.state == ServerState::Tested || server.state == ServerState::Login,
+            fit: self.fit_of(id),
         };
         match next_state(leaving) {
             AfterRelease::Close(fault) => self.close_server(id, &fault, true),
             AfterRelease::BeingCanceled => self.move_server(id, ServerState::BeingCanceled),
+            AfterRelease::Ask(question) => self.ask_traits(id, question),
             AfterRelease::Used => {
                 self.move_server(id, ServerState::Used);
                 self.mark(pool);
@@ -159,6 +183,9 @@ impl Core {
             self.move_server(id, ServerState::Idle);
             self.activate_next(pool);
         } else {
+            if let Some(server) = self.servers.get_mut(id) {
+                server.traits.forget_answers();
+            }
             let query = self.settings.server_check_query.clone();
             let query = if query == "<empty>" { "" } else { query.as_str() };
             self.test(id, query.as_bytes(), &fault::CHECK_FAILED);
@@ -196,6 +223,9 @@ impl Core {
         let Some(server) = self.servers.get(id) else {
             return;
         };
+        if server.state == ServerState::Login {
+            return self.close_server(id, &fault::REPLICATION_CLIENT_LEFT, false);
+        }
         let fault = match server.status {
             Status::Reserved => None,
             Status::Ready if !server.replies.is_empty() => Some(fault::CLIENT_LEFT_IN_QUERY),
@@ -247,8 +277,12 @@ mod tests {
             owes: false,
             close_needed: false,
             being_canceled: false,
+            is_replication: false,
             was_tested: false,
+            fit: Fit::Yes,
         };
+        let reported = |unfit| Leaving { fit: Fit::No(unfit), ..fine };
+        let in_doubt = Leaving { fit: Fit::Ask(Question::ReadOnly), ..fine };
         let session = Leaving { mode: PoolMode::Session, ..fine };
         for (leaving, want) in [
             (fine, AfterRelease::Idle),
@@ -257,6 +291,14 @@ mod tests {
             (Leaving { has_reset: false, ..session }, AfterRelease::Idle),
             (Leaving { was_tested: true, ..session }, AfterRelease::Idle),
             (Leaving { check_always: true, ..fine }, AfterRelease::Used),
+            (
+                Leaving { is_replication: true, check_always: true, ..session },
+                AfterRelease::Close(fault::REPLICATION_CLIENT_CLOSED),
+            ),
+            (
+                Leaving { is_replication: true, being_canceled: true, ..fine },
+                AfterRelease::BeingCanceled,
+            ),
             (Leaving { being_canceled: true, ..session }, AfterRelease::BeingCanceled),
             (
                 Leaving { close_needed: true, being_canceled: true, ..fine },
@@ -270,6 +312,21 @@ mod tests {
                 Leaving { is_old: true, owes: true, ..fine },
                 AfterRelease::Close(fault::SERVER_LIFETIME),
             ),
+            (reported(Unfit::Standby), AfterRelease::Close(fault::UNFIT_STANDBY)),
+            (
+                Leaving { mode: PoolMode::Session, ..reported(Unfit::NotStandby) },
+                AfterRelease::Close(fault::UNFIT_NOT_STANDBY),
+            ),
+            (reported(Unfit::ReadOnly), AfterRelease::Close(fault::UNFIT_READ_ONLY)),
+            (Leaving { mode: PoolMode::Session, ..reported(Unfit::ReadOnly) }, AfterRelease::Reset),
+            (
+                Leaving { was_tested: true, ..reported(Unfit::NotReadOnly) },
+                AfterRelease::Close(fault::UNFIT_NOT_READ_ONLY),
+            ),
+            (in_doubt, AfterRelease::Ask(Question::ReadOnly)),
+            (Leaving { mode: PoolMode::Session, ..in_doubt }, AfterRelease::Reset),
+            (Leaving { was_tested: true, ..in_doubt }, AfterRelease::Ask(Question::ReadOnly)),
+            (Leaving { being_canceled: true, ..in_doubt }, AfterRelease::BeingCanceled),
         ] {
             assert_eq!(next_state(leaving), want, "{leaving:?}");
         }

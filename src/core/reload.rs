@@ -7,8 +7,7 @@ use super::server::ServerState;
 use super::Core;
 use crate::auth::Secret;
 use crate::base::{Level, Micros};
-use crate::config::{self, Config, DatabaseEntry, PeerEntry};
-use std::collections::BTreeMap;
+use crate::config::{self, Config, DatabaseEntry};
 use std::rc::Rc;
 
 impl Core {
@@ -42,6 +41,7 @@ impl Core {
             self.drop_missing(&names);
         }
         self.put_peers(config.peers, complete);
+        self.plan_verifiers();
         self.mark_all();
     }
 
@@ -52,6 +52,7 @@ impl Core {
         if changed {
             self.journal.set_verbose(next.verbose);
             self.settings = Rc::new(next);
+            self.plan_verifiers();
             self.mark_all();
         }
         changed
@@ -118,21 +119,6 @@ impl Core {
         }
     }
 
-    /// Takes over peers; those that are missing go if all were read.
-    fn put_peers(&mut self, peers: BTreeMap<u32, PeerEntry>, complete: bool) {
-        if complete {
-            let gone = self.peers.keys().filter(|id| !peers.contains_key(id)).count();
-            for _ in 0..gone {
-                // Two blanks: the reference's peers have no name.
-                let line = "dropping peer  as it does not exist anymore".into();
-                self.journal.line(Level::Warning, line);
-            }
-            self.peers = peers;
-        } else {
-            self.peers.extend(peers);
-        }
-    }
-
     /// Removes a database with its pools, clients and servers.
     pub(super) fn drop_database(&mut self, id: DatabaseId) {
         let Some(database) = self.databases.get(id) else {
@@ -187,7 +173,7 @@ impl Core {
     pub(super) fn pools_of(&self, database: Option<DatabaseId>) -> Vec<PoolId> {
         self.pools
             .iter()
-            .filter(|(_, pool)| !pool.is_console())
+            .filter(|(_, pool)| !pool.is_console() && pool.peer.is_none())
             .filter(|(_, pool)| database.is_none_or(|id| pool.database == id))
             .map(|(id, _)| id)
             .collect()
@@ -200,6 +186,7 @@ impl Core {
                 continue;
             };
             pool.welcome = None;
+            pool.hosts.start_over();
             let logging_in = pool.servers(ServerState::Login).ids(&self.servers);
             use ServerState as S;
             for state in [S::Active, S::Idle, S::Used, S::Tested] {
@@ -235,13 +222,14 @@ impl Core {
                 user.set_secret(Secret::Empty);
             }
         }
+        self.plan_verifiers();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Settings;
+    use crate::config::{PeerEntry, Settings};
     use crate::core::Surroundings;
 
     #[test]

@@ -70,6 +70,8 @@ pub enum Asker {
     Local,
     /// The linked client, with a DEALLOCATE for which the pooler has sent something else.
     Forget,
+    /// The pooler: what the server is like, for target_session_attrs.
+    Traits,
 }
 
 /// What a packet from the server is.
@@ -133,12 +135,33 @@ pub struct Replies {
     failed: bool,
     /// The server reads COPY data and ignores Sync.
     copy_in: bool,
+    inherited: Inherited,
+}
+
+/// What is known of the conversation of a server that came from another process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Inherited {
+    /// Everything.
+    #[default]
+    Known,
+    /// Whether it is answering something: neither side has said anything since.
+    Silent,
+    /// It is answering something; that ends with ReadyForQuery.
+    Answering,
+    /// It is reading COPY data.
+    Copying,
 }
 
 impl Replies {
     /// True if the server owes nothing.
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty() && !self.failed && !self.copy_in
+        self.queue.is_empty() && !self.failed && !self.copy_in && self.inherited == Inherited::Known
+    }
+
+    /// The queue of a server that another process was linked to: whatever it says belongs to its
+    /// client until a ReadyForQuery tells where the two are.
+    pub fn inherited() -> Replies {
+        Replies { inherited: Inherited::Silent, ..Replies::default() }
     }
 
     /// How many replies are expected.
@@ -159,6 +182,13 @@ impl Replies {
 
     /// Notes that a request is on its way to the server.
     pub fn sent(&mut self, request: Request, asker: Asker) {
+        if self.inherited == Inherited::Silent {
+            // Who asks is not waiting for an answer, unless it sends data.
+            self.inherited = match request {
+                Request::CopyData | Request::CopyEnd => Inherited::Copying,
+                _ => Inherited::Known,
+            };
+        }
         match request {
             // Outside a request the server ignores COPY messages (protocol 55.2.6).
             Request::CopyData | Request::CopyEnd if self.queue.is_empty() => return,
@@ -187,7 +217,10 @@ impl Replies {
 
     /// The request at the front, if it is for the pooler to answer: it is answered now.
     pub fn take_local(&mut self) -> Option<Request> {
-        let head = self.queue.front().filter(|head| head.asker == Asker::Local && !self.failed)?;
+        let head = self.queue.front().filter(|head| head.asker == Asker::Local)?;
+        if self.failed || self.inherited != Inherited::Known {
+            return None;
+        }
         let request = head.request;
         self.pop();
         Some(request)
@@ -232,6 +265,10 @@ impl Replies {
 
     /// Takes note of a packet from the server and says what it is.
     pub fn received(&mut self, kind: FromServer) -> Fate {
+        if self.inherited != Inherited::Known {
+            self.received_inherited(kind);
+            return Fate::For(Asker::Client);
+        }
         let head = self.queue.front().copied();
         let fate = head.map_or(Fate::Unprompted, |expected| Fate::For(expected.asker));
         match kind {
@@ -265,12 +302,30 @@ impl Replies {
         fate
     }
 
+    fn received_inherited(&mut self, kind: FromServer) {
+        match kind {
+            FromServer::NoticeResponse
+            | FromServer::NotificationResponse
+            | FromServer::ParameterStatus => {}
+            FromServer::ReadyForQuery => {
+                if self.inherited == Inherited::Copying {
+                    // The Sync behind the data is what it answers, if there was one.
+                    self.drop_through(0, Request::Sync);
+                }
+                self.inherited = Inherited::Known;
+            }
+            _ if self.inherited == Inherited::Silent => self.inherited = Inherited::Answering,
+            _ => {}
+        }
+    }
+
     /// As `received`, for replies that begin or end nothing but one request of the client's. False
     /// for all others, of which no note is taken.
     #[inline]
     pub fn received_plain(&mut self, kind: FromServer) -> bool {
         let Some(head) = self.queue.front() else { return false };
-        if self.failed || self.copy_in || head.asker != Asker::Client {
+        let is_odd = self.failed || self.copy_in || self.inherited != Inherited::Known;
+        if is_odd || head.asker != Asker::Client {
             return false;
         }
         // What step() says of nearly all replies to simple queries.
@@ -299,7 +354,11 @@ impl Replies {
     #[inline]
     pub fn received_ready(&mut self) -> bool {
         match self.queue.front() {
-            Some(head) if head.asker == Asker::Client && !self.failed => {
+            Some(head)
+                if head.asker == Asker::Client
+                    && !self.failed
+                    && self.inherited == Inherited::Known =>
+            {
                 self.ready(Fate::Unprompted) != Fate::Unexpected
             }
             _ => false,
@@ -488,6 +547,14 @@ mod tests {
             ("Qddf", "GEZ", 0),
             ("QddcQ", "GCZ", 1),
             ("QddcQ", "EZ", 1),
+            // both directions at once: a walsender's stream, ended by the client, failed, followed
+            ("Qddc", "WdddcdCCZ", 0),
+            ("Qdc", "WdcTDCCZ", 0),
+            ("Qdd", "WdcCZ", 0),
+            ("Qd", "WdEZ", 0),
+            ("QdcQQ", "WdcdCCZ", 2),
+            // several results and streams: BASE_BACKUP
+            ("Q", "TDCTDCHddcHddcTDCCZ", 0),
             ("Qc", "CZ", 0),
             // extended: the Sync before the data is ignored by the server
             ("PBESdcS", "12GCZ", 0),

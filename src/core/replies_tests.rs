@@ -1,7 +1,7 @@
-//! The queue of replies, as far as prepared statements need it.
+//! The queue of replies, as far as prepared statements and a takeover need it.
 
 use super::replies::{Asker, Fate, Replies, Request, Settled};
-use crate::wire::FromServer;
+use crate::wire::{FromClient, FromServer};
 
 #[test]
 fn fakes_are_answered_in_their_turn_and_dropped_with_their_batch() {
@@ -90,5 +90,44 @@ fn the_unnamed_statement_is_known_by_its_parse() {
         queue.received(FromServer::ReadyForQuery);
         assert_eq!(queue.take_settled().map(|settled| settled.unnamed), lost);
         assert!(!queue.has_unnamed(9));
+    }
+}
+
+/// A server from another process: the client's letters are small, the server's big.
+#[test]
+fn a_server_from_another_process_is_free_after_the_first_ready() {
+    for (said, is_free) in [
+        ("", false),
+        // It was answering.
+        ("<DCZ", true),
+        ("<N", false),
+        ("<DEZ", true),
+        ("<D>Q<CZ", false),
+        ("<D>Q<CZTDCZ", true),
+        // It was not.
+        (">Q<DC", false),
+        (">Q<DCZ", true),
+        ("<S>PBES<12CZ", true),
+        // It was reading data.
+        (">ddc<CZ", true),
+        (">ddcS<CZ", true),
+        (">dfS<EZ", true),
+    ] {
+        let mut queue = Replies::inherited();
+        let mut is_client = false;
+        for letter in said.bytes() {
+            match letter {
+                b'<' => is_client = false,
+                b'>' => is_client = true,
+                _ if is_client => {
+                    queue.sent(Request::of(FromClient::of(letter)).unwrap(), Asker::Client);
+                }
+                _ => {
+                    let fate = queue.received(FromServer::of(letter));
+                    assert_eq!(fate, Fate::For(Asker::Client), "{said}");
+                }
+            }
+        }
+        assert_eq!(queue.is_empty(), is_free, "{said}");
     }
 }

@@ -21,7 +21,9 @@ impl Core {
         let framer = Framer { startup: false, max: self.settings.max_packet_size };
         let Some(client) = self.clients.get(id) else { return LONG_WAY };
         let is_active = client.state == ClientState::Active && client.welcomed;
+        let is_active = is_active && client.revoked.is_none();
         let is_served = is_active && client.console.is_none();
+        let tracks = self.tracks(client);
         let Some((first, _)) = first_request(framer, data) else { return LONG_WAY };
         if !is_served || self.settings.disable_pqexec.on() {
             return LONG_WAY;
@@ -29,7 +31,7 @@ impl Core {
         let server_id = match client.server {
             Some(server) => server,
             // What is left of a COPY that the server has ended is for nobody.
-            None if first == Request::CopyData => return LONG_WAY,
+            None if first == Request::CopyData || client.replication.is_some() => return LONG_WAY,
             None => match self.take_alike(id) {
                 Some(server) => server,
                 None if self.wait_if_full(id) => return Run::Wait,
@@ -40,7 +42,7 @@ impl Core {
         if server.replies.next_asker() == Some(Asker::Align) {
             return LONG_WAY;
         }
-        if self.tracks(server.pool) {
+        if tracks {
             return self.tracked_requests(id, server_id, data, sink);
         }
         let Some(server) = self.servers.get_mut(server_id) else { return LONG_WAY };
@@ -82,7 +84,9 @@ impl Core {
         let (Some(client), Some(server)) = (self.clients.get(waiter), self.servers.get(id)) else {
             return false;
         };
-        let fits = client.welcomed && client.vars.is_shared_with(&server.vars);
+        let fits = client.welcomed
+            && !client.needs_own_server()
+            && client.vars.is_shared_with(&server.vars);
         if !fits || server.state != ServerState::Active || self.is_paused(pool_id) {
             return false;
         }
@@ -141,8 +145,7 @@ impl Core {
             }
         }
         if let Some(status) = ended {
-            let is_refused =
-                status != Status::Ready && self.pool_mode(pool_id) == PoolMode::Statement;
+            let is_refused = status != Status::Ready && self.server_mode(id) == PoolMode::Statement;
             let Some(server) = self.servers.get_mut(id) else { return 0 };
             if is_refused || !server.replies.received_ready() {
                 done = done.saturating_sub(READY_LEN);

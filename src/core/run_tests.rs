@@ -7,11 +7,12 @@ use crate::base::Micros;
 use crate::config::{self, Settings};
 use crate::wire::write;
 
-/// A core, and whom it wants closed.
+/// A core, and what it wants done.
 pub(super) struct Scene {
     pub(super) core: Core,
-    connects: Vec<ServerId>,
-    closed: Vec<Peer>,
+    pub(super) connects: Vec<ServerId>,
+    pub(super) closed: Vec<Peer>,
+    pub(super) sent: Vec<(Peer, Vec<u8>)>,
 }
 
 pub(super) fn packet(bytes: &[u8]) -> Packet<'_> {
@@ -20,8 +21,8 @@ pub(super) fn packet(bytes: &[u8]) -> Packet<'_> {
     Packet { tag, len: bytes.len() as u32, seen: &bytes[header..], behind: false }
 }
 
-const QUERY: &[u8] = b"Q\0\0\0\x06;\0";
-const ANSWER: &[u8] = b"C\0\0\0\x05\0Z\0\0\0\x05I";
+pub(super) const QUERY: &[u8] = b"Q\0\0\0\x06;\0";
+pub(super) const ANSWER: &[u8] = b"C\0\0\0\x05\0Z\0\0\0\x05I";
 
 impl Scene {
     /// One database, with these settings besides.
@@ -44,7 +45,7 @@ impl Scene {
         assert!(complete);
         core.configure(config, true);
         core.set_users(["u", "v", "w"].map(|name| (name.into(), b"p".to_vec())).to_vec());
-        Scene { core, connects: Vec::new(), closed: Vec::new() }
+        Scene { core, connects: Vec::new(), closed: Vec::new(), sent: Vec::new() }
     }
 
     pub(super) fn act(&mut self) {
@@ -52,12 +53,13 @@ impl Scene {
             match action {
                 Action::Connect(id) => self.connects.push(id),
                 Action::Close(peer) => self.closed.push(peer),
+                Action::Send(peer, bytes) => self.sent.push((peer, bytes)),
                 _ => {}
             }
         }
     }
 
-    fn told(&mut self, id: ClientId, bytes: &[u8]) -> Verdict {
+    pub(super) fn told(&mut self, id: ClientId, bytes: &[u8]) -> Verdict {
         let verdict = self.core.client_packet(id, packet(bytes), &mut Sink::default());
         self.act();
         verdict
@@ -74,12 +76,15 @@ impl Scene {
     }
 
     fn beginner_with(&mut self, user: &str, zone: &[u8]) -> ClientId {
+        let user = user.as_bytes();
+        self.beginner_who_says(&[(b"user", user), (b"database", b"d"), (b"timezone", zone)])
+    }
+
+    pub(super) fn beginner_who_says(&mut self, wishes: &[(&[u8], &[u8])]) -> ClientId {
         let id =
             self.core.accepted(Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None });
         let mut startup = Vec::new();
-        let user = user.as_bytes();
-        let wishes = [(&b"user"[..], user), (b"database", b"d"), (b"timezone", zone)];
-        write::startup(&mut startup, wishes.into_iter());
+        write::startup(&mut startup, wishes.iter().copied());
         assert_eq!(self.told(id, &startup), Verdict::Drop);
         id
     }

@@ -1,8 +1,10 @@
 //! Servers and their states.
 
+use super::attrs::Traits;
 use super::connect::ServerLogin;
 use super::face::{Addr, ClientId, Facts, ServerId};
 use super::pool::PoolId;
+use super::replication::Replication;
 use super::replies::Replies;
 use super::statements::Shelf;
 use super::vars::Vars;
@@ -48,7 +50,7 @@ impl ServerState {
         use ServerState as S;
         matches!(
             (self, to),
-            (S::Login, S::Idle | S::ActiveCancel)
+            (S::Login, S::Idle | S::Active | S::ActiveCancel)
                 | (S::Idle, S::Active | S::Used)
                 | (S::Active, S::Idle | S::Tested | S::Used | S::BeingCanceled)
                 | (S::Used, S::Tested | S::Idle)
@@ -73,7 +75,19 @@ pub enum Status {
     InFailedTransaction,
 }
 
-/// A connection that we made to PostgreSQL.
+/// Which cancel requests a connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// None.
+    Nothing,
+    /// Those against this server, which is nobody else's until the connection ends, also if the
+    /// clients that sent the requests are gone.
+    ToServer(ServerId),
+    /// Those with one key, to a peer.
+    ToPeer,
+}
+
+/// A connection that we made to PostgreSQL, or to a peer.
 pub struct Server {
     pub(super) state: ServerState,
     pub(super) status: Status,
@@ -81,6 +95,8 @@ pub struct Server {
     pub(super) delivered: bool,
     /// To be closed as soon as it is free.
     pub(super) close_needed: bool,
+    /// What it has been asked for in its StartupMessage.
+    pub(super) replication: Replication,
     /// The client of the link; set and cleared in `Core::tie` and `Core::unlink` only.
     pub(super) client: Option<ClientId>,
     pub(super) pool: PoolId,
@@ -91,13 +107,14 @@ pub struct Server {
     pub(super) vars: Vars,
     pub(super) links: Links<Server>,
     pub(super) key: Option<u64>,
-    /// The cancel request that this connection carries, and the server that it is aimed at: that
-    /// one is nobody else's until this connection ends, also if the request's client is gone.
-    pub(super) carries: Option<(ClientId, ServerId)>,
-    /// Cancel requests against this server that have been sent and not been answered by a close.
+    /// The cancel requests that this connection carries.
+    pub(super) carries: Carries,
+    /// Connections that carry cancel requests against this server and have not been closed yet.
     pub(super) cancels_in_flight: u32,
     /// Which element of a list of hosts it is connected to.
     pub(super) host: u32,
+    /// What it is like, for target_session_attrs.
+    pub(super) traits: Traits,
     pub(super) connect_time: Micros,
     pub(super) number: u64,
     pub(super) remote: Addr,
@@ -189,9 +206,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_idle_server_becomes_active() {
+    fn only_an_idle_or_a_dedicated_server_becomes_active() {
         for (state, _) in ServerState::SHOWN {
-            assert_eq!(state.may_become(ServerState::Active), state == ServerState::Idle);
+            let may = matches!(state, ServerState::Idle | ServerState::Login);
+            assert_eq!(state.may_become(ServerState::Active), may);
         }
     }
 }

@@ -93,9 +93,21 @@ pub struct Shelf {
     /// Those that are wanted, last used first.
     recent: List<Instance>,
     sent: VecDeque<Sent>,
+    /// It may have more: statements of the process that had the server before, with names like ours.
+    is_inherited: bool,
 }
 
 impl Shelf {
+    /// The shelf of a server that another process had.
+    pub fn inherited() -> Shelf {
+        Shelf { is_inherited: true, ..Shelf::default() }
+    }
+
+    /// True if the server may have statements that nobody knows of.
+    pub fn is_inherited(&self) -> bool {
+        self.is_inherited
+    }
+
     /// How many statements are prepared.
     pub fn len(&self) -> usize {
         self.recent.len()
@@ -330,6 +342,11 @@ impl Statements {
             shelf.recent.remove(&mut self.instances, at);
         }
         shelf.sent.push_back(Sent::Discard(at));
+        self.close(id, out);
+    }
+
+    /// Writes a Close of the server's name for a statement.
+    pub fn close(&self, id: StatementId, out: &mut Vec<u8>) {
         if let Some(statement) = self.all.get(id) {
             write::packet(out, b'C', |out| {
                 out.push(b'S');
@@ -375,6 +392,7 @@ impl Statements {
 
     /// A server has deallocated everything.
     pub fn clear(&mut self, shelf: &mut Shelf) {
+        shelf.is_inherited = false;
         let all: Vec<_> = shelf.instances.values().copied().collect();
         for at in all {
             if let Some(instance) = self.instances.get_mut(at) {

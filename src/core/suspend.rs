@@ -15,6 +15,8 @@ use crate::base::{Level, Micros};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Suspension {
     since: Micros,
+    /// Who has asked for it.
+    console: ClientId,
     is_complete: bool,
 }
 
@@ -29,7 +31,7 @@ impl Core {
     /// SUSPEND. The console is answered when everything is at rest.
     pub fn suspend(&mut self, console: ClientId) {
         self.mode = Mode::Suspended;
-        self.suspension = Some(Suspension { since: self.now, is_complete: false });
+        self.suspension = Some(Suspension { since: self.now, console, is_complete: false });
         self.await_(console, Wait::Suspend);
         self.actions.push_back(Action::Suspend(true));
     }
@@ -55,7 +57,7 @@ impl Core {
             Peer::Client(id) => self
                 .clients
                 .get(id)
-                .is_none_or(|client| client.console.is_some() || !client.welcomed),
+                .is_none_or(|c| c.console.is_some() || !c.welcomed || c.is_ignored()),
             Peer::Server(id) => self.servers.get(id).is_none_or(|server| {
                 let may_rest = matches!(server.state, ServerState::Active | ServerState::Idle);
                 let pool = self.pools.get(server.pool);
@@ -78,7 +80,8 @@ impl Core {
     pub fn check_suspension(&mut self, is_quiet: impl Fn(Peer) -> bool) {
         let Some(suspension) = self.suspension else { return };
         if suspension.is_complete {
-            if !self.clients.iter().any(|(_, client)| client.console.is_some()) {
+            // Others may be monitoring; they can't know that a successor has died.
+            if self.clients.get(suspension.console).is_none() {
                 let line = "admin disappeared when suspended, doing RESUME";
                 self.journal.line(Level::Log, line.into());
                 self.resume_all();
@@ -141,7 +144,8 @@ impl Core {
 
     fn restless(&self, is_quiet: impl Fn(Peer) -> bool) -> Restless {
         let clients = self.clients.iter().filter(|(id, client)| {
-            let at_rest = client.state == ClientState::Active && is_quiet(Peer::Client(*id));
+            let at_rest = client.state == ClientState::Active && !client.is_ignored();
+            let at_rest = at_rest && is_quiet(Peer::Client(*id));
             client.console.is_none() && !at_rest
         });
         let servers = self.servers.iter().filter(|(id, server)| {

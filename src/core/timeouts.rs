@@ -148,7 +148,8 @@ impl Core {
         let Some(pool) = client.pool.filter(|pool| is_due && !self.is_paused(*pool)) else {
             return;
         };
-        let reason = self.reason(pool, place).map_or_else(String::new, |why| why.for_client());
+        let reason =
+            self.reason_of(client, pool, place).map_or_else(String::new, |why| why.for_client());
         if let Some(client) = self.clients.get_mut(id) {
             client.notified = true;
         }

@@ -1,8 +1,10 @@
 //! What a client is told when it has logged in (auth 1.8, admin 1.4).
 
 use super::face::{Action, ClientId, Peer};
+use super::pool::Welcome;
 use super::Core;
 use crate::wire::write;
+use std::rc::Rc;
 
 impl Core {
     /// Sends the welcome to a client that waited for it.
@@ -12,8 +14,20 @@ impl Core {
         self.actions.push_back(Action::Send(Peer::Client(id), message));
     }
 
-    /// Writes AuthenticationOk, the parameters, the cancel key and ReadyForQuery.
+    /// Writes the welcome with what the pool knows.
     pub(super) fn welcome(&mut self, id: ClientId, out: &mut Vec<u8>) {
+        let pool = self.clients.get(id).and_then(|client| client.pool);
+        let welcome = pool.and_then(|pool| self.pools.get(pool)?.welcome.clone());
+        self.welcome_with(id, welcome, out);
+    }
+
+    /// Writes AuthenticationOk, the parameters, the cancel key and ReadyForQuery.
+    pub(super) fn welcome_with(
+        &mut self,
+        id: ClientId,
+        welcome: Option<Rc<Welcome>>,
+        out: &mut Vec<u8>,
+    ) {
         let key = self.new_cancel_key(id);
         let Some(client) = self.clients.get_mut(id) else {
             return;
@@ -26,7 +40,6 @@ impl Core {
                 write::parameter_status(out, name.as_bytes(), value.as_bytes());
             }
         }
-        let welcome = client.pool.and_then(|pool| self.pools.get(pool)?.welcome.clone());
         if let Some(welcome) = &welcome {
             out.extend_from_slice(&welcome.untracked);
             client.vars.fill(&self.tracked, &welcome.vars);

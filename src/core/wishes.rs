@@ -2,6 +2,7 @@
 
 use super::face::{Addr, ClientId};
 use super::fault::{self, Fault};
+use super::replication::Replication;
 use super::vars::APPLICATION_NAME;
 use super::Core;
 use crate::base::text::in_word_list;
@@ -14,8 +15,9 @@ use crate::wire::startup;
 pub(super) struct Wishes {
     pub(super) user: Option<String>,
     pub(super) database: Option<String>,
-    /// Physical or logical replication.
-    pub(super) replication: bool,
+    pub(super) replication: Replication,
+    /// What a replication client sent as `options`, which is not for us to read.
+    pub(super) options: Option<Vec<u8>>,
     /// Names that begin with `_pq_.`, none of which is known.
     pub(super) extensions: Vec<Vec<u8>>,
 }
@@ -30,7 +32,7 @@ impl Core {
         let mut wishes = Wishes::default();
         for (name, value) in &pairs {
             if *name == b"replication" {
-                wishes.replication = *value == b"database" || is_true(value);
+                wishes.replication = Replication::read(value);
             }
         }
         let mut application_name = None;
@@ -39,7 +41,9 @@ impl Core {
                 b"user" => wishes.user = Some(lossy(value)),
                 b"database" => wishes.database = Some(lossy(value)),
                 b"replication" => {}
-                b"options" if wishes.replication => {}
+                b"options" if wishes.replication.is_some() => {
+                    wishes.options = Some(value.to_vec());
+                }
                 b"options" => self.read_options(id, value)?,
                 b"application_name" => application_name = Some(value),
                 _ if name.starts_with(b"_pq_.") => wishes.extensions.push(name.to_vec()),
@@ -113,28 +117,6 @@ impl Core {
                 format!("unix({pid}@{}):{}", self.host_name, self.settings.listen_port)
             }
             Addr::Unknown => "(bad-af):0".into(),
-        }
-    }
-}
-
-/// PostgreSQL's boolean words: unique prefixes of true, yes, on; 1.
-fn is_true(value: &[u8]) -> bool {
-    let value = value.to_ascii_lowercase();
-    let prefix = |word: &[u8], least: usize| value.len() >= least && word.starts_with(&value);
-    value == b"1" || prefix(b"true", 1) || prefix(b"yes", 1) || prefix(b"on", 2)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_true;
-
-    #[test]
-    fn boolean_words_are_postgresqls() {
-        for word in ["1", "t", "TRUE", "tr", "y", "yes", "on"] {
-            assert!(is_true(word.as_bytes()), "{word}");
-        }
-        for word in ["0", "", "o", "off", "no", "false", "11", "trues"] {
-            assert!(!is_true(word.as_bytes()), "{word}");
         }
     }
 }

@@ -104,6 +104,10 @@ fn find(target: &Target, search: &Search, user: &str) -> Result<CString, Vec<Str
     })?;
     let told = format!("LDAP search for filter \"{filter}\" on server \"{server}\" returned");
     match (found.len(), found.pop()) {
+        // To be nobody takes no password (RFC 4513, 5.1.2).
+        (1, Some(dn)) if dn.is_empty() => {
+            Err(one(format!("LDAP search for filter \"{filter}\" found an entry without a name")))
+        }
         (1, Some(dn)) => Ok(dn),
         (0, _) => {
             let line = format!("LDAP user \"{user}\" does not exist");

@@ -1,8 +1,8 @@
 //! Listening sockets (config 7.3, 7.6, 7.7) and what comes out of them.
 
 use super::address::{listening_path, unix_addr, Place};
+use super::handoff;
 use super::options::{reason, SocketOptions};
-use super::resolve::getaddrinfo_reason;
 use super::stream::Stream;
 use super::sys;
 use crate::base::{Journal, Level, Micros};
@@ -102,7 +102,50 @@ impl Listeners {
         if listeners.all.is_empty() {
             return fatal(journal, "nowhere to listen on".to_owned());
         }
-        for (index, listener) in listeners.all.iter_mut().enumerate() {
+        listeners.watch(registry, token, journal)?;
+        Ok(listeners)
+    }
+
+    /// Those of a process that is taken over, as they are.
+    pub(super) fn inherit(
+        sockets: Vec<OwnedFd>,
+        registry: &Registry,
+        token: fn(usize) -> Token,
+        journal: &mut Journal,
+    ) -> Result<Listeners, Fatal> {
+        let mut listeners = Listeners::default();
+        for socket in sockets {
+            if let Err(error) = handoff::set_nonblocking(&socket) {
+                return fatal(journal, handoff::failed(handoff::LOOKING, &error));
+            }
+            match handoff::is_unix(&socket) {
+                Ok(true) => listeners.inherit_unix(UnixListener::from_std(socket.into())),
+                Ok(false) => listeners.inherit_tcp(TcpListener::from_std(socket.into())),
+                Err(text) => return fatal(journal, text),
+            }
+        }
+        listeners.watch(registry, token, journal)?;
+        Ok(listeners)
+    }
+
+    fn inherit_tcp(&mut self, listener: TcpListener) {
+        let local = listener.local_addr().ok().filter(|local| !local.ip().is_unspecified());
+        self.all.push(Some(Listener::Tcp(listener, local)));
+    }
+
+    fn inherit_unix(&mut self, listener: UnixListener) {
+        let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(PathBuf::from));
+        self.socket_file = path.or(self.socket_file.take());
+        self.all.push(Some(Listener::Unix(listener)));
+    }
+
+    fn watch(
+        &mut self,
+        registry: &Registry,
+        token: fn(usize) -> Token,
+        journal: &mut Journal,
+    ) -> Result<(), Fatal> {
+        for (index, listener) in self.all.iter_mut().enumerate() {
             let result = match listener {
                 Some(Listener::Tcp(tcp, _)) => {
                     registry.register(tcp, token(index), Interest::READABLE)
@@ -119,7 +162,7 @@ impl Listeners {
                 );
             }
         }
-        Ok(listeners)
+        Ok(())
     }
 
     fn open_tcp(&mut self, options: &ListenOptions, journal: &mut Journal) -> Result<(), Fatal> {
@@ -329,6 +372,20 @@ fn addresses(item: &str, port: i32) -> Result<Vec<SocketAddr>, String> {
     }
     let found = (item, port).to_socket_addrs().map_err(|error| getaddrinfo_reason(&error))?;
     Ok(found.collect())
+}
+
+/// The text of a failed look-up with its number, as in `Name or service not known [-2]`.
+fn getaddrinfo_reason(error: &io::Error) -> String {
+    let text = reason(error);
+    let text = text.rsplit_once(": ").map_or(&*text, |(_, text)| text);
+    let code = match text {
+        "Name or service not known" => -2,
+        "Temporary failure in name resolution" => -3,
+        "Non-recoverable failure in name resolution" => -4,
+        "No address associated with hostname" => -5,
+        _ => -11,
+    };
+    format!("{text} [{code}]")
 }
 
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);

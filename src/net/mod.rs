@@ -6,11 +6,14 @@
 //! [`Net::connect`], [`Net::resume`], [`Net::send`], [`Net::send_row`], [`Net::close`].
 
 pub mod address;
+pub mod cares;
 pub mod conn;
 mod dial;
+pub mod handoff;
 pub mod jobs;
 mod ldap;
 pub mod listen;
+mod names;
 pub mod options;
 mod pam;
 pub mod relay;
@@ -24,6 +27,7 @@ use crate::base::{Journal, Level, Micros, Side};
 use crate::core::server::Server;
 use crate::core::{Addr, ClientId, Decisions, Handed, Job, JobId, Loss, Origin, Peer, ServerId};
 use address::{Host, Place};
+use cares::Nameservers;
 use conn::Wire;
 use dial::Dial;
 use jobs::Jobs;
@@ -32,13 +36,12 @@ use mio::event::{Event as Ready, Source};
 use mio::{Events, Interest, Poll, Token, Waker};
 use options::{reason, SocketOptions};
 use relay::{Limits, Relay};
-use resolve::{Answer, DnsTimes, Resolver};
+use resolve::{DnsTimes, Resolver};
 use shake::Shaking;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,9 +66,11 @@ pub enum Event {
     Dialled(ServerId),
     /// A connection on its way to TLS may go on.
     Handshake(Peer),
-    /// A helper thread has something: a look-up or a job has ended, or whatever the holder of
-    /// [`Net::waker`] means by it.
+    /// A helper thread has something: a job has ended, or whatever the holder of [`Net::waker`]
+    /// means by it.
     Woken,
+    /// Nameservers have answered, or did not in time.
+    Names,
     /// Something happened to a source of the caller's own.
     Internal(u32),
 }
@@ -98,6 +103,7 @@ pub struct Net {
     looking: Vec<ServerId>,
     listeners: Listeners,
     resolver: Resolver,
+    nameservers: Nameservers,
     jobs: Jobs,
     sockets: SocketOptions,
     journal: Journal,
@@ -109,6 +115,8 @@ const BATCH: usize = 1024;
 const MUCH: usize = 1024 * 1024;
 /// The caller's sources have numbers below this.
 const WOKEN: u32 = u32::MAX;
+/// The generation of internal tokens whose index is a socket to a nameserver.
+const NAMES: u32 = 1;
 
 const KIND_LISTENER: u64 = 0;
 const KIND_CLIENT: u64 = 1;
@@ -133,10 +141,9 @@ fn token_of(peer: Peer) -> Token {
 
 impl Net {
     /// No sockets yet. To be called after the last fork.
-    pub fn new(options: NetOptions) -> io::Result<Net> {
+    pub fn new(options: NetOptions, nameservers: Nameservers) -> io::Result<Net> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), token(KIND_INTERNAL, 0, WOKEN))?);
-        let resolver = Resolver::new(Arc::clone(&waker), options.dns, resolve::getaddrinfo);
         let jobs = Jobs::new(Arc::clone(&waker));
         Ok(Net {
             common: Rc::new(Common {
@@ -155,7 +162,8 @@ impl Net {
             shake_queue: VecDeque::new(),
             looking: Vec::new(),
             listeners: Listeners::default(),
-            resolver,
+            resolver: Resolver::new(options.dns),
+            nameservers,
             jobs,
             sockets: options.sockets,
             journal: Journal::default(),
@@ -204,7 +212,7 @@ impl Net {
     pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         let pending =
             self.relay.pending() || !self.events.is_empty() || !self.shake_queue.is_empty();
-        let timeout = if pending { Duration::ZERO } else { timeout };
+        let timeout = if pending { Duration::ZERO } else { self.nameservers.bound(timeout) };
         match self.poll.poll(&mut self.batch, Some(timeout)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             Err(_) => self.batch.clear(),
@@ -217,6 +225,9 @@ impl Net {
         self.batch = batch;
         while let Some(peer) = self.relay.next_ready() {
             self.events.push_back(Event::Readable(peer));
+        }
+        if self.nameservers.is_due() {
+            self.events.push_back(Event::Names);
         }
         self.let_shake();
         Ok(())
@@ -244,20 +255,23 @@ impl Net {
             Event::Handshake(peer) => self.shake(peer, core),
             Event::Dialled(id) => self.dialled(id, core),
             Event::Woken => {
-                self.looked_up(core);
                 while let Some((id, outcome)) = self.jobs.next_outcome() {
                     core.job_done(id, outcome);
                 }
             }
+            Event::Names => self.hear_nameservers(core),
             Event::Accept(_) | Event::Internal(_) => {}
         }
     }
 
-    /// A few times a second: ends the pause after a failed accept, gives memory back.
+    /// A few times a second: ends the pause after a failed accept, gives memory back, looks at
+    /// zones.
     pub fn tick(&mut self) {
         if self.relay.take_released() >= MUCH {
             sys::trim_heap();
         }
+        self.resolver.tick(self.now);
+        self.ask_nameservers();
         if self.listeners.tick(self.now) {
             self.try_listeners();
         }
@@ -270,6 +284,23 @@ impl Net {
         let (registry, journal) = (&self.common.registry, &mut self.journal);
         self.listeners = Listeners::open(options, registry, listener_token, journal)?;
         Ok(())
+    }
+
+    /// Listens where a process that is taken over did.
+    pub fn inherit_listeners(&mut self, sockets: Vec<OwnedFd>) -> Result<(), Fatal> {
+        let (registry, journal) = (&self.common.registry, &mut self.journal);
+        self.listeners = Listeners::inherit(sockets, registry, listener_token, journal)?;
+        self.try_listeners();
+        Ok(())
+    }
+
+    /// Takes over a stream of another process. On failure the core is told that it is lost.
+    pub fn inherit<D: Decisions>(&mut self, peer: Peer, stream: Stream, core: &mut D) {
+        match (peer, Socket::reading(stream, token_of(peer), &self.common)) {
+            (Peer::Client(id), Ok(socket)) => self.relay.insert_client(id, socket),
+            (Peer::Server(id), Ok(socket)) => self.relay.insert_server(id, socket),
+            (_, Err(_)) => core.lost(peer, Loss::Receive),
+        }
     }
 
     /// The next connection at a listening socket. Dropping the stream closes it.
@@ -333,20 +364,7 @@ impl Net {
         };
         match address::host(&target.host, target.port) {
             Host::Place(place) => self.dial(id, &place, core),
-            Host::Name => {
-                let (name, port) = (target.host, target.port);
-                match self.resolver.ask(&name, self.now) {
-                    Answer::Address(ip) => {
-                        let place = Place::Inet(SocketAddr::new(ip, port));
-                        self.dial(id, &place, core);
-                    }
-                    Answer::Failed => core.lost(Peer::Server(id), Loss::Dns),
-                    Answer::Pending => {
-                        self.dials.insert(id, Dial::Looking { name, port });
-                        self.looking.push(id);
-                    }
-                }
-            }
+            Host::Name => self.connect_by_name(id, target.host, target.port, core),
         }
     }
 
@@ -478,31 +496,6 @@ impl Net {
         }
     }
 
-    fn looked_up<D: Decisions>(&mut self, core: &mut D) {
-        let names = self.resolver.collect(self.now, &mut self.journal);
-        let mut rest = std::mem::take(&mut self.looking);
-        rest.retain(|id| {
-            let id = *id;
-            let (port, answer) = match self.dials.get(id) {
-                Some(Dial::Looking { name, port }) if names.contains(name) => {
-                    (*port, self.resolver.fresh(name))
-                }
-                Some(Dial::Looking { .. }) => return true,
-                _ => return false,
-            };
-            self.dials.remove(id);
-            match answer {
-                Answer::Address(ip) => {
-                    let place = Place::Inet(SocketAddr::new(ip, port));
-                    self.dial(id, &place, core);
-                }
-                _ => core.lost(Peer::Server(id), Loss::Dns),
-            }
-            false
-        });
-        self.looking.append(&mut rest);
-    }
-
     /// Goes on receiving what had to wait for room for sending.
     fn unstall<D: Decisions>(&mut self, peer: Peer, core: &mut D) {
         let Some(socket) = self.relay.wire_mut(peer).filter(|socket| socket.is_stalled()) else {
@@ -532,6 +525,11 @@ impl Net {
                     return self.events.push_back(Event::Dialled(id));
                 }
                 Peer::Server(id)
+            }
+            _ if generation == NAMES => {
+                let error = ready.is_error() || ready.is_read_closed();
+                let (readable, writable) = (ready.is_readable(), ready.is_writable());
+                return self.nameservers.note(index as i32, readable || error, writable || error);
             }
             _ if index == WOKEN => return self.events.push_back(Event::Woken),
             _ => return self.events.push_back(Event::Internal(index)),

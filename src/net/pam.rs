@@ -66,3 +66,51 @@ fn transact(attempt: &Attempt, answers: Answers) -> Result<(), String> {
     pam.account_management(AuthnFlags::SILENT)
         .map_err(|why| format!("pam_acct_mgmt() failed: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nonstick::conv::{BinaryData, BinaryQAndA, ErrorMsg, InfoMsg, MaskedQAndA};
+    use nonstick::conv::{QAndA, RadioQAndA};
+
+    #[test]
+    fn only_hidden_prompts_get_the_password() {
+        let lines = Rc::new(RefCell::new(Vec::new()));
+        let password = b"se\xffcret".to_vec();
+        let answers = Answers { password: password.clone().into(), lines: Rc::clone(&lines) };
+        let question = OsStr::new("tell me\nmore");
+        let hidden = [MaskedQAndA::new(question), MaskedQAndA::new(question)];
+        let (shown, radio) = (QAndA::new(question), RadioQAndA::new(question));
+        let (info, error) = (InfoMsg::new(question), ErrorMsg::new(question));
+        let binary = BinaryQAndA::new((b"x", 1));
+        answers.communicate(&[
+            Exchange::MaskedPrompt(&hidden[0]),
+            Exchange::Prompt(&shown),
+            Exchange::RadioPrompt(&radio),
+            Exchange::Info(&info),
+            Exchange::Error(&error),
+            Exchange::BinaryPrompt(&binary),
+            Exchange::MaskedPrompt(&hidden[1]),
+        ]);
+        for prompt in hidden {
+            assert_eq!(prompt.answer().unwrap().into_vec(), password);
+        }
+        assert_eq!(shown.answer().unwrap(), "");
+        assert_eq!(radio.answer().unwrap(), "");
+        assert!(info.answer().is_ok() && error.answer().is_ok());
+        assert!(binary.answer().map(BinaryData::into).map(|_: (Vec<u8>, u8)| ()).is_err());
+        assert_eq!(*lines.borrow(), ["pam_conversation(): PAM error: tell me\nmore"]);
+    }
+
+    /// Whatever this machine's PAM says of a user whom nobody can be.
+    #[test]
+    fn nobody_gets_in_who_is_nobody() {
+        let user = "nobody by this name".to_owned();
+        let attempt = Attempt { user, password: b"x".to_vec().into(), host: "unix".into() };
+        let Outcome::Judged { accepted, lines } = judge(&attempt) else { panic!("no judgement") };
+        assert!(!accepted);
+        let last = lines.last().expect("a line that says why");
+        assert!(last.starts_with("pam_") && last.contains("() failed: "), "{last}");
+        assert!(!last.contains("password: x"));
+    }
+}

@@ -360,7 +360,10 @@ impl<W: Wire> Relay<W> {
         let Some(conn) = self.conns.get(peer) else {
             return false;
         };
-        if !conn.has_work(limit) || conn.unsent.len() > self.limits.unsent {
+        if !conn.has_work(limit) {
+            return false;
+        }
+        if conn.unsent.len() > self.limits.unsent && !core.reads_while_unsent(peer) {
             return false;
         }
         let may_rest = self.suspended && conn.is_between_packets();

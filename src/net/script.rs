@@ -95,6 +95,8 @@ pub(super) struct Script {
     pub(super) target: Option<Target>,
     /// SUSPEND is for its connections, too.
     pub(super) suspends: bool,
+    /// Its connections are read however much they leave unread.
+    pub(super) both_ways: bool,
 }
 
 impl Script {
@@ -138,6 +140,9 @@ impl Decisions for Script {
     }
     fn reads_while_suspended(&self, _: Peer) -> bool {
         !self.suspends
+    }
+    fn reads_while_unsent(&self, _: Peer) -> bool {
+        self.both_ways
     }
     fn max_packet(&self, _: Peer) -> u32 {
         self.max
@@ -183,6 +188,7 @@ impl World {
                 startup: false,
                 max: u32::MAX,
                 suspends: false,
+                both_ways: false,
                 log: Vec::new(),
                 target: None,
             },

@@ -1,17 +1,23 @@
-//! The unsafe lines: socket options that `nix` lacks, fork, the allocator's own call, a question to
-//! OpenSSL that its crate lacks, and OpenLDAP's client library.
+//! The unsafe lines: socket options that `nix` lacks, received descriptors, fork, the allocator's own
+//! call, a question to OpenSSL that its crate lacks, and OpenLDAP's client library.
 #![allow(unsafe_code)]
 
 use foreign_types::ForeignTypeRef;
+use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags};
 use nix::unistd::{fork, ForkResult};
 use openssl::nid::Nid;
 use openssl::ssl::SslRef;
 use std::ffi::{CStr, CString};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
+
+/// More descriptors than this never come at once: one message carries at most 253.
+const DESCRIPTORS: usize = 253;
 
 /// Forks. Only the child returns; the parent ends with exit code 0, without running destructors.
 /// Fails with EBUSY if the process has more than one thread.
@@ -25,6 +31,26 @@ pub fn go_on_in_child() -> nix::Result<()> {
         ForkResult::Parent { .. } => std::process::exit(0),
         ForkResult::Child => Ok(()),
     }
+}
+
+/// Receives bytes and the descriptors that come with them, which are closed when a program is
+/// executed. 0 bytes are the end of the stream.
+pub(super) fn receive_with_descriptors(
+    stream: &UnixStream,
+    bytes: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = cmsg_space!([RawFd; DESCRIPTORS]);
+    let mut room = [IoSliceMut::new(bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let got = recvmsg::<()>(stream.as_raw_fd(), &mut room, Some(&mut space), flags)?;
+    let mut descriptors = Vec::new();
+    for part in got.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = part {
+            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((got.bytes, descriptors))
 }
 
 /// Switches TCP_DEFER_ACCEPT of a listening socket on (with the value 1, pooling 5.7) or off.

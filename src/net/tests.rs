@@ -8,6 +8,11 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
+/// A UDP port where nobody listens.
+fn dead_port() -> u16 {
+    std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 struct Process {
     net: Net,
     core: Script,
@@ -16,13 +21,22 @@ struct Process {
     internal: Vec<u32>,
 }
 
+/// Names come from the hosts file, and from a nameserver that isn't there.
 fn process() -> Process {
+    let text = format!("nameserver [127.0.0.1]:{}\n", dead_port());
+    let thread = std::thread::current().id();
+    let name = format!("turnstile-{}-{thread:?}-resolv.conf", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, text).unwrap();
+    let nameservers = Nameservers::new(path.to_str().unwrap()).unwrap();
+    std::fs::remove_file(path).unwrap();
     let seconds = Micros::from_secs;
-    let net = Net::new(NetOptions {
+    let options = NetOptions {
         limits: Limits { rounds: 5, unsent: 4096 },
         sockets: SocketOptions::default(),
-        dns: DnsTimes { found: seconds(15), failed: seconds(15) },
-    });
+        dns: DnsTimes { found: seconds(15), failed: seconds(15), zones: Micros(0) },
+    };
+    let net = Net::new(options, nameservers);
     let (client, server) = (ClientId::from_parts(5, 6), ServerId::from_parts(7, 8));
     Process {
         net: net.unwrap(),
@@ -31,6 +45,7 @@ fn process() -> Process {
             links: vec![(client, server)],
             startup: false,
             suspends: false,
+            both_ways: false,
             max: u32::MAX,
             log: Vec::new(),
             target: None,
@@ -188,11 +203,6 @@ fn refused_connection_is_reported() {
 #[test]
 fn unknown_names_are_reported_and_closed_ones_forgotten() {
     let mut process = process();
-    process.net.resolver = Resolver::new(
-        process.net.waker(),
-        DnsTimes { found: Micros::from_secs(1), failed: Micros::from_secs(1) },
-        |_| Err(io::ErrorKind::NotFound.into()),
-    );
     process.connect("nowhere", 5432);
     process.until_logged("lost S7 Dns");
     assert_eq!(process.lines(), ["DNS lookup failed: nowhere: result=0"]);

@@ -38,6 +38,7 @@ want() {
         have cc || packages+=(build-essential)
         have pkg-config || packages+=(pkg-config)
         [ -n "${OPENSSL_DIR:-}" ] || pkg-config --exists openssl 2>/dev/null || packages+=(libssl-dev)
+        pkg-config --exists 'libcares >= 1.18' 2>/dev/null || packages+=(libc-ares-dev)
         have_header security/pam_appl.h || packages+=(libpam0g-dev)
         have_header ldap.h || packages+=(libldap-dev)
         ;;

@@ -12,4 +12,5 @@ mod hba;
 mod limits;
 mod sessions;
 mod tables;
+mod takeover;
 mod transcript;

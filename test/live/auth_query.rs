@@ -51,7 +51,7 @@ fn pooler(databases: &str, settings: &str) -> Pooler {
 }
 
 /// A pooler with one database `shop`, whose users are in its table of secrets.
-fn shop(settings: &str) -> (Pooler, String) {
+pub(crate) fn shop(settings: &str) -> (Pooler, String) {
     let dbname = database();
     let settings = format!("auth_user = trusty\nauth_query = {QUERY}\n{settings}");
     (pooler(&entry("shop", &dbname, ""), &settings), dbname)
@@ -65,40 +65,15 @@ fn code(login: Login) -> (String, String, String) {
 }
 
 #[test]
-fn secrets_of_every_kind_are_found_and_methods_follow_them() {
-    let failed = "password authentication failed";
-    let sasl = "SASL authentication failed";
-    for (auth_type, results) in [
-        (
-            "plain",
-            [("plain", ""), ("md", ""), ("scrammer", ""), ("empty", failed), ("null", failed)],
-        ),
-        ("md5", [("plain", ""), ("md", ""), ("scrammer", ""), ("empty", failed), ("null", failed)]),
-        (
-            "scram-sha-256",
-            [("plain", ""), ("md", sasl), ("scrammer", ""), ("empty", sasl), ("null", sasl)],
-        ),
-    ] {
-        let (pooler, _) = shop(&format!("auth_type = {auth_type}"));
-        for (user, error) in results {
-            let right = pooler.login(user, "shop", &format!("{user}-pw"));
-            match error {
-                "" => assert_eq!(right.expect(user).0.value("select 7"), "7"),
-                error => assert_eq!(code(right), fatal(error), "{auth_type} {user}"),
-            }
-            assert!(pooler.login(user, "shop", "wrong").is_err(), "{auth_type} {user}");
-            // The reference's word for a secret that nothing fits.
-            assert!(pooler.login(user, "shop", "md5").is_err(), "{auth_type} {user}");
-        }
-        assert_eq!(pooler.refusal("nobody", "shop", "x"), "no such user");
-        pooler.wait_log("login failed: db=shop");
-        pooler.wait_log("closing because: no such user");
-        assert_eq!(
-            pooler.show("POOLS", "sv_idle", ("user", "trusty")),
-            ["1"],
-            "one server for all"
-        );
+fn look_ups_take_one_server_and_the_log_tells_who_is_not_found() {
+    let (pooler, _) = shop("");
+    for user in ["plain", "md", "scrammer"] {
+        assert!(pooler.login(user, "shop", &format!("{user}-pw")).is_ok(), "{user}");
     }
+    assert_eq!(pooler.refusal("nobody", "shop", "x"), "no such user");
+    pooler.wait_log("login failed: db=shop");
+    pooler.wait_log("closing because: no such user");
+    assert_eq!(pooler.show("POOLS", "sv_idle", ("user", "trusty")), ["1"], "one server for all");
 }
 
 #[test]

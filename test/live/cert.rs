@@ -10,7 +10,7 @@ use crate::rig::wire::last_error;
 const REFUSED: &str = "certificate authentication failed";
 
 /// Servers are always reached as `trusty`.
-fn start(mode: &str, settings: &str) -> Pooler {
+pub(crate) fn start(mode: &str, settings: &str) -> Pooler {
     let place = format!("host=127.0.0.1 port={} user=trusty dbname=template1", postgres().port);
     Pooler::start(&Setup {
         databases: format!("shop = {place}\nstore = {place}\n"),

@@ -161,6 +161,12 @@ fn bad_scram_messages() {
         (initial(good, "n,,m=x,n=,r=abc"), failed),
         (initial(good, "n,,n=,r="), ""),
         (initial(good, "n,,n=,r=a\u{7f}c"), failed),
+        // CVE-2026-6664: lengths beyond the packet, or of all bits.
+        (msg(b'p', b"SCRAM-SHA-256\0\xff\xff\xff\xffn,,n=,r=abc"), failed),
+        (msg(b'p', b"SCRAM-SHA-256\0\x7f\xff\xff\xffn,,n=,r=abc"), failed),
+        (msg(b'p', b"SCRAM-SHA-256\0\0\0\0\x0cn,,n=,r=abc"), failed),
+        (msg(b'p', b"SCRAM-SHA-256\0\0\0"), failed),
+        (msg(b'p', b"SCRAM-SHA-256"), failed),
         (initial(good, &format!("n,,n=,r={}", "x".repeat(600))), failed),
     ];
     for (bytes, text) in rows {

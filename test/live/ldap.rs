@@ -9,7 +9,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
 /// A pooler with these options, which trusts this certificate.
-fn start(options: &str, certificate: &str) -> Pooler {
+pub(crate) fn start(options: &str, certificate: &str) -> Pooler {
     let databases = format!(
         "shop = host=127.0.0.1 port={0} user=trusty dbname=template1\n\
          own = host=127.0.0.1 port={0} dbname=template1\n\
@@ -29,7 +29,7 @@ fn start(options: &str, certificate: &str) -> Pooler {
 }
 
 const FAILED: &str = "LDAP authentication failed";
-const PEOPLE: &str = "ou=people,dc=example,dc=org";
+pub(crate) const PEOPLE: &str = "ou=people,dc=example,dc=org";
 
 #[test]
 fn simple_bind_lets_in_whoever_the_server_knows() {

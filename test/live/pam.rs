@@ -21,14 +21,14 @@ fn wrapper() -> Option<PathBuf> {
 
 /// For one test at a time: processes that use pam_wrapper for the first time in the same moment may
 /// take its folder in /tmp away from each other.
-fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A pooler whose PAM service consists of these lines; `{matrix}` is the test module with a list of
 /// users.
-fn start(service: &str, settings: &str, databases: &str) -> Pooler {
+pub(crate) fn start(service: &str, settings: &str, databases: &str) -> Pooler {
     let libraries = wrapper().expect("test/bin/deps.sh pam");
     let folder = scratch().folder();
     let at = folder.display();
@@ -62,7 +62,7 @@ fn start(service: &str, settings: &str, databases: &str) -> Pooler {
     Pooler::start_program(&program, &Setup { databases, settings, users: String::new() })
 }
 
-const SERVICE: &str = "auth required {matrix}\naccount required {matrix}\n";
+pub(crate) const SERVICE: &str = "auth required {matrix}\naccount required {matrix}\n";
 
 #[test]
 fn pam_decides_who_gets_in() {

@@ -1,5 +1,7 @@
 //! Start-up and message flow on the wire (auth 1, pooling 5).
 
+use std::net::TcpStream;
+
 use crate::rig::pooler::{Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
@@ -293,4 +295,22 @@ fn function_call_and_asynchronous_messages_pass() {
     assert!(note.body.ends_with(b"news\0hello\0"), "{note:?}");
     let answer = one.query("do $$ begin raise notice 'look'; end $$");
     assert_eq!((tags(&answer).as_str(), answer[0].field(b'M')), ("NCZ", "look".into()));
+}
+
+#[test]
+fn long_pipelines_do_not_get_stuck() {
+    const COUNT: usize = 500;
+    let (pooler, database) = start("transaction");
+    let stream = TcpStream::connect(("127.0.0.1", pooler.port)).unwrap();
+    let mut writer = Raw::over(stream.try_clone().unwrap());
+    let login = Raw::over(stream).login("trusty", &database, "");
+    let mut reader = login.unwrap_or_else(|e| panic!("no login: {e:?}")).0;
+    // The server has far more to say than to hear: it takes a request when its answers are taken.
+    let sql = format!("select repeat('y', 400000) /* {} */", "x".repeat(40_000));
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..COUNT).for_each(|_| writer.send(&query(&sql))));
+        for _ in 0..COUNT {
+            assert_eq!(tags(&reader.until(b'Z')), "TDCZ");
+        }
+    });
 }

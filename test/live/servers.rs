@@ -63,6 +63,25 @@ fn scram_keys_are_passed_through() {
     }
 }
 
+/// auth 10.3-C: the keys of who logs in are no good for the forced user of its database.
+#[test]
+fn scram_keys_are_not_used_for_a_forced_user() {
+    let sql = "select rolpassword from pg_authid where rolname = 'passer'";
+    let secret = postgres().value("postgres", sql);
+    let place = format!("host=127.0.0.1 port={} dbname=template1", postgres().port);
+    let mut setup = Setup::trust("auth_type = scram-sha-256\nserver_login_retry = 0\n");
+    setup.databases = format!("own = {place}\nforced = {place} user=scramy password=scramy-pw\n");
+    setup.users = format!("\"passer\" \"{secret}\"\n\"scramy\" \"\"\n");
+    let pooler = Pooler::start(&setup);
+    for _ in 0..2 {
+        for (database, want) in [("forced", "scramy"), ("own", "passer")] {
+            let (mut client, _) = pooler.login("passer", database, "passer-pw").unwrap();
+            assert_eq!(client.value("select current_user"), want);
+        }
+        pooler.command("RECONNECT");
+    }
+}
+
 #[test]
 fn scram_secret_without_keys_cannot_log_in() {
     let secret = crate::rig::secrets::scram_secret("scramy-pw", b"0123456789abcdef", 4096);

@@ -1,6 +1,6 @@
 //! Servers that misbehave: each connection is handed to a script in a thread of its own.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::wire::{cstr, msg, SSL_REQUEST};
 /// A listening fake; scripts run until their connection ends.
 pub(crate) struct Fake {
     pub(crate) port: u16,
+    at: SocketAddr,
     stop: Arc<AtomicBool>,
 }
 
@@ -31,8 +32,18 @@ impl Fake {
         open: impl Fn(TcpStream) -> Option<Raw> + Send + Sync + 'static,
         script: impl Fn(Peer) + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::start_at(any, open, script).unwrap()
+    }
+
+    /// As `start_over`, at this address.
+    pub(crate) fn start_at(
+        at: SocketAddr,
+        open: impl Fn(TcpStream) -> Option<Raw> + Send + Sync + 'static,
+        script: impl Fn(Peer) + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(at)?;
+        let at = listener.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));
         let (ended, script) = (stop.clone(), Arc::new((open, script)));
         std::thread::spawn(move || {
@@ -49,7 +60,7 @@ impl Fake {
                 });
             }
         });
-        Self { port, stop }
+        Ok(Self { port: at.port(), at, stop })
     }
 
     /// The line of `[databases]` for this fake.
@@ -61,12 +72,13 @@ impl Fake {
 impl Drop for Fake {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        let _ = TcpStream::connect(self.at);
     }
 }
 
 impl Peer {
-    fn accept(mut raw: Raw) -> Option<Self> {
+    /// Reads the first packet; SSLRequest is refused.
+    pub(crate) fn accept(mut raw: Raw) -> Option<Self> {
         loop {
             let first = raw.byte()?;
             let [a, b, c] = raw.bytes();

@@ -1,9 +1,11 @@
 //! What live tests stand on: PostgreSQL, a pooler under test, raw clients and servers that misbehave on purpose.
 
 pub(crate) mod certs;
+pub(crate) mod dns;
 pub(crate) mod fake;
 pub(crate) mod fds;
 pub(crate) mod hba;
+pub(crate) mod old;
 pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod raw;

@@ -123,6 +123,37 @@ impl Pooler {
         (pooler.exited().unwrap(), errors + &pooler.log())
     }
 
+    /// Starts another program with `-R` and the same files; it takes over, and this is it then.
+    pub(crate) fn replace(&mut self, program: &PathBuf) {
+        let ups = self.log().matches("process up: ").count();
+        let mut child = Self::spawn(program, &self.folder, &["-R"]);
+        wait_until("the successor is up or gone", || {
+            self.log().matches("process up: ").count() > ups || child.try_wait().unwrap().is_some()
+        });
+        let errors = std::fs::read_to_string(self.folder.join("stderr")).unwrap();
+        assert!(self.log().matches("process up: ").count() > ups, "{errors}{}", self.log());
+        assert_eq!(self.wait_exit().code(), Some(0), "{}", self.log());
+        (self.child, self.reaped) = (child, None);
+    }
+
+    /// Starts the program under test with `-R` while somebody else listens; it must fail. Its exit code.
+    pub(crate) fn fail_to_replace(&self) -> Option<i32> {
+        let mut child = Self::spawn(binary(), &self.folder, &["-R"]);
+        wait_until("the successor gives up", || child.try_wait().unwrap().is_some());
+        scratch().forget(child.id());
+        child.wait().unwrap().code()
+    }
+
+    fn spawn(program: &PathBuf, folder: &std::path::Path, switches: &[&str]) -> Child {
+        let mut errors = std::fs::File::options();
+        let errors = errors.create(true).append(true).open(folder.join("stderr")).unwrap();
+        let mut program = command(program);
+        program.args(switches).arg(folder.join("ini")).stdout(Stdio::null()).stderr(errors);
+        let child = program.spawn().unwrap();
+        scratch().watch(child.id());
+        child
+    }
+
     fn launch(
         program: &PathBuf,
         port: u16,
@@ -132,14 +163,7 @@ impl Pooler {
         let folder = scratch().folder();
         write(&folder.join("ini"), text(&folder));
         write(&folder.join("users"), format!("\"admin\" \"admin-pw\"\n{}", setup.users));
-        let errors = std::fs::File::create(folder.join("stderr")).unwrap();
-        let child = command(program)
-            .arg(folder.join("ini"))
-            .stdout(Stdio::null())
-            .stderr(errors)
-            .spawn()
-            .unwrap();
-        scratch().watch(child.id());
+        let child = Self::spawn(program, &folder, &[]);
         Self { port, folder, child, reaped: None }
     }
 

@@ -61,8 +61,18 @@ pub(crate) fn tls_postgres() -> &'static Postgres {
     })
 }
 
+/// A second PostgreSQL from which `trusty` may replicate, and others may not.
+pub(crate) fn primary() -> &'static Postgres {
+    static POSTGRES: OnceLock<Postgres> = OnceLock::new();
+    POSTGRES.get_or_init(|| {
+        let rules = "local replication trusty trust\nhost replication trusty 127.0.0.1/32 trust\n";
+        let options = ["wal_level=logical", "max_wal_senders=50", "max_replication_slots=50"];
+        Postgres::start(&format!("{HBA}{rules}"), &options.map(String::from))
+    })
+}
+
 /// Where PostgreSQL's programs are: `PG_BINDIR`, else the newest of Debian's folders, else the folder of `initdb` in `PATH`.
-fn programs() -> PathBuf {
+pub(crate) fn programs() -> PathBuf {
     if let Some(folder) = std::env::var_os("PG_BINDIR") {
         return folder.into();
     }

@@ -8,6 +8,7 @@ use pgturnstile::config::Settings;
 use pgturnstile::console::{self, Around, Listening};
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::Signal;
+use pgturnstile::core::pool::Pool;
 use pgturnstile::core::{ClientId, Peer};
 use pgturnstile::net::conn::Pending;
 use pgturnstile::net::resolve::{Host, Zone};
@@ -194,6 +195,9 @@ impl World {
             let opening = watch.openings.get(id);
             let pool = self.core.clients().get(*id).and_then(|client| client.pool());
             let pool = pool.and_then(|pool| self.core.pool(pool));
+            if let Some(peer) = pool.and_then(Pool::peer) {
+                return !self.plan.peers.contains_key(&peer);
+            }
             let by_pool = pool.map(|pool| pool.names().0);
             let own = opening.map(|names| &*names.0);
             let is_removed =

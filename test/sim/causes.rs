@@ -120,7 +120,7 @@ impl World {
             }
             _ if !who.is_server => true,
             "pause mode" => facts.paused || self.is_paused_at(database),
-            "connect string changed" => facts.replaced,
+            "connect string changed" => facts.replaced || database.starts_with("peer-"),
             "database configuration changed" | "obsolete connection" | "close_needed" => {
                 facts.replaced || server.is_some_and(|id| self.memory.is_marked(*id))
             }
@@ -131,6 +131,10 @@ impl World {
                 // The plan has forgotten how long servers of a removed database lived.
                 is_old || facts.removed.contains(database)
             }
+            "a standby is preferred (target_session_attrs)" => {
+                self.is_not_preferred(database, server)
+            }
+            _ if reason.ends_with("(target_session_attrs)") => self.is_role_wrong(database, server),
             "too many servers in the pool" => {
                 let pool = (who.database.clone(), who.user.clone());
                 due.is_some_and(|due| due.crowded.contains(&pool))
@@ -214,8 +218,8 @@ impl Named {
             None => (false, prefix.strip_prefix("C-0x")?),
         };
         let (hex, rest) = rest.split_once(": ")?;
-        let (database, rest) = rest.split_once('/')?;
-        let (user, _) = rest.split_once('@')?;
+        let (name, _) = rest.split_once('@')?;
+        let (database, user) = name.split_once('/').unwrap_or((name, ""));
         Some(Named {
             is_server,
             pointer: u64::from_str_radix(hex, 16).ok()?,

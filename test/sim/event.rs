@@ -21,10 +21,11 @@ enum Kind {
     Cancel,
     Admin,
     People,
+    Role,
 }
 
 /// How often each kind comes, per thousand or so.
-const OFTEN: [(usize, Kind); 13] = [
+const OFTEN: [(usize, Kind); 14] = [
     (300, Kind::Arrive),
     (240, Kind::Work),
     (150, Kind::Hear),
@@ -38,6 +39,7 @@ const OFTEN: [(usize, Kind); 13] = [
     (25, Kind::Cancel),
     (10, Kind::Admin),
     (15, Kind::People),
+    (4, Kind::Role),
 ];
 
 impl World {
@@ -60,7 +62,8 @@ impl World {
             Kind::Cancel => self.somebody_cancels(),
             Kind::Admin => self.administrate(),
             Kind::People => self.people_change(),
-            Kind::Nonsense | Kind::Fault => {}
+            Kind::Role if !self.plan.calm => self.role_changes(),
+            Kind::Nonsense | Kind::Fault | Kind::Role => {}
         }
     }
 
@@ -218,6 +221,9 @@ impl World {
     }
 
     fn somebody_cancels(&mut self) {
+        if self.dice.chance(25) {
+            return self.somebody_cancels_elsewhere();
+        }
         let targets: Vec<_> = self
             .clients
             .iter()
@@ -230,8 +236,9 @@ impl World {
         }
         let (number, cancel_key, database) = &targets[self.dice.below(targets.len())];
         self.targets.insert(*number);
+        let cancel_key = self.travelled(*cancel_key);
         let at = self.connect_client(database);
-        talk::cancel(&mut self.clients[at], *cancel_key);
+        talk::cancel(&mut self.clients[at], cancel_key);
         self.trace(|world| format!("client {} cancels {number}", world.clients[at].number));
     }
 }

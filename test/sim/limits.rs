@@ -24,6 +24,9 @@ impl World {
     pub fn check_launch(&self, id: ServerId) {
         let Some(server) = self.core.servers().get(id) else { return };
         let Some(pool) = self.core.pool(server.pool()) else { return };
+        if pool.peer().is_some() {
+            return self.check_peer_launch(pool);
+        }
         let (database, user) = pool.names();
         let size = self.plan.pool_size(pool.names());
         let older = |pool: &Pool| self.older_servers(pool, server.number());

@@ -7,11 +7,13 @@
 mod admin;
 mod auth_query;
 mod bytes;
+mod cancels;
 mod causes;
 mod client;
 mod counts;
 mod dice;
 mod event;
+mod hosts;
 mod jobs;
 mod limits;
 mod line;

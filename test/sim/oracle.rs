@@ -92,6 +92,7 @@ impl World {
         self.check_links();
         self.check_held_back();
         self.check_free_servers();
+        self.check_roles();
         self.check_cancels();
         self.check_clocks();
         self.check_statistics();
@@ -112,7 +113,8 @@ impl World {
     /// Everybody is in exactly the list that its state names.
     fn check_lists(&self) {
         let core = &self.core;
-        let (mut clients, mut servers) = (core.login_clients().len(), 0);
+        let (mut clients, mut servers) = self.in_peer_pools();
+        clients += core.login_clients().len();
         for (id, pool) in core.pools() {
             clients += pool.client_count();
             servers += pool.server_count();

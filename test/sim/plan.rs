@@ -1,10 +1,11 @@
 //! What a run's configuration is: drawn from the seed, changed by RELOAD.
 
 use crate::dice::Dice;
+use crate::hosts;
 use crate::jobs::{stored_secret, PASSWORD};
 use pgturnstile::base::Micros;
 use pgturnstile::config::{
-    AuthType, Config, DatabaseEntry, Flag, LoadBalance, PoolMode, Settings, UserEntry,
+    AuthType, Config, DatabaseEntry, Flag, LoadBalance, PeerEntry, PoolMode, Settings, UserEntry,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +33,8 @@ pub struct Plan {
     pub unlisted: BTreeSet<String>,
     /// Entries of `[users]`.
     pub entries: BTreeMap<String, UserEntry>,
+    /// Other processes behind the same address.
+    pub peers: BTreeMap<u32, PeerEntry>,
     /// Nothing goes wrong by itself: no fault, no RELOAD, no timeouts.
     pub calm: bool,
     /// Some servers ask for a SCRAM proof.
@@ -58,6 +61,7 @@ impl Plan {
             users: vec!["ann".into(), "bob".into()],
             unlisted: BTreeSet::new(),
             entries: ["ann", "bob", "app"].map(|name| (name.to_owned(), user(dice))).into(),
+            peers: BTreeMap::new(),
             calm,
             servers_ask: false,
             clients: 2 + dice.below(11),
@@ -65,12 +69,16 @@ impl Plan {
         if dice.chance(50) {
             plan.draw_limits(dice);
         }
+        (plan.settings.peer_id, plan.peers) = crate::cancels::draw(dice);
         if !calm {
             plan.draw_timeouts(dice);
         }
         match dice.chance(40) {
             true => plan.draw_auth_query(dice),
             false => plan.draw_authentication(dice),
+        }
+        for database in &mut plan.databases {
+            hosts::draw(&mut database.entry, dice);
         }
         plan
     }
@@ -84,6 +92,7 @@ impl Plan {
                 .map(|database| (database.name.clone(), database.entry.clone()))
                 .collect(),
             users: self.entries.clone(),
+            peers: self.peers.clone(),
             ..Config::default()
         }
     }
@@ -260,6 +269,7 @@ impl Plan {
             7 => self.settings.default_pool_size = dice.pick(&[0, 1, 1, 2, 4]),
             8 => self.settings.server_round_robin = Flag(dice.below(2) as i32),
             9 => self.settings.pool_mode = mode(dice),
+            10 => self.peers = crate::cancels::peers(dice),
             _ => edit_entry(&mut self.databases[at].entry, dice),
         }
         format!("{:?} {:?}", self.databases, self.entries)
@@ -279,7 +289,7 @@ fn draw_database_limits(entry: &mut DatabaseEntry, calm: bool, dice: &mut Dice) 
 fn edit_entry(entry: &mut DatabaseEntry, dice: &mut Dice) {
     match dice.below(12) {
         0 => entry.host = Some(dice.pick(&["h1", "h2", "h1,h2", "h3"]).to_owned()),
-        1 => entry.port = Some(dice.pick(&[5432, 5433])),
+        1 => entry.port = Some(dice.pick(&[5432, 5433]).into()),
         2 => entry.dbname = Some(dice.pick(&["one", "two"]).to_owned()),
         3 => entry.user = Some(dice.pick(&["app", "app", "ann"]).to_owned()),
         4 => entry.pool_mode = Some(mode(dice)),
@@ -288,8 +298,10 @@ fn edit_entry(entry: &mut DatabaseEntry, dice: &mut Dice) {
         7 => entry.connect_query = Some(dice.pick(&["SELECT 1", "SELECT 2"]).to_owned()),
         8 => entry.load_balance_hosts = Some(LoadBalance::Disable),
         9 => draw_database_limits(entry, false, dice),
+        10 => hosts::draw(entry, dice),
         _ => entry.pool_size = Some(dice.pick(&[0, 1, 1, 2, 4])),
     }
+    hosts::fix(entry, dice);
 }
 
 fn mode(dice: &mut Dice) -> PoolMode {
@@ -310,7 +322,7 @@ fn entry(dice: &mut Dice) -> DatabaseEntry {
     DatabaseEntry {
         dbname: Some("one".into()),
         host: Some(dice.pick(&["h1", "h2", "h1,h2"]).to_owned()),
-        port: Some(5432),
+        port: Some(5432.into()),
         pool_mode: Some(mode(dice)),
         pool_size: (size > 0).then_some(size),
         user: dice.chance(20).then(|| "app".to_owned()),

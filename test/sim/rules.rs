@@ -110,5 +110,7 @@ impl Plan {
             || old.connect_query != new.connect_query
             || old.load_balance_hosts.unwrap_or_default()
                 != new.load_balance_hosts.unwrap_or_default()
+            || old.target_session_attrs.unwrap_or_default()
+                != new.target_session_attrs.unwrap_or_default()
     }
 }

@@ -91,6 +91,8 @@ pub struct Server {
     pub(super) exchange: Option<ServerExchange>,
     /// It has sent a completion too many.
     pub overdid: bool,
+    /// Primary or standby.
+    pub role: Role,
     /// Whom it can find when it is asked, and whether it may fail to.
     pub people: auth_query::Shared,
     pub is_wild: bool,
@@ -145,6 +147,7 @@ impl Server {
             asks: false,
             exchange: None,
             overdid: false,
+            role: Role::default(),
             people: auth_query::Shared::default(),
             is_wild: false,
             user: String::new(),
@@ -255,27 +258,6 @@ impl Server {
         Ok(())
     }
 
-    /// Sends something that nobody asked for; `tracked` never is a parameter of clients.
-    pub fn speak_up(&mut self, dice: &mut Dice) {
-        if self.stage != Stage::Ready || self.hangs() {
-            return;
-        }
-        self.chatty = true;
-        let mut out = Vec::new();
-        match dice.below(3) {
-            0 => write::packet(&mut out, b'A', |out| out.extend_from_slice(b"\0\0\0\x07x\0\0")),
-            1 => {
-                self.excused = true;
-                write::notice(&mut out, b"checkpoint");
-            }
-            _ => {
-                self.excused = true;
-                write::parameter_status(&mut out, b"in_hot_standby", b"on");
-            }
-        }
-        self.line.borrow_mut().say(&out);
-    }
-
     /// Does the next thing: ends a query, or handles a message. `Err` is a client's complaint.
     pub fn work(&mut self, dice: &mut Dice) -> Result<Effect, String> {
         let heard = self.line.borrow_mut().hear();
@@ -340,6 +322,7 @@ impl Server {
             }
         }
         self.params = self.defaults.clone();
+        self.take_role();
         self.greet();
         Effect::None
     }
@@ -393,6 +376,7 @@ impl Server {
         if self.status == b'I' {
             self.holder = None;
         }
+        self.report_role();
         let status = self.status;
         self.say(|out| write::ready(out, status));
     }
@@ -491,6 +475,10 @@ impl Server {
                 "HEART: the pooler's query {text:?} while work of client {:?} is open",
                 self.holder
             ));
+        }
+        if self.tell_role(text) {
+            self.ready();
+            return Ok(());
         }
         if text.is_empty() {
             self.say(|out| write::packet(out, b'I', |_| {}));
@@ -591,3 +579,5 @@ impl Server {
 }
 
 mod queries;
+mod roles;
+pub use roles::Role;

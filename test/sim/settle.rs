@@ -65,6 +65,7 @@ impl World {
 
     fn end_faults(&mut self) {
         self.plan.calm_down();
+        self.settle_roles();
         self.core.configure(self.plan.config(), true);
         for client in &mut self.clients {
             client.slow = false;

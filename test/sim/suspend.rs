@@ -59,7 +59,7 @@ impl World {
                 let is_served = client.state() == ClientState::Waiting
                     && client.query_start().is_some()
                     || client.state() == ClientState::Active;
-                client.is_console() || !is_served
+                client.is_console() || !is_served || client.is_ignored()
             }),
             Peer::Server(id) => self.is_awaited(id),
         }
@@ -80,7 +80,8 @@ impl World {
         let core = &self.core;
         let still = |id| self.is_still(Peer::Client(id));
         let clients = core.clients().iter().filter(|(id, client)| {
-            !(client.is_console() || client.state() == ClientState::Active && still(*id))
+            let rests = client.state() == ClientState::Active && !client.is_ignored();
+            !(client.is_console() || rests && still(*id))
         });
         let servers = core.servers().iter().filter(|(id, server)| {
             let rests = matches!(server.state(), ServerState::Active | ServerState::Idle);
@@ -217,6 +218,9 @@ impl World {
             let peer = peer_of(key);
             // Somebody may have waited for a moment.
             let passing = self.facts.waits_anew && matches!(peer, Peer::Server(_));
+            // What is behind a query that has been canceled is looked at with it.
+            let canceled = &self.watch.borrow().canceled;
+            let passing = passing || matches!(peer, Peer::Client(id) if canceled.contains(&id));
             let reads = reads || passing;
             if was.is_some_and(|(before, read)| !reads && !read && before < packets) {
                 self.fail(&format!("SUSPEND: {peer:?} is read: {was:?}, now {packets} packets"));

@@ -199,6 +199,10 @@ impl World {
     fn server_due(&self, id: ServerId, server: &Server, pool: &Pool, due: &mut Due) {
         let said = self.watch.borrow().said.get(&id).copied();
         let (peer, number, settings) = (Peer::Server(id), server.number(), &self.plan.settings);
+        let opened = self.clocks.opened.get(&id).copied();
+        if pool.peer().is_some() && self.peer_due(id, [opened, said]) {
+            due.add(peer, number, "cancel_wait_timeout", true);
+        }
         match server.state() {
             ServerState::Login => {
                 let since = self.clocks.opened.get(&id).copied();
@@ -323,10 +327,11 @@ impl World {
             let (asked, ready) = (watch.asked.contains(&id), watch.ready.contains(&id));
             let server = client.server().and_then(|server| self.core.servers().get(server));
             let status = server.map(|server| server.status());
+            let ended = ready || watch.canceled.contains(&id);
             let right = match (was, is) {
                 (None, Some(at)) => asked && at == self.now,
-                (Some(_), None) => ready,
-                (Some(was), Some(is)) if was != is => asked && ready && is == self.now,
+                (Some(_), None) => ended,
+                (Some(was), Some(is)) if was != is => asked && ended && is == self.now,
                 _ => true,
             };
             let fits = match status {
@@ -349,8 +354,9 @@ impl World {
             };
             if open {
                 let began = is.unwrap_or(self.now);
-                let (first, last) =
-                    self.clocks.transactions.get(&id).copied().unwrap_or((began, began));
+                let known = self.clocks.transactions.get(&id).copied();
+                let known = known.filter(|_| !watch.canceled.contains(&id));
+                let (first, last) = known.unwrap_or((began, began));
                 transactions.insert(id, (first, if ready { last.max(began) } else { last }));
             }
         }

@@ -2,6 +2,7 @@
 //! clocks, and each login is compared with the limits on clients.
 
 use crate::auth_query::Lookups;
+use crate::cancels;
 use crate::speech;
 use crate::statistics::{Flow, Speaker};
 use pgturnstile::base::Micros;
@@ -44,6 +45,8 @@ pub struct Watch {
     pub asked: BTreeSet<ClientId>,
     /// Clients that were handed ReadyForQuery in this turn.
     pub ready: BTreeSet<ClientId>,
+    /// Clients whose query was canceled in this turn while it waited.
+    pub canceled: BTreeSet<ClientId>,
     /// What clients asked for.
     pub openings: BTreeMap<ClientId, Names>,
     /// Pools that know what to welcome clients with.
@@ -76,7 +79,10 @@ pub fn ask(
             if tag == 0 && whole && state == Some(ClientState::Login) {
                 watch.borrow_mut().meet(id, packet.seen, core);
             }
+            let first = tag == 0 && whole && state == Some(ClientState::Login);
+            let target = first.then(|| cancels::waiting_target(core, packet.seen)).flatten();
             let verdict = core.client_packet(id, packet, sink);
+            watch.borrow_mut().revoked(target, core);
             watch.borrow_mut().client(id, state, (tag, verdict), core.now);
             verdict
         }
@@ -233,6 +239,7 @@ impl Watch {
     pub fn turn_over(&mut self, core: &Core) {
         self.asked.clear();
         self.ready.clear();
+        self.canceled.clear();
         self.admissions.clear();
         self.heard.retain(|id, _| core.clients().get(*id).is_some());
         self.openings.retain(|id, _| core.clients().get(*id).is_some());

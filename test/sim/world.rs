@@ -4,6 +4,7 @@ use crate::auth_query;
 use crate::causes::Facts;
 use crate::client::Client;
 use crate::dice::Dice;
+use crate::hosts;
 use crate::line::{self, Line};
 use crate::net::{key, Key, Net};
 use crate::oracle::Memory;
@@ -57,6 +58,8 @@ pub struct World {
     pub facts: Facts,
     pub clocks: Clocks,
     pub watch: Shared,
+    /// Which host is a primary, which a standby.
+    pub roles: hosts::Roles,
     /// Who can be looked up.
     pub people: auth_query::Shared,
     /// Consoles that await the answer to PAUSE.
@@ -81,6 +84,7 @@ impl World {
     pub fn new(seed: u64, tracing: bool, net: Box<dyn Net>, watch: Shared) -> World {
         let mut dice = Dice::new(seed);
         let plan = Plan::new(&mut dice);
+        let roles = hosts::Roles::new(&mut dice, plan.calm);
         let now = Micros::from_secs(1_000);
         let around = Surroundings {
             now,
@@ -110,6 +114,7 @@ impl World {
             facts: Facts::default(),
             clocks: Clocks::default(),
             watch,
+            roles,
             people: auth_query::Shared::default(),
             pausing: BTreeSet::new(),
             closing: BTreeMap::new(),
@@ -313,7 +318,7 @@ impl World {
     /// A host name is looked up; the connection is being opened from now on.
     fn look_up(&mut self, id: ServerId) {
         self.lookups.remove(&id);
-        self.core.dialling(id, Addr::Inet(([127, 0, 0, 1], 5432).into()));
+        self.core.dialling(id, self.address_of(id));
     }
 
     /// A connection that is being opened succeeds or fails.
@@ -346,6 +351,7 @@ impl World {
         let patience = self.dice.below(6) as u32;
         let mut model = Server::new(line.clone(), nature, self.next_key, patience);
         model.people = self.people.clone();
+        model.role = self.roles.of(&self.host_of(id));
         model.is_wild = !self.plan.calm && !self.settling;
         if let Some(pool) = self.core.pool(pool) {
             let session = self.core.effective(pool).pool_mode() == PoolMode::Session;
@@ -358,7 +364,7 @@ impl World {
         self.memory.meet(number, key(Peer::Server(id)), nature == Nature::Good);
         self.servers.insert(key(Peer::Server(id)), model);
         self.net.insert(Peer::Server(id), line);
-        let at = Addr::Inet(([127, 0, 0, 1], 5432).into());
+        let at = self.address_of(id);
         self.core.connected(id, at, at);
     }
 
@@ -403,6 +409,7 @@ impl World {
             self.show_at_once(at);
         }
         if let Effect::Cancel(key) = effect {
+            self.check_forwarded(at, key);
             let target = self.servers.values_mut().find(|server| server.key == key);
             if let Some(Err(text)) = target.map(|server| server.cancel(&self.targets)) {
                 self.fail(&text);

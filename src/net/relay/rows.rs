@@ -216,6 +216,7 @@ mod tests {
             log: Vec::new(),
             target: None,
             suspends: false,
+            both_ways: false,
         };
         let (client, server) = (Peer::Client(client), Peer::Server(server));
         let sockets = [Handed::Peer(client), Handed::Peer(server), Handed::Listener(3)];

@@ -483,6 +483,28 @@ fn stream(dice: &mut Dice) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
+fn who_reads_nothing_is_heard_if_it_speaks_both_ways() {
+    for both_ways in [false, true] {
+        let mut world = pass_all(1024);
+        world.core.both_ways = both_ways;
+        for (deaf, other) in [(world.client, world.server), (world.server, world.client)] {
+            world.relay.limits.unsent = 100;
+            world.wire(deaf).0.borrow_mut().room = 0;
+            let flood = packet(b'd', &[7; 500]);
+            world.send(other, &flood);
+            world.send(other, &flood);
+            let word = packet(b'd', b"still here");
+            world.send(deaf, &word);
+            assert_eq!(world.got(other), if both_ways { word } else { Vec::new() });
+            assert!(world.relay.pending_on(deaf).unsent <= 1024, "memory is bounded");
+            world.room(deaf, 10_000);
+            world.got(deaf);
+            world.got(other);
+        }
+    }
+}
+
+#[test]
 fn every_byte_arrives_whatever_the_network_does() {
     for seed in 0..500 {
         let mut dice = Dice(seed);
@@ -494,6 +516,7 @@ fn every_byte_arrives_whatever_the_network_does() {
             Peer::Server(_) => mixed(from, packet, sink, |sink| sink.to_client.extend(b"<!>")),
         });
         world.relay.limits.unsent = 20;
+        world.core.both_ways = seed % 2 == 0;
         let peers = [world.client, world.server];
         let streams = [stream(&mut dice), stream(&mut dice)];
         let mut at = [0, 0];

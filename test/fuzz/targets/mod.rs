@@ -3,6 +3,7 @@
 
 mod console;
 mod files;
+mod login;
 mod sasl;
 mod scene;
 mod stream;
@@ -14,6 +15,7 @@ pub(crate) type Target = fn(&[u8]);
 pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("startup", stream::startup),
     ("frame", stream::frame),
+    ("login", login::login),
     ("console", console::console),
     ("sasl_server", sasl::server),
     ("sasl_client", sasl::client),

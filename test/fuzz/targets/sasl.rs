@@ -20,7 +20,7 @@ pub(super) fn server(data: &[u8]) {
     let verifier = match choice & 3 {
         0 | 1 => Verifier::Secret(ScramSecret::derive(b"pencil", SALT, 1)),
         2 => Verifier::Mock { salt: *SALT, iterations: 4096 },
-        _ => Verifier::Md5Secret,
+        _ => Verifier::Md5Secret { salt: *SALT, iterations: 4096 },
     };
     let opens = choice & 3 < 2;
     let bound = choice & 4 != 0;

@@ -5,7 +5,7 @@ use pgturnstile::base::{Journal, Micros, Objects};
 use pgturnstile::config::{self, Settings};
 use pgturnstile::console::{self, Around, Listening};
 use pgturnstile::core::{Action, Addr, ClientId, Core, Decisions, Loss, Origin, Peer};
-use pgturnstile::core::{Job, Outcome, ServerId, Surroundings};
+use pgturnstile::core::{Job, JobId, Outcome, ServerId, Surroundings};
 use pgturnstile::net::conn::{Pending, Wire};
 use pgturnstile::net::relay::{Limits, Relay};
 use pgturnstile::net::resolve::{Host, Zone};
@@ -64,6 +64,8 @@ pub(super) struct Scene {
     pub(super) exit: bool,
     /// The log so far.
     pub(super) log: Vec<String>,
+    /// Jobs that have not ended; without such a list they end at once.
+    pub(super) jobs: Option<Vec<(JobId, Job)>>,
 }
 
 /// Reads a configuration that must be right.
@@ -87,26 +89,57 @@ pub(super) fn configured(text: &str) -> Core {
 impl Scene {
     /// Some databases; these lines besides go to `[pgbouncer]`.
     pub(super) fn new(settings: &str) -> Scene {
-        let mut core = configured(&format!(
+        let core = configured(&format!(
             "[databases]\nd = host=127.0.0.1 pool_size=2\n* = host=127.0.0.1\n\
              [users]\nu = pool_size=1\n[pgbouncer]\nadmin_users = boss\nstats_users = watcher\n\
              {settings}\n"
         ));
+        let mut scene = Scene::around(core);
+        scene.list_users(true);
+        scene
+    }
+
+    fn around(core: Core) -> Scene {
+        // A small scratch buffer cuts packets in many places.
+        let relay = Relay::with_scratch(Limits { rounds: 5, unsent: 4096 }, 64);
+        let (ends, connects, log) = (Vec::new(), Vec::new(), Vec::new());
+        Scene { core, relay, ends, connects, exit: false, log, jobs: None }
+    }
+
+    /// Users with all kinds of secrets; or others, so that most are gone.
+    pub(super) fn list_users(&mut self, all: bool) {
         let scram = b"SCRAM-SHA-256$1:MDEyMzQ1Njc4OWFiY2RlZg==\
                       $AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\
                       :AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-        core.set_users(vec![
+        let mut users = vec![
             ("u".into(), PASSWORD.to_vec()),
             ("boss".into(), PASSWORD.to_vec()),
             ("watcher".into(), PASSWORD.to_vec()),
             ("empty".into(), Vec::new()),
             ("md5".into(), b"md50123456789abcdef0123456789abcdef".to_vec()),
             ("scram".into(), scram.to_vec()),
-        ]);
-        // A small scratch buffer cuts packets in many places.
-        let relay = Relay::with_scratch(Limits { rounds: 5, unsent: 4096 }, 64);
-        let (ends, connects, log) = (Vec::new(), Vec::new(), Vec::new());
-        Scene { core, relay, ends, connects, exit: false, log }
+        ];
+        if !all {
+            users.truncate(1);
+            users.push(("scram".into(), b"another pencil".to_vec()));
+        }
+        self.core.set_users(users);
+        self.settle();
+    }
+
+    /// A job ends, this one if there are so many.
+    pub(super) fn end_job(&mut self, at: usize) {
+        let Some(jobs) = self.jobs.as_mut().filter(|jobs| !jobs.is_empty()) else { return };
+        let (id, job) = jobs.remove(at.min(jobs.len() - 1));
+        self.core.job_done(id, outcome(&job));
+        self.settle();
+    }
+
+    /// All jobs end, and those that follow from that.
+    pub(super) fn end_jobs(&mut self) {
+        while self.jobs.as_ref().is_some_and(|jobs| !jobs.is_empty()) {
+            self.end_job(0);
+        }
     }
 
     /// A client on TCP, or on a Unix socket of our own user.
@@ -214,7 +247,10 @@ impl Scene {
                 Action::Suspend(on) => self.relay.suspend(on),
                 Action::Exit(_) => self.exit = true,
                 Action::StartTls(peer) => self.core.secured(peer, None),
-                Action::Job(id, job) => self.core.job_done(id, outcome(&job)),
+                Action::Job(id, job) => match &mut self.jobs {
+                    Some(jobs) => jobs.push((id, job)),
+                    None => self.core.job_done(id, outcome(&job)),
+                },
                 _ => {}
             }
         }
@@ -239,7 +275,7 @@ impl Scene {
     }
 }
 
-/// How a job ends: nobody else knows anybody, and nobody takes long.
+/// How a job ends: everybody else knows the one password, and nobody takes long.
 fn outcome(job: &Job) -> Outcome {
     const ITERATIONS_MAX: u32 = 10_000;
     match job {
@@ -247,7 +283,9 @@ fn outcome(job: &Job) -> Outcome {
             Outcome::Keys(SaltedKeys::derive(&from.password, &from.salt, from.iterations))
         }
         Job::Derive(_) => Outcome::GivenUp,
-        Job::Pam(_) | Job::Ldap(..) => Outcome::Judged { accepted: false, lines: Vec::new() },
+        Job::Pam(attempt) | Job::Ldap(attempt, _) => {
+            Outcome::Judged { accepted: *attempt.password == PASSWORD, lines: Vec::new() }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use pgturnstile::wire::write;
 use std::io::ErrorKind;
 
 /// What a server that lets everybody in says first.
-const WELCOME: &[u8] = b"R\0\0\0\x08\0\0\0\0S\0\0\0\x11TimeZone\0GMT\0\
+pub(super) const WELCOME: &[u8] = b"R\0\0\0\x08\0\0\0\0S\0\0\0\x11TimeZone\0GMT\0\
                          K\0\0\0\x0c\0\0\0\x01\0\0\0\x02Z\0\0\0\x05I";
 const ANSWER: &[u8] = b"C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
 

@@ -1,0 +1,272 @@
+//! Taking over from a running process: its own console hands us its sockets (takeover 2 to 7).
+//!
+//! All of it happens before our loop runs, so it waits for answers as plain programs do. Until
+//! [`Old::shut_down`] the old process goes on by itself if anything fails here.
+
+use super::address::listening_path;
+use super::options::reason;
+use super::stream::Stream;
+use super::sys;
+use crate::core::record::Record;
+use crate::core::{Addr, Origin};
+use crate::wire::frame::{Frame, Framer};
+use crate::wire::read::{lossy, ErrorFields};
+use crate::wire::write;
+use mio::net::{TcpStream, UnixStream};
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
+use nix::sys::socket::{
+    getsockname, getsockopt, send, sockopt, AddressFamily, MsgFlags, SockaddrLike, SockaddrStorage,
+};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
+
+/// Bytes of one receive. A row has at most 2048.
+const ROOM: usize = 64 * 1024;
+/// The largest packet that makes sense here, in bytes.
+const PACKET_MAX: u32 = 1 << 20;
+pub(super) const LOOKING: &str = "looking at a socket of the old process";
+
+/// A console of the process that is to be replaced.
+pub struct Old {
+    stream: StdUnixStream,
+    bytes: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+/// A socket that the old process has handed over.
+pub struct Inherited {
+    /// What the old process says of it.
+    pub record: Record,
+    /// It.
+    pub socket: OwnedFd,
+}
+
+/// What ended an answer.
+enum Answer {
+    /// A command is done; this is its tag.
+    Complete(String),
+    /// A row and its descriptor.
+    Row(Box<Inherited>),
+}
+
+impl Old {
+    /// Connects to the process that listens on the Unix socket of this directory and port. `None`
+    /// if there is none; the error is the text of a FATAL line.
+    pub fn find(dir: &str, port: i32) -> Result<Option<Old>, String> {
+        if dir.is_empty() || dir.starts_with('@') {
+            return Ok(None);
+        }
+        let Ok(stream) = StdUnixStream::connect(listening_path(dir, port)) else {
+            return Ok(None);
+        };
+        let who = getsockopt(&stream, sockopt::PeerCredentials);
+        let uid = who.map_err(|error| failed("asking who listens", &error.into()))?.uid();
+        // Root could have what it wants anyway; anybody else might only pretend.
+        if uid != 0 && uid != nix::unistd::getuid().as_raw() {
+            return Err(format!(
+                "the process at the Unix socket belongs to user {uid}; start with -R as that user"
+            ));
+        }
+        let (bytes, descriptors) = (Vec::new(), VecDeque::new());
+        Ok(Some(Old { stream, bytes, descriptors }))
+    }
+
+    /// Logs in as the process's own user (takeover 3).
+    pub fn log_in(&mut self) -> Result<(), String> {
+        let mut packet = Vec::new();
+        let pairs: [(&[u8], &[u8]); 2] = [(b"database", b"pgbouncer"), (b"user", b"pgbouncer")];
+        write::startup(&mut packet, pairs.into_iter());
+        self.say(&packet)?;
+        loop {
+            let (tag, body) = self.packet()?;
+            match (tag, body.as_slice()) {
+                (b'R', [0, 0, 0, 0]) | (b'S' | b'K' | b'N', _) => {}
+                (b'Z', _) => return Ok(()),
+                (b'E', body) => {
+                    let line = ErrorFields::read(body).line(" ").unwrap_or_default();
+                    return Err(format!("server login failed: {line}"));
+                }
+                (b'R', _) => return Err("old process asks for a password".into()),
+                _ => return Err(unexpected(tag)),
+            }
+        }
+    }
+
+    /// Has everything come to rest between two packets (takeover 4).
+    pub fn suspend(&mut self) -> Result<(), String> {
+        self.ask("SUSPEND;")?;
+        match self.answer()? {
+            Answer::Complete(tag) if tag == "SUSPEND" => Ok(()),
+            // PgBouncer says WAIT_CLOSE if somebody has used that and it is busy (takeover 4).
+            Answer::Complete(tag) => Err(format!("got bad CMD from old bouncer: {tag}; try again")),
+            Answer::Row(_) => Err(unexpected(b'D')),
+        }
+    }
+
+    /// Everything that it hands over (takeover 5).
+    pub fn sockets(&mut self) -> Result<Vec<Inherited>, String> {
+        self.ask("SHOW FDS;")?;
+        let mut rows = Vec::new();
+        loop {
+            match self.answer()? {
+                Answer::Row(row) => rows.push(*row),
+                Answer::Complete(tag) if tag.starts_with("SHOW") => return Ok(rows),
+                Answer::Complete(tag) => {
+                    return Err(format!("got bad CMD from old bouncer: {tag}"));
+                }
+            }
+        }
+    }
+
+    /// The point of no return: the old process ends, and from here on its connections are nobody's
+    /// but ours. Also if it has died before it could hear this: what it had is here.
+    pub fn send_shutdown(&mut self) {
+        let _ = self.ask("SHUTDOWN;");
+    }
+
+    /// True if the old process is gone, as far as this long a wait shows.
+    pub fn is_gone(&mut self, wait: Duration) -> bool {
+        let _ = self.stream.set_read_timeout(Some(wait));
+        let mut room = [0; 4096];
+        loop {
+            match sys::receive_with_descriptors(&self.stream, &mut room) {
+                Ok((0, _)) => return true,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return !is_timeout(error.kind()),
+            }
+        }
+    }
+
+    fn ask(&mut self, sql: &str) -> Result<(), String> {
+        let mut packet = Vec::new();
+        write::query(&mut packet, sql.as_bytes());
+        self.say(&packet)
+    }
+
+    fn say(&mut self, packet: &[u8]) -> Result<(), String> {
+        self.stream.write_all(packet).map_err(|error| failed("writing to old process", &error))
+    }
+
+    /// The next thing that matters of an answer.
+    fn answer(&mut self) -> Result<Answer, String> {
+        loop {
+            let (tag, body) = self.packet()?;
+            match tag {
+                b'T' | b'Z' | b'N' | b'S' => {}
+                b'D' => {
+                    let socket = self.descriptors.pop_front();
+                    let socket = socket.ok_or("got row without fd info")?;
+                    return Record::read(&body)
+                        .map(|record| Answer::Row(Box::new(Inherited { record, socket })));
+                }
+                b'C' => {
+                    let tag = body.split(|byte| *byte == 0).next().unwrap_or_default();
+                    return Ok(Answer::Complete(lossy(tag)));
+                }
+                b'E' => {
+                    let line = ErrorFields::read(&body).line(": ").unwrap_or_default();
+                    return Err(format!("old bouncer sent: {line}"));
+                }
+                other => return Err(unexpected(other)),
+            }
+        }
+    }
+
+    /// The next packet, whole: its type and body.
+    fn packet(&mut self) -> Result<(u8, Vec<u8>), String> {
+        let framer = Framer { startup: false, max: PACKET_MAX };
+        loop {
+            match framer.first(&self.bytes) {
+                Frame::Packet { tag, len } if self.bytes.len() >= len as usize => {
+                    let rest = self.bytes.split_off(len as usize);
+                    let packet = std::mem::replace(&mut self.bytes, rest);
+                    return Ok((tag, packet.get(5..).unwrap_or_default().to_vec()));
+                }
+                Frame::Bad(_) => return Err("cannot parse packet".into()),
+                Frame::Packet { .. } | Frame::NeedMore => self.receive()?,
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Result<(), String> {
+        let mut room = [0; ROOM];
+        loop {
+            match sys::receive_with_descriptors(&self.stream, &mut room) {
+                Ok((0, _)) => return Err("unexpected EOF".into()),
+                Ok((count, descriptors)) => {
+                    self.bytes.extend_from_slice(room.get(..count).unwrap_or_default());
+                    self.descriptors.extend(descriptors);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed("reading from old process", &error)),
+            }
+        }
+    }
+}
+
+fn is_timeout(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+pub(super) fn failed(what: &str, error: &io::Error) -> String {
+    format!("{what} failed: {}", reason(error))
+}
+
+fn unexpected(tag: u8) -> String {
+    format!("unexpected pkt: '{}'", tag.escape_ascii())
+}
+
+/// A connection that was handed over, with both of its ends. The error says what is wrong with it.
+pub fn stream(socket: OwnedFd) -> Result<(Stream, Origin), String> {
+    set_nonblocking(&socket).map_err(|error| failed(LOOKING, &error))?;
+    let stream = match is_unix(&socket)? {
+        true => Stream::Unix(UnixStream::from_std(socket.into())),
+        false => Stream::Tcp(TcpStream::from_std(socket.into())),
+    };
+    // The other side may have gone already; that is noticed when it is read.
+    let (local, remote) = stream.ends().unwrap_or((Addr::Unknown, Addr::Unknown));
+    let uid = stream.peer().map(|(_, uid)| uid);
+    Ok((stream, Origin { remote, local, uid }))
+}
+
+/// Nobody but a faulty old process would hand over sockets that block.
+pub(super) fn set_nonblocking(socket: &OwnedFd) -> io::Result<()> {
+    fcntl(socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// What family a socket is of; an error if it is none of ours.
+pub(super) fn is_unix(socket: &OwnedFd) -> Result<bool, String> {
+    let name = getsockname::<SockaddrStorage>(socket.as_raw_fd());
+    let name = name.map_err(|error| failed(LOOKING, &error.into()))?;
+    match name.family() {
+        Some(AddressFamily::Unix) => Ok(true),
+        Some(AddressFamily::Inet | AddressFamily::Inet6) => Ok(false),
+        _ => Err("old process has handed over a socket of an unknown family".into()),
+    }
+}
+
+/// Tells a server that nobody will use it. It may have gone already, or be slow: that is its affair.
+pub fn say_goodbye(server: &OwnedFd) {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let _ = send(server.as_raw_fd(), &write::TERMINATE, flags);
+}
+
+/// Where a listening socket listens.
+pub fn local(socket: &OwnedFd) -> Addr {
+    let name = getsockname::<SockaddrStorage>(socket.as_raw_fd());
+    match name {
+        Ok(name) => match (name.as_sockaddr_in(), name.as_sockaddr_in6()) {
+            (Some(at), _) => Addr::Inet(SocketAddr::V4((*at).into())),
+            (_, Some(at)) => Addr::Inet(SocketAddr::V6((*at).into())),
+            _ => Addr::Unix { pid: 0 },
+        },
+        Err(_) => Addr::Unknown,
+    }
+}
