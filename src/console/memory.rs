@@ -6,9 +6,6 @@ use crate::base::Objects;
 
 type Row = (&'static str, Objects);
 
-/// What there is none of in this version.
-const NONE: Objects = Objects { size: 0, used: 0, free: 0 };
-
 /// SHOW MEM.
 pub(super) fn memory(view: View<'_>) -> Table {
     let columns: [Column<Row>; 5] = [
@@ -37,6 +34,6 @@ fn rows(view: View<'_>) -> [Row; 12] {
         ("client_cache", connected(of.clients)),
         ("iobuf_cache", view.around.buffers()),
         ("var_list_cache", of.vars),
-        ("server_prepared_statement_cache", NONE),
+        ("server_prepared_statement_cache", of.statements),
     ]
 }

@@ -273,7 +273,7 @@ fn memory_is_counted_by_kind_of_object() {
     for row in &shown.rows {
         let [size, used, free, total] = [1, 2, 3, 4].map(|at| number(&row[at]));
         assert_eq!(total, size * (used + free), "{row:?}");
-        assert_eq!(size > 0, row[0] != "server_prepared_statement_cache", "{row:?}");
+        assert!(size > 0, "{row:?}");
     }
     let nobody = Fixture::new().core.memory();
     assert!(nobody.replies.size > 0 && nobody.replies.used == 0);

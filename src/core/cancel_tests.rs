@@ -109,7 +109,7 @@ fn requests_that_ride_together_free_their_server_together() {
     for bytes in [&ANSWER[..6], &ANSWER[6..]] {
         scene.core.server_packet(server, packet(bytes), &mut Sink::default());
     }
-    scene.core.server_drained(server);
+    scene.core.server_drained(server, &mut Sink::default());
     assert_eq!(scene.state(server), Some(ServerState::BeingCanceled));
     let late = scene.cancel(scene.key(a));
     assert!(scene.closed.contains(&Peer::Client(late)), "its client is idle");
@@ -134,7 +134,7 @@ fn requests_for_queries_that_have_ended_make_way() {
     for bytes in [&ANSWER[..6], &ANSWER[6..]] {
         scene.core.server_packet(first, packet(bytes), &mut Sink::default());
     }
-    scene.core.server_drained(first);
+    scene.core.server_drained(first, &mut Sink::default());
     let carrier = scene.open();
     assert!(scene.closed.contains(&Peer::Client(over)));
     assert!(!scene.closed.contains(&Peer::Client(real)));

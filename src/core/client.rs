@@ -7,6 +7,7 @@ use super::login::Login;
 use super::pool::PoolId;
 use super::replication::Replication;
 use super::revoke::Revoked;
+use super::statements::Names;
 use super::vars::Vars;
 use crate::base::list::{Linked, Links};
 use crate::base::Micros;
@@ -108,6 +109,8 @@ pub struct Client {
     /// Exists until the client is logged in.
     pub(super) login: Option<Box<Login>>,
     pub(super) console: Option<Box<Console>>,
+    /// Its prepared statements; exists from the first one on.
+    pub(super) names: Option<Box<Names>>,
     /// What is known of it if it is encrypted.
     pub(super) tls: Option<Box<Facts>>,
 }

@@ -4,7 +4,7 @@ use super::client::ClientState;
 use super::connect::ENDED_BY_US;
 use super::face::{Action, ClientId, Loss, Peer, ServerId};
 use super::fault::{self, Fault};
-use super::server::{Carries, ServerState, Status};
+use super::server::{Carries, Server, ServerState, Status};
 use super::Core;
 use crate::base::Level;
 use crate::wire::write;
@@ -35,6 +35,9 @@ impl Core {
             self.forget_cancel_key(client.cancel_key, id);
             if client.replication.is_some() {
                 self.startup_options.remove(&id);
+            }
+            if let Some(names) = client.names.as_ref() {
+                self.statements.forget_names(names);
             }
             self.uncount(self.counted_by(&client));
             self.leave_lookup(&client, id);
@@ -99,7 +102,9 @@ impl Core {
         let client = self.unlink(id);
         self.detach_cancels(id);
         self.unlist_server(id);
-        self.servers.remove(id);
+        if let Some(shelf) = self.servers.remove(id).and_then(|server| server.shelf) {
+            self.statements.forget_shelf(*shelf);
+        }
         if carries != Carries::Nothing {
             self.cancel_over(carries, riders, fault);
         }
@@ -122,7 +127,10 @@ impl Core {
                 self.close_client(id, &fault);
             }
             Peer::Server(id) => {
-                if self.servers.get(id).is_some_and(|server| server.status == Status::Reserved) {
+                let is_unused = |server: &Server| {
+                    server.status == Status::Reserved && server.replies.is_empty()
+                };
+                if self.servers.get(id).is_some_and(is_unused) {
                     // Its next client has sent nothing yet; `Resume` finds it another server.
                     self.unlink(id);
                 }

@@ -75,6 +75,7 @@ pub(super) fn insert(core: &mut Core, pool_id: PoolId, host: u32) -> ServerId {
         state: ServerState::Login,
         status: Status::Busy,
         delivered: true,
+        shelf: None,
         close_needed: false,
         replication: Replication::None,
         client: None,

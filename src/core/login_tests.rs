@@ -215,7 +215,7 @@ fn answer_lookup(scene: &mut Scene, server: ServerId, secret: Option<&[u8]>) {
     packets.extend((!row.is_empty()).then_some(&row[..]));
     packets.extend([&b"C\0\0\0\x05\0"[..], b"Z\0\0\0\x05I"]);
     scene.server_says(server, &packets);
-    scene.core.server_drained(server);
+    scene.core.server_drained(server, &mut Sink::default());
     scene.core.turn_end();
     scene.act();
 }

@@ -15,6 +15,7 @@ mod close;
 mod connect;
 pub mod console;
 pub mod database;
+mod deallocate;
 mod derive;
 pub mod face;
 pub mod fault;
@@ -34,6 +35,9 @@ mod method;
 pub mod pause;
 pub mod peer;
 pub mod pool;
+mod prepare;
+#[cfg(test)]
+mod prepare_tests;
 mod prove;
 mod query;
 pub mod reason;
@@ -44,12 +48,16 @@ pub mod replication;
 #[cfg(test)]
 mod replication_tests;
 pub mod replies;
+#[cfg(test)]
+mod replies_tests;
 mod revoke;
+mod rewrite;
 mod run;
 #[cfg(test)]
 mod run_tests;
 pub mod secure;
 pub mod server;
+pub mod statements;
 pub mod stats;
 mod suspend;
 mod takeover;
@@ -80,6 +88,7 @@ use pool::{Pool, PoolId};
 use replication::Replication;
 use secure::Modes;
 use server::{Server, ServerState};
+use statements::Statements;
 use stats::Period;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -156,6 +165,7 @@ pub struct Core {
     own_uid: u32,
     host_name: String,
     last_number: u64,
+    statements: Statements,
 }
 
 impl Core {
@@ -207,6 +217,7 @@ impl Core {
             own_uid: around.own_uid,
             host_name: around.host_name,
             last_number: 0,
+            statements: Statements::default(),
             settings: Rc::new(settings),
         };
         let entry = DatabaseEntry {
@@ -254,6 +265,7 @@ impl Core {
             uid: from.uid,
             login: Some(Box::new(Login::new())),
             console: None,
+            names: None,
             tls: None,
         });
         self.login_clients.push_back(&mut self.clients, id);
@@ -406,6 +418,10 @@ impl Core {
     pub fn login_clients(&self) -> Vec<ClientId> {
         self.login_clients.ids(&self.clients)
     }
+    /// The prepared statements.
+    pub fn statements(&self) -> &Statements {
+        &self.statements
+    }
     /// Names of the tracked parameters.
     pub fn tracked(&self) -> &Tracked {
         &self.tracked
@@ -449,21 +465,21 @@ impl Decisions for Core {
         match self.servers.get(id).map(|server| server.state) {
             Some(ServerState::Login) => self.login_packet(id, packet, sink),
             Some(ServerState::ActiveCancel) => Verdict::Drop,
-            Some(_) => self.reply_packet(id, packet),
+            Some(_) => self.reply_packet(id, packet, sink),
             None => Verdict::Stop,
         }
     }
 
-    fn client_run(&mut self, id: ClientId, data: &[u8]) -> Run {
-        self.plain_requests(id, data)
+    fn client_run(&mut self, id: ClientId, data: &[u8], sink: &mut Sink) -> Run {
+        self.plain_requests(id, data, sink)
     }
 
     fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
         self.plain_replies(id, data)
     }
 
-    fn server_drained(&mut self, id: ServerId) {
-        self.drained(id);
+    fn server_drained(&mut self, id: ServerId, sink: &mut Sink) {
+        self.drained(id, sink);
     }
 
     fn bad_header(&mut self, from: Peer, raw: &[u8]) {

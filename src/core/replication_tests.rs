@@ -68,10 +68,10 @@ fn the_head_of_the_queue_decides_what_a_server_is_for() {
     assert_eq!(scene.replication(server), Replication::None);
     scene.pass();
     // Both have been welcomed; the replication client passes by the idle server, which makes room.
-    assert_eq!(scene.core.client_run(replicator, QUERY), Run::Pass(0));
+    assert_eq!(scene.core.client_run(replicator, QUERY, &mut Sink::default()), Run::Pass(0));
     assert_eq!(scene.told(replicator, QUERY), Verdict::Wait);
     assert_eq!((&scene.closed[..], scene.connects.len()), (&[Peer::Server(server)][..], 0));
-    assert_eq!(scene.core.client_run(usual, QUERY), Run::Wait);
+    assert_eq!(scene.core.client_run(usual, QUERY, &mut Sink::default()), Run::Wait);
     scene.pass();
     assert_eq!(scene.connects.len(), 1);
     let own = scene.server();
@@ -79,9 +79,12 @@ fn the_head_of_the_queue_decides_what_a_server_is_for() {
     assert_eq!(scene.core.server_of(replicator), Some(own));
     assert_eq!(scene.core.servers().get(own).unwrap().state(), ServerState::Active);
     // It is full, and what the replication client leaves is for nobody.
-    assert_eq!(scene.core.client_run(replicator, QUERY), Run::Pass(QUERY.len()));
+    assert_eq!(
+        scene.core.client_run(replicator, QUERY, &mut Sink::default()),
+        Run::Pass(QUERY.len())
+    );
     assert_eq!(scene.core.server_run(own, ANSWER), ANSWER.len());
-    scene.core.server_drained(own);
+    scene.core.server_drained(own, &mut Sink::default());
     scene.pass();
     assert_eq!(scene.core.server_of(replicator), Some(own));
     assert!(scene.connects.is_empty());
@@ -129,7 +132,7 @@ fn refusal_of_a_replication_server_reaches_its_client_only() {
     scene.pass();
     let next = scene.server();
     assert_eq!(scene.replication(next), Replication::None);
-    assert_eq!(scene.core.client_run(usual, QUERY), Run::Pass(QUERY.len()));
+    assert_eq!(scene.core.client_run(usual, QUERY, &mut Sink::default()), Run::Pass(QUERY.len()));
 }
 
 #[test]

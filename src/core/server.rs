@@ -6,6 +6,7 @@ use super::face::{Addr, ClientId, Facts, ServerId};
 use super::pool::PoolId;
 use super::replication::Replication;
 use super::replies::Replies;
+use super::statements::Shelf;
 use super::vars::Vars;
 use crate::base::list::{Linked, Links};
 use crate::base::Micros;
@@ -101,6 +102,8 @@ pub struct Server {
     pub(super) pool: PoolId,
     pub(super) last_packet: Micros,
     pub(super) replies: Replies,
+    /// Its prepared statements; exists from the first one on.
+    pub(super) shelf: Option<Box<Shelf>>,
     pub(super) vars: Vars,
     pub(super) links: Links<Server>,
     pub(super) key: Option<u64>,
@@ -187,6 +190,10 @@ impl Server {
     /// The tracked parameters.
     pub fn vars(&self) -> &Vars {
         &self.vars
+    }
+    /// How many prepared statements it has.
+    pub fn prepared(&self) -> usize {
+        self.shelf.as_ref().map_or(0, |shelf| shelf.len())
     }
     /// True if nothing is running, open or owed.
     pub fn is_clean(&self) -> bool {

@@ -12,6 +12,7 @@ use super::pool::PoolId;
 use super::record::{Kept, Record, PARAMETERS};
 use super::replies::Replies;
 use super::server::{ServerState, Status};
+use super::statements::Shelf;
 use super::vars::Vars;
 use super::Core;
 use std::collections::BTreeMap;
@@ -113,6 +114,7 @@ impl Core {
         server.login = None;
         server.status = Status::Busy;
         server.replies = Replies::inherited();
+        server.shelf = Some(Box::new(Shelf::inherited()));
         server.close_needed = true;
         server.key = Some(kept.cancel_key).filter(|key| *key != 0);
         (server.local, server.remote) = (from.local, from.remote);

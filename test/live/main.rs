@@ -38,6 +38,8 @@ mod pam;
 mod parameters;
 mod peers;
 mod pooling;
+mod prepared;
+mod prepared_beyond;
 mod process;
 mod protocol;
 mod replication;

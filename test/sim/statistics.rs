@@ -79,7 +79,7 @@ impl Watch {
     /// Some of a client's words have been let pass.
     pub fn client_ran(&mut self, id: ClientId, run: &Run, core: &Core) {
         let pool = core.clients().get(id).and_then(|client| client.pool());
-        if let (Run::Pass(bytes), Some(flow)) = (run, self.flow(pool)) {
+        if let (Run::Pass(bytes) | Run::Replace(bytes), Some(flow)) = (run, self.flow(pool)) {
             flow.received += *bytes as u64;
         }
     }

@@ -119,10 +119,11 @@ pub fn client_run(
     core: &mut Core,
     id: ClientId,
     data: &[u8],
+    sink: &mut Sink,
     tracing: bool,
 ) -> Run {
     let waited = core.clients().get(id).is_some_and(|c| c.state() == ClientState::Waiting);
-    let run = core.client_run(id, data);
+    let run = core.client_run(id, data, sink);
     watch.borrow_mut().client_ran(id, &run, core);
     if run != Run::Pass(0) && !waited {
         let mut watch = watch.borrow_mut();
