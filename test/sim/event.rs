@@ -114,7 +114,7 @@ impl World {
     fn some_client_acts(&mut self) {
         let at = self.dice.below(self.clients.len());
         if at < self.clients.len() {
-            let what = talk::act(&mut self.clients[at], &mut self.dice);
+            let what = self.client_acts(at);
             if !what.is_empty() {
                 self.trace(|world| {
                     let client = &world.clients[at];

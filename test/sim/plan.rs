@@ -2,6 +2,7 @@
 
 use crate::dice::Dice;
 use crate::jobs::{stored_secret, PASSWORD};
+use crate::texts::Text;
 use pgturnstile::base::Micros;
 use pgturnstile::config::{
     AuthType, Config, DatabaseEntry, Flag, LoadBalance, PoolMode, Settings, UserEntry,
@@ -38,6 +39,9 @@ pub struct Plan {
     pub servers_ask: bool,
     /// Clients at the same time.
     pub clients: usize,
+    /// Texts that are prepared, and limits on how many statements a server keeps.
+    pub texts: usize,
+    pub limits: &'static [i32],
 }
 
 const SECOND: Micros = Micros::from_secs(1);
@@ -61,7 +65,10 @@ impl Plan {
             calm,
             servers_ask: false,
             clients: 2 + dice.below(11),
+            texts: 2 + dice.below(Text::COUNT - 1),
+            limits: dice.pick(&[&[0][..], &[0], &[0], &[0]]),
         };
+        plan.settings.max_prepared_statements = dice.pick(plan.limits);
         if dice.chance(50) {
             plan.draw_limits(dice);
         }
@@ -260,6 +267,11 @@ impl Plan {
             7 => self.settings.default_pool_size = dice.pick(&[0, 1, 1, 2, 4]),
             8 => self.settings.server_round_robin = Flag(dice.below(2) as i32),
             9 => self.settings.pool_mode = mode(dice),
+            10 => {
+                let limit = if dice.chance(30) { 0 } else { dice.pick(self.limits) };
+                self.settings.max_prepared_statements = limit;
+                return format!("max_prepared_statements {limit}");
+            }
             _ => edit_entry(&mut self.databases[at].entry, dice),
         }
         format!("{:?} {:?}", self.databases, self.entries)

@@ -217,7 +217,7 @@ impl World {
     pub fn ask_something(&mut self) {
         for at in 0..self.clients.len() {
             if self.dice.chance(50) {
-                talk::act(&mut self.clients[at], &mut self.dice);
+                self.client_acts(at);
             }
         }
     }

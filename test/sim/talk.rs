@@ -119,6 +119,9 @@ pub fn act(client: &mut Client, dice: &mut Dice) -> &'static str {
     if client.phase != Phase::Ready || client.told.is_some() || client.database == "pgbouncer" {
         return "";
     }
+    if client.must_wait() || client.names.mistake.is_some() {
+        return "";
+    }
     let mut words = Words { client, dice, out: Vec::new() };
     let what = words.choose();
     let Words { client, dice, out } = words;
@@ -138,7 +141,7 @@ pub fn wind_up(client: &mut Client) {
     }
     let later = std::mem::take(&mut client.later);
     client.line.borrow_mut().say(&later);
-    if client.phase != Phase::Ready {
+    if client.phase != Phase::Ready || client.must_wait() || client.names.mistake.is_some() {
         return;
     }
     let mut dice = Dice::new(1);
@@ -161,6 +164,9 @@ impl Words<'_> {
         }
         if self.client.unsynced {
             return match self.dice.below(3) {
+                0 if self.client.expected.len() < 8 && self.client.names.are_kept() => {
+                    self.prepared()
+                }
                 0 if self.client.expected.len() < 8 => self.series(false),
                 _ => {
                     self.sync();
@@ -171,6 +177,9 @@ impl Words<'_> {
         let copies = self.client.expected.iter().any(|e| e.copy.is_some());
         if copies || self.client.expected.len() > 8 {
             return "";
+        }
+        if self.client.names.are_kept() && self.dice.chance(60) {
+            return self.prepared();
         }
         let choice = match self.client.status {
             b'I' => self.dice.below(16),
@@ -228,6 +237,7 @@ impl Words<'_> {
         let (mark, text) = self.request(command);
         write::query(&mut self.out, text.as_bytes());
         self.client.expect(b'Q', mark.number);
+        self.client.forget_unnamed();
         "query"
     }
 
@@ -243,7 +253,7 @@ impl Words<'_> {
                 self.client.unsure = true;
                 format!("SET TimeZone='{}'", self.dice.pick(&ZONES))
             }
-            8 if self.client.status == b'I' => {
+            8 if self.client.status == b'I' && !self.client.names.tracked => {
                 self.client.unsure = true;
                 "DISCARD ALL".into()
             }
@@ -261,7 +271,10 @@ impl Words<'_> {
         let portal = format!("p{}", mark.number);
         let name = match self.dice.chance(20) {
             true => format!("s{}_{}", mark.client, mark.number),
-            false => String::new(),
+            false => {
+                self.client.forget_unnamed();
+                String::new()
+            }
         };
         write::packet(&mut self.out, b'P', |out| {
             write::text(out, name.as_bytes());
@@ -323,6 +336,7 @@ impl Words<'_> {
         write::packet(&mut self.out, b'S', |_| {});
         let number = self.client.last;
         self.client.expect(b'S', number);
+        self.client.names.synced(number);
         self.client.unsynced = false;
     }
 
@@ -348,8 +362,8 @@ impl Words<'_> {
             self.client.expected.push_back(Expected {
                 tag: b'S',
                 number,
-                copy: None,
                 before_data: true,
+                ..Expected::default()
             });
         }
         if with_data {
@@ -436,6 +450,8 @@ impl Words<'_> {
         }
     }
 }
+
+mod prepared;
 
 /// Has a client send what it must not: the pooler closes it.
 pub fn nonsense(client: &mut Client, dice: &mut Dice) {
