@@ -87,7 +87,10 @@ impl World {
             return;
         }
         let weights = COMMANDS.map(|(weight, text, wild)| (weight, (text, wild)));
-        let (text, wild) = self.dice.weighted(&weights);
+        let (mut text, mut wild) = self.dice.weighted(&weights);
+        if self.plan.brisk && self.dice.chance(80) {
+            (text, wild) = (LIMIT, false);
+        }
         let ends = text.starts_with("SHUTDOWN");
         if wild && self.plan.calm || ends && !self.dice.chance(40) {
             return;

@@ -46,7 +46,12 @@ impl World {
         if self.suspended.is_some() && self.dice.chance(2) {
             return self.administrate();
         }
-        match self.dice.weighted(&OFTEN) {
+        let kind = self.dice.weighted(&OFTEN);
+        let rare = matches!(kind, Kind::Admin | Kind::Leave | Kind::Cancel);
+        if self.plan.brisk && rare && self.dice.chance(70) {
+            return self.some_client_acts();
+        }
+        match kind {
             Kind::Arrive => self.something_arrives(),
             Kind::Work => self.some_server_works(),
             Kind::Hear => self.some_client_hears(),
@@ -78,7 +83,8 @@ impl World {
             return;
         }
         let peer = self.dice.pick(&peers);
-        let count = self.dice.pick(&[1, 6, 30, 200, 5_000]);
+        let whole = self.plan.brisk && self.dice.chance(80);
+        let count = if whole { usize::MAX / 2 } else { self.dice.pick(&[1, 6, 30, 200, 5_000]) };
         self.trace(|_| format!("arrive {peer:?} {count}"));
         self.arrive(peer, count);
     }
@@ -112,7 +118,10 @@ impl World {
     }
 
     fn some_client_acts(&mut self) {
-        let at = self.dice.below(self.clients.len());
+        let mut at = self.dice.below(self.clients.len());
+        if self.plan.brisk && self.clients.get(at).is_some_and(|c| c.phase != Phase::Ready) {
+            at = self.dice.below(self.clients.len());
+        }
         if at < self.clients.len() {
             let what = self.client_acts(at);
             if !what.is_empty() {
