@@ -306,7 +306,6 @@ impl Client {
             _ => return Err(format!("got ReadyForQuery, expected {head:?}")),
         }
         self.failed = false;
-        self.note_ready(head.number);
         self.status = status;
         if self.expected.is_empty() {
             self.unsure = false;

@@ -3,7 +3,7 @@
 
 use crate::client::{Client, Expected};
 use crate::texts::{self, Text};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a client is told that prepares under a name that it uses.
 pub const IN_USE: &str = "prepared statement name is already in use";
@@ -49,8 +49,12 @@ pub struct Names {
     pub awaits: Awaits,
     /// What it will be told for what it has done.
     pub mistake: Option<&'static str>,
-    /// Number of a request that forgets all names but the ones prepared behind it.
+    /// Number of a request that forgets all names given before, and those that the client had
+    /// then: the pooler forgets them when it is done.
     clearing: Option<u32>,
+    fading: BTreeSet<String>,
+    /// How many more it has, which are never used again.
+    pub others: usize,
 }
 
 impl Names {
@@ -72,9 +76,21 @@ impl Names {
         }
     }
 
-    /// All names that were prepared before this request are gone when it is done.
+    /// All names that were given before this request are gone when it is done.
     pub fn clear(&mut self, number: u32) {
         self.clearing = Some(number);
+        self.fading = std::mem::take(&mut self.known).into_keys().collect();
+        self.others = 0;
+    }
+
+    /// True while the end of such a request has not come.
+    pub fn is_clearing(&self) -> bool {
+        self.clearing.is_some()
+    }
+
+    /// True if the pooler would take this name for one that is in use.
+    pub fn is_taken(&self, name: &str) -> bool {
+        self.known.contains_key(name) || self.fading.contains(name)
     }
 }
 
@@ -115,15 +131,14 @@ impl Client {
     pub fn note_complete(&mut self, number: u32) {
         if self.names.clearing == Some(number) {
             self.names.clearing = None;
-            self.names.known.retain(|_, known| known.parse > number);
+            self.names.fading.clear();
         }
     }
 
-    /// ReadyForQuery for this request.
-    pub fn note_ready(&mut self, number: u32) {
-        if self.names.clearing == Some(number) {
-            self.names.clearing = None;
-        }
+    /// A request has failed, or its batch has.
+    fn note_failed(&mut self, number: u32) {
+        // It should not: now the names are out of sight.
+        self.names.hazy |= self.names.clearing.is_some_and(|clearing| clearing >= number);
     }
 
     /// A batch has failed: nobody can say what the unnamed statement is now.
@@ -131,7 +146,6 @@ impl Client {
         if self.names.known.get("").is_some_and(|known| !known.confirmed) {
             self.forget_unnamed();
         }
-        self.names.clearing = None;
     }
 
     /// What a reply shows of the statement that was run.
@@ -159,7 +173,8 @@ impl Client {
     }
 
     /// An error about a name that a server knows or doesn't.
-    pub fn check_code(&self, head: &Expected, code: Option<&[u8]>) -> Result<(), String> {
+    pub fn check_code(&mut self, head: &Expected, code: Option<&[u8]>) -> Result<(), String> {
+        self.note_failed(head.number);
         let about_names = matches!(code, Some(b"26000" | b"42P05"));
         if about_names && !head.may_miss && !self.names.hazy {
             return Err(format!("STATEMENTS: {:?} for {head:?}", code.map(String::from_utf8_lossy)));

@@ -10,7 +10,7 @@ use crate::statements::Allowance;
 use pgturnstile::auth::{ServerExchange, Verifier};
 use pgturnstile::wire::startup::{Opening, CANCEL_REQUEST};
 use pgturnstile::wire::write;
-use statements::{Portal, Statement};
+use statements::{Portal, Statement, FOR_DEALLOCATE};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How a server behaves.
@@ -468,7 +468,7 @@ impl Server {
         self.statements.remove("");
         self.print.clear();
         let Some(mark) = Mark::find(text.as_bytes()) else {
-            return match text.starts_with("DEALLOCATE ") {
+            return match text.starts_with("DEALLOCATE ") || text == FOR_DEALLOCATE {
                 true => self.deallocate_simply(text),
                 false => self.own_query(text),
             };

@@ -52,10 +52,16 @@ impl Watch {
     }
 
     /// A packet of so many bytes has been decided.
-    pub fn counted(&mut self, speaker: Speaker, len: u64, verdict: Verdict, core: &Core) {
+    pub fn counted(
+        &mut self,
+        speaker: Speaker,
+        (tag, len): (u8, u64),
+        verdict: Verdict,
+        core: &Core,
+    ) {
         match speaker.id {
             Peer::Client(id) if speaker.logs_in => self.entered(id, core),
-            Peer::Client(_) if verdict == Verdict::Pass => {
+            Peer::Client(_) if is_taken(tag, verdict) => {
                 let Some(flow) = self.flow(speaker.pool) else { return };
                 flow.received += len;
             }
@@ -90,6 +96,15 @@ impl Watch {
         if let Some(flow) = self.flow(pool) {
             flow.sent += bytes as u64;
         }
+    }
+}
+
+/// True if a client's packet has been handed on, or answered for the server.
+fn is_taken(tag: u8, verdict: Verdict) -> bool {
+    match verdict {
+        Verdict::Pass | Verdict::Replace { .. } => true,
+        Verdict::Drop => matches!(tag, b'P' | b'C' | b'H' | b'Q'),
+        _ => false,
     }
 }
 

@@ -270,7 +270,10 @@ impl Words<'_> {
         let (mark, text) = self.request(command);
         let portal = format!("p{}", mark.number);
         let name = match self.dice.chance(20) {
-            true => format!("s{}_{}", mark.client, mark.number),
+            true => {
+                self.client.names.others += usize::from(self.client.names.tracked);
+                format!("s{}_{}", mark.client, mark.number)
+            }
             false => {
                 self.client.forget_unnamed();
                 String::new()

@@ -100,7 +100,7 @@ pub fn ask(
             verdict
         }
     };
-    watch.borrow_mut().counted(speaker, u64::from(len), verdict, core);
+    watch.borrow_mut().counted(speaker, (tag, u64::from(len)), verdict, core);
     if tracing {
         println!("      {peer:?} '{}' {len}: {verdict:?}", tag as char);
     }
@@ -184,7 +184,9 @@ impl Watch {
         if counts {
             self.heard.insert(id, now);
         }
-        let for_server = b"QFPBDCESHdcf".contains(&tag) && verdict != Verdict::Drop;
+        // What the pooler answers for the server is asked all the same, but for Close.
+        let passes = verdict != Verdict::Drop || matches!(tag, b'P' | b'Q');
+        let for_server = b"QFPBDCESHdcf".contains(&tag) && passes;
         if state == Some(ClientState::Active) && for_server {
             self.asked.insert(id);
         }

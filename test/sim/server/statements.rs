@@ -6,6 +6,9 @@ use crate::speech::{self, Mark};
 use crate::texts;
 use pgturnstile::wire::write;
 
+/// What the pooler sends for a DEALLOCATE that is its own business.
+pub const FOR_DEALLOCATE: &str = "SELECT LIMIT 0";
+
 /// What has been prepared.
 #[derive(Clone)]
 pub struct Statement {
@@ -174,6 +177,11 @@ impl Server {
         let name = text.trim_start_matches("DEALLOCATE ").trim_end_matches(';');
         if self.refuses("") {
             self.fail_with(b"25P02", "aborted", false);
+        } else if text == FOR_DEALLOCATE {
+            self.say(|out| {
+                write::row_description(out, [].into_iter());
+                write::command_complete(out, "SELECT 0");
+            });
         } else {
             self.deallocate(name.trim_start_matches("PREPARE "), false);
         }

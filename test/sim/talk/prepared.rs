@@ -35,7 +35,7 @@ impl Words<'_> {
         let quiet = self.client.is_quiet() && self.out.is_empty();
         match self.dice.below(40) {
             0 => self.mistake(),
-            1 if quiet => self.clear(),
+            1 if quiet && self.client.status != b'E' => self.clear(),
             2 if quiet && self.client.status == b'I' => self.discard(),
             3 if quiet && self.client.status != b'E' => self.deallocate(),
             4 | 5 => {
@@ -114,7 +114,7 @@ impl Words<'_> {
 
     /// Parse, behind Close if the name is in use.
     fn prepare(&mut self, name: &str) {
-        if !name.is_empty() && self.client.names.known.contains_key(name) {
+        if !name.is_empty() && self.client.names.is_taken(name) {
             self.close(name);
         }
         let text = self.any_text();
@@ -181,7 +181,7 @@ impl Words<'_> {
 
     /// The pooler closes whoever uses a name twice, or one that it doesn't have.
     fn mistake(&mut self) -> &'static str {
-        if !self.dice.chance(30) {
+        if self.client.names.is_clearing() || !self.dice.chance(30) {
             self.elements(4);
             self.sync();
             return "statements";
@@ -223,16 +223,25 @@ impl Words<'_> {
             self.use_it(&name);
             self.sync();
         }
-        self.client.names.clear(self.client.last);
-        self.client.names.awaits = Awaits::All;
+        self.go_on_behind();
         "DEALLOCATE ALL"
+    }
+
+    /// All names are being forgotten; new ones are given at once, or later.
+    fn go_on_behind(&mut self) {
+        self.client.names.clear(self.client.last);
+        if self.dice.chance(50) {
+            self.elements(3);
+            self.sync();
+        } else {
+            self.client.names.awaits = Awaits::All;
+        }
     }
 
     fn discard(&mut self) -> &'static str {
         self.client.unsure = true;
         self.simple("DISCARD ALL");
-        self.client.names.clear(self.client.last);
-        self.client.names.awaits = Awaits::All;
+        self.go_on_behind();
         "DISCARD ALL"
     }
 
@@ -249,7 +258,10 @@ impl Words<'_> {
             last.may_miss = known.is_none();
         }
         self.client.forget_unnamed();
-        self.client.names.awaits = Awaits::All;
+        if self.dice.chance(50) {
+            self.elements(3);
+            self.sync();
+        }
         "DEALLOCATE"
     }
 }
