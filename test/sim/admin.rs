@@ -112,7 +112,8 @@ impl World {
             text = format!("{LIMIT} {}", self.dice.pick(self.plan.limits));
         }
         // What is refused by Parse would need a Sync.
-        if self.dice.chance(50) && text != "NONSENSE" {
+        let prepares = text != "NONSENSE" && !text.starts_with(LIMIT);
+        if self.dice.chance(50) && prepares {
             self.trace(|world| format!("client {} prepares {text}", world.clients[at].number));
             return talk::prepare(&mut self.clients[at], &text);
         }

@@ -168,8 +168,8 @@ impl Decisions for Watched<'_> {
         watch::ask(self.watch, self.core, Peer::Server(id), packet, sink, self.tracing)
     }
 
-    fn client_run(&mut self, id: ClientId, data: &[u8]) -> Run {
-        let run = watch::client_run(self.watch, self.core, id, data, self.tracing);
+    fn client_run(&mut self, id: ClientId, data: &[u8], sink: &mut Sink) -> Run {
+        let run = watch::client_run(self.watch, self.core, id, data, sink, self.tracing);
         if run == Run::Wait {
             self.held_back.insert(id);
         }
@@ -180,8 +180,8 @@ impl Decisions for Watched<'_> {
         watch::server_run(self.watch, self.core, id, data, self.tracing)
     }
 
-    fn server_drained(&mut self, id: ServerId) {
-        self.core.server_drained(id);
+    fn server_drained(&mut self, id: ServerId, sink: &mut Sink) {
+        self.core.server_drained(id, sink);
     }
 
     fn bad_header(&mut self, from: Peer, raw: &[u8]) {

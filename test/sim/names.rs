@@ -95,8 +95,12 @@ impl Names {
 }
 
 impl Client {
-    /// True if a Parse in an earlier batch has not been answered, and may yet fail or be skipped.
+    /// True if a Parse in an earlier batch has not been answered, and may yet fail or be skipped; or
+    /// if DEALLOCATE ALL is under way: what the pooler takes for prepared may be lost with that.
     pub fn is_uncertain(&self, known: &Known) -> bool {
+        if self.names.clearing.is_some() {
+            return true;
+        }
         let is_open = |sync| self.expected.iter().any(|e| e.tag == b'S' && e.number == sync);
         !known.confirmed && known.sync.is_some_and(is_open)
     }

@@ -237,7 +237,12 @@ impl Packets {
             let between = read && conn.skip == 0 && conn.pass == 0;
             if conn.undrained && between && !conn.stopped && !conn.lost {
                 conn.undrained = false;
-                core.server_drained(id);
+                let client = core.client_of(id);
+                let mut sink = Sink::default();
+                core.server_drained(id, &mut sink);
+                if let (Some(client), false) = (client, sink.to_client.is_empty()) {
+                    self.deliver(Peer::Client(client), &sink.to_client, core);
+                }
             }
         }
     }

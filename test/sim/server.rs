@@ -221,16 +221,16 @@ impl Server {
     }
 
     /// True if something that it will answer is on its way to it. COPY messages that come when
-    /// the COPY is over are not.
+    /// the COPY is over are not, nor is Flush.
     pub fn is_asked(&self) -> bool {
         let mut bytes = self.inbox.clone();
         bytes.extend(&self.line.borrow().down);
         while let Some((tag, _)) = speech::take_packet(&mut bytes) {
-            if !matches!(tag, b'd' | b'c' | b'f') {
+            if !matches!(tag, b'd' | b'c' | b'f' | b'H') {
                 return true;
             }
         }
-        !matches!(bytes.first(), None | Some(b'd' | b'c' | b'f'))
+        !matches!(bytes.first(), None | Some(b'd' | b'c' | b'f' | b'H'))
     }
 
     /// True if it has read part of a message.
@@ -435,6 +435,7 @@ impl Server {
 
     fn message(&mut self, tag: u8, body: &[u8], dice: &mut Dice) -> Result<(), String> {
         if self.skip && !matches!(tag, b'S' | b'X') {
+            self.skipped(tag);
             return Ok(());
         }
         if self.copy.is_some() && !matches!(tag, b'd' | b'c' | b'f' | b'S' | b'H' | b'X') {

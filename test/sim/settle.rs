@@ -365,6 +365,7 @@ impl World {
         if counted > 0 {
             self.fail(&format!("LEAK: everybody has left, but {counted} clients count"));
         }
+        self.check_store();
         let open = self.net.peers().len();
         if open + self.dials.len() != self.core.servers().len() {
             self.fail(&format!("LEAK: {open} lines for {} servers", self.core.servers().len()));

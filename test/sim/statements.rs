@@ -3,14 +3,16 @@
 
 use crate::net::key;
 use crate::plan::Plan;
+use crate::server::{Nature, Server};
 use crate::talk;
 use crate::world::World;
 use pgturnstile::config::PoolMode;
 use pgturnstile::core::server::ServerState;
 use pgturnstile::core::{ClientId, Peer};
+use std::collections::BTreeSet;
 
 /// How many statements a server may have more than the limit says: what it had before a limit was
-/// lowered goes with the next new one.
+/// lowered goes with the next new one, and so does what was not closed behind an error.
 #[derive(Clone, Copy, Default)]
 pub struct Allowance {
     surplus: usize,
@@ -21,7 +23,8 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    fn limit_was(&mut self, limit: i32) {
+    /// More was allowed until now.
+    pub fn limit_was(&mut self, limit: i32) {
         if limit != 0 {
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
             self.surplus = self.surplus.max(limit);
@@ -92,7 +95,8 @@ impl World {
         self.note_tracking(before);
     }
 
-    /// A server that is at rest has no more statements than it may.
+    /// A server that is at rest has no more statements than it may, and as many as the core says;
+    /// so has a client.
     pub fn check_statements(&mut self) {
         let limit = self.plan.settings.max_prepared_statements;
         for (id, server) in self.core.servers().iter() {
@@ -100,13 +104,49 @@ impl World {
                 continue;
             }
             let Some(model) = self.servers.get_mut(&key(Peer::Server(id))) else { continue };
+            let is_good = model.nature == Nature::Good && !model.is_gone();
+            let has = model.pooled().count();
+            if is_good && has != server.prepared() {
+                let text = format!("{id:?} has {has}, the core says {}", server.prepared());
+                self.fail(&format!("STATEMENTS: {text}"));
+            }
             let Ok(limit) = usize::try_from(limit) else { continue };
-            let has = model.pooled_count();
             let allowed = model.allowance.at_rest(limit, has, model.pooled_parses);
             let bad = limit > 0 && has > allowed && !model.is_gone();
             if bad {
                 self.fail(&format!("STATEMENTS: {id:?} has {has}, {allowed} are allowed"));
             }
+        }
+        for client in &self.clients {
+            let names = &client.names;
+            let known = self.core.clients().get(client.id).filter(|_| client.is_quiet());
+            let known = known.filter(|_| names.are_kept() && names.mistake.is_none());
+            let has = names.known.keys().filter(|name| !name.is_empty()).count() + names.others;
+            if known.is_some_and(|known| known.prepared() != has) {
+                let says = known.map(|known| known.prepared());
+                let number = client.number;
+                self.fail(&format!("STATEMENTS: client {number} has {has}, the core says {says:?}"));
+            }
+        }
+    }
+
+    /// When all clients have left, the store has what servers have, and nothing else.
+    pub fn check_store(&self) {
+        let servers = self.core.servers().iter();
+        let held: usize = servers.map(|(_, server)| server.prepared()).sum();
+        let models: Option<Vec<&Server>> = self
+            .core
+            .servers()
+            .iter()
+            .map(|(id, _)| self.servers.get(&key(Peer::Server(id))))
+            .collect();
+        let Some(models) = models else { return };
+        let names: BTreeSet<&str> = models.iter().flat_map(|model| model.pooled()).collect();
+        let has = self.core.statements().len();
+        if has != names.len() {
+            self.fail(&format!(
+                "LEAK: the store has {has} statements, servers have {held}: {names:?}"
+            ));
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::auth_query::Lookups;
 use crate::speech;
-use crate::statistics::{Flow, Speaker};
+use crate::statistics::{self, Flow, Speaker};
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pool::PoolId;
@@ -77,6 +77,13 @@ pub fn ask(
                 watch.borrow_mut().meet(id, packet.seen, core);
             }
             let verdict = core.client_packet(id, packet, sink);
+            if statistics::is_taken(tag, verdict) && matches!(tag, b'P' | b'B' | b'D') {
+                let pool = core.clients().get(id).and_then(|client| client.pool());
+                let mut bytes = vec![tag];
+                bytes.extend_from_slice(&(len - 1).to_be_bytes());
+                bytes.extend_from_slice(packet.seen);
+                watch.borrow_mut().prepared(pool, &bytes, &sink.to_server, core);
+            }
             watch.borrow_mut().client(id, state, (tag, verdict), core.now);
             verdict
         }
@@ -113,11 +120,16 @@ pub fn client_run(
     core: &mut Core,
     id: ClientId,
     data: &[u8],
+    sink: &mut Sink,
     tracing: bool,
 ) -> Run {
     let waited = core.clients().get(id).is_some_and(|c| c.state() == ClientState::Waiting);
-    let run = core.client_run(id, data);
+    let run = core.client_run(id, data, sink);
     watch.borrow_mut().client_ran(id, &run, core);
+    if let Run::Pass(done) | Run::Replace(done) = run {
+        let pool = core.clients().get(id).and_then(|client| client.pool());
+        watch.borrow_mut().prepared(pool, &data[..done], &sink.to_server, core);
+    }
     if run != Run::Pass(0) && !waited {
         let mut watch = watch.borrow_mut();
         watch.heard.insert(id, core.now);

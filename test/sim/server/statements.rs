@@ -60,9 +60,16 @@ impl Server {
         }
     }
 
-    /// How many statements it has under names that the pooler has made up.
-    pub fn pooled_count(&self) -> usize {
-        self.statements.keys().filter(|name| is_pooled(name)).count()
+    /// The statements that it has under names that the pooler has made up.
+    pub fn pooled(&self) -> impl Iterator<Item = &str> {
+        self.statements.keys().map(String::as_str).filter(|name| is_pooled(name))
+    }
+
+    /// A message is skipped. If it was to make room, there is none until the next Parse.
+    pub(super) fn skipped(&mut self, tag: u8) {
+        if tag == b'C' {
+            self.allowance.limit_was(-1);
+        }
     }
 
     fn parse(&mut self, name: &str, sql: &str, types: &[u8]) -> Result<(), String> {
