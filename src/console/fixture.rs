@@ -273,7 +273,7 @@ impl Fixture {
     /// ReadyForQuery, with which all of the server's packets are delivered.
     pub(super) fn ready(&mut self, id: ServerId, status: u8) {
         self.say(id, b'Z', &[status]);
-        self.core.server_drained(id);
+        self.core.server_drained(id, &mut Sink::default());
         self.pump();
     }
 

@@ -37,6 +37,6 @@ fn rows(view: View<'_>) -> [Row; 12] {
         ("client_cache", connected(of.clients)),
         ("iobuf_cache", view.around.buffers()),
         ("var_list_cache", of.vars),
-        ("server_prepared_statement_cache", NONE),
+        ("server_prepared_statement_cache", of.statements),
     ]
 }

@@ -54,6 +54,7 @@ struct SocketRow<'a> {
     /// Number of the other end of the link.
     link: Option<u64>,
     process_id: i64,
+    prepared: usize,
     application_name: &'a [u8],
     tls: &'a str,
     buffer: Buffer,
@@ -126,6 +127,7 @@ fn client_row<'a>(
             Addr::Unix { pid } => pid.into(),
             _ => 0,
         },
+        prepared: client.prepared(),
         application_name: application_name(client.vars()),
         tls: client.tls().map_or("", |tls| &tls.text),
         buffer,
@@ -157,6 +159,7 @@ fn server_row<'a>(
         number: server.number(),
         link: client.map(Client::number),
         process_id: server.process_id().into(),
+        prepared: server.prepared(),
         application_name: application_name(server.vars()),
         tls: server.tls().map_or("", |tls| &tls.text),
         buffer: Buffer::new(view, Peer::Server(id), server.client().map(Peer::Client)),
@@ -215,8 +218,7 @@ fn columns<'a>() -> Vec<Column<SocketRow<'a>>> {
         int("remote_pid", |r| r.process_id),
         text("tls", |r| r.tls.into()),
         text("application_name", |r| r.application_name.into()),
-        // Statement tracking comes with a later version.
-        int("prepared_statements", |_| 0),
+        int("prepared_statements", |r| count(r.prepared)),
         int("id", |r| r.number as i64),
     ]
 }

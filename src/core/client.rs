@@ -5,6 +5,7 @@ use super::database::UserId;
 use super::face::{Addr, Facts, ServerId};
 use super::login::Login;
 use super::pool::PoolId;
+use super::statements::Names;
 use super::vars::Vars;
 use crate::base::list::{Linked, Links};
 use crate::base::Micros;
@@ -100,6 +101,8 @@ pub struct Client {
     /// Exists until the client is logged in.
     pub(super) login: Option<Box<Login>>,
     pub(super) console: Option<Box<Console>>,
+    /// Its prepared statements; exists from the first one on.
+    pub(super) names: Option<Box<Names>>,
     /// What is known of it if it is encrypted.
     pub(super) tls: Option<Box<Facts>>,
 }

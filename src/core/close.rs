@@ -3,7 +3,7 @@
 use super::client::ClientState;
 use super::face::{Action, ClientId, Loss, Peer, ServerId};
 use super::fault::{self, Fault};
-use super::server::{ServerState, Status};
+use super::server::{Server, ServerState, Status};
 use super::Core;
 use crate::base::Level;
 use crate::wire::write;
@@ -32,6 +32,9 @@ impl Core {
                 self.leave_job(job, Peer::Client(id));
             }
             self.cancel_keys.remove(&client.cancel_key);
+            if let Some(names) = client.names.as_ref() {
+                self.statements.forget_names(names);
+            }
             self.uncount(self.counted_by(&client));
             self.leave_lookup(&client, id);
             if client.console.is_some() {
@@ -92,7 +95,9 @@ impl Core {
         let client = self.unlink(id);
         self.detach_cancels(id);
         self.unlist_server(id);
-        self.servers.remove(id);
+        if let Some(shelf) = self.servers.remove(id).and_then(|server| server.shelf) {
+            self.statements.forget_shelf(*shelf);
+        }
         if let Some((request, target)) = carries {
             self.close_client(request, &fault::CANCEL_SENT);
             self.cancel_over(target);
@@ -115,7 +120,10 @@ impl Core {
                 self.close_client(id, &fault);
             }
             Peer::Server(id) => {
-                if self.servers.get(id).is_some_and(|server| server.status == Status::Reserved) {
+                let is_unused = |server: &Server| {
+                    server.status == Status::Reserved && server.replies.is_empty()
+                };
+                if self.servers.get(id).is_some_and(is_unused) {
                     // Its next client has sent nothing yet; `Resume` finds it another server.
                     self.unlink(id);
                 }

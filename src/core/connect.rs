@@ -73,6 +73,7 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
         state: ServerState::Login,
         status: Status::Busy,
         delivered: true,
+        shelf: None,
         close_needed: false,
         client: None,
         pool: pool_id,

@@ -203,6 +203,8 @@ pub struct Target {
 pub enum Run {
     /// So many bytes pass.
     Pass(usize),
+    /// What is in the sink goes to the server instead of so many bytes.
+    Replace(usize),
     /// None, as there is no server yet: [`Verdict::Wait`].
     Wait,
 }
@@ -217,7 +219,7 @@ pub trait Decisions {
     /// How many bytes at the front of `data`, received from this client, are complete packets that
     /// its server gets as they are. A shorter way for what [`Decisions::client_packet`] would say
     /// of each of them; `Pass(0)` sends the first one there.
-    fn client_run(&mut self, _id: ClientId, _data: &[u8]) -> Run {
+    fn client_run(&mut self, _id: ClientId, _data: &[u8], _sink: &mut Sink) -> Run {
         Run::Pass(0)
     }
     /// How many bytes at the front of `data`, received from this server, are complete packets that
@@ -228,7 +230,8 @@ pub trait Decisions {
     }
     /// Everything that this server sent so far was complete packets, and its client has been given
     /// all of it. Not called while the server has only the beginning of a packet of that client.
-    fn server_drained(&mut self, id: ServerId);
+    /// What the core puts into the sink for that client goes out at once.
+    fn server_drained(&mut self, id: ServerId, sink: &mut Sink);
     /// The bytes can't be a packet; `raw` are up to 8 of them.
     fn bad_header(&mut self, from: Peer, raw: &[u8]);
     /// The connection is gone; its socket has not been closed yet.

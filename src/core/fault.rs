@@ -116,6 +116,10 @@ faults! {
     told REPLICATION_MISSING "replication connections are not supported by this version of pgturnstile"
 
     told PQEXEC_DISALLOWED "PQexec disallowed"
+    told STATEMENT_NAME_TAKEN "prepared statement name is already in use"
+    told STATEMENT_MISSING "prepared statement did not exist"
+    told STATEMENT_UNREADABLE "failed to parse packet"
+    told BROKEN_PARSE "broken Parse packet"
     told UNKNOWN_PACKET "unknown pkt"
     silent BAD_PACKET "bad packet"
     told FAILURE "failure"

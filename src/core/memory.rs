@@ -28,6 +28,8 @@ pub struct Memory {
     pub clients: Objects,
     /// Sets of values of the tracked parameters.
     pub vars: Objects,
+    /// Prepared statements on servers.
+    pub statements: Objects,
 }
 
 /// The part of a user that depends on its secret, in bytes.
@@ -56,6 +58,7 @@ impl Core {
             servers: self.servers.objects(),
             clients: self.clients.objects(),
             vars: self.shared.objects(&self.tracked),
+            statements: self.statements.objects(),
         }
     }
 }

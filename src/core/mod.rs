@@ -12,6 +12,7 @@ mod close;
 mod connect;
 pub mod console;
 pub mod database;
+mod deallocate;
 mod derive;
 pub mod face;
 pub mod fault;
@@ -24,17 +25,20 @@ pub mod memory;
 mod method;
 pub mod pause;
 pub mod pool;
+mod prepare;
 mod prove;
 mod query;
 pub mod reason;
 pub mod release;
 mod reload;
 pub mod replies;
+mod rewrite;
 mod run;
 #[cfg(test)]
 mod run_tests;
 pub mod secure;
 pub mod server;
+pub mod statements;
 pub mod stats;
 mod suspend;
 pub mod timeouts;
@@ -63,6 +67,7 @@ use pause::{Mode, Shutdown};
 use pool::{Pool, PoolId};
 use secure::Modes;
 use server::{Server, ServerState};
+use statements::Statements;
 use stats::Period;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -134,6 +139,7 @@ pub struct Core {
     own_uid: u32,
     host_name: String,
     last_number: u64,
+    statements: Statements,
 }
 
 impl Core {
@@ -183,6 +189,7 @@ impl Core {
             own_uid: around.own_uid,
             host_name: around.host_name,
             last_number: 0,
+            statements: Statements::default(),
             settings: Rc::new(settings),
         };
         let entry = DatabaseEntry {
@@ -228,6 +235,7 @@ impl Core {
             uid: from.uid,
             login: Some(Box::new(Login::new())),
             console: None,
+            names: None,
             tls: None,
         });
         self.login_clients.push_back(&mut self.clients, id);
@@ -371,6 +379,10 @@ impl Core {
     pub fn login_clients(&self) -> Vec<ClientId> {
         self.login_clients.ids(&self.clients)
     }
+    /// The prepared statements.
+    pub fn statements(&self) -> &Statements {
+        &self.statements
+    }
     /// Names of the tracked parameters.
     pub fn tracked(&self) -> &Tracked {
         &self.tracked
@@ -413,21 +425,21 @@ impl Decisions for Core {
         match self.servers.get(id).map(|server| server.state) {
             Some(ServerState::Login) => self.login_packet(id, packet, sink),
             Some(ServerState::ActiveCancel) => Verdict::Drop,
-            Some(_) => self.reply_packet(id, packet),
+            Some(_) => self.reply_packet(id, packet, sink),
             None => Verdict::Stop,
         }
     }
 
-    fn client_run(&mut self, id: ClientId, data: &[u8]) -> Run {
-        self.plain_requests(id, data)
+    fn client_run(&mut self, id: ClientId, data: &[u8], sink: &mut Sink) -> Run {
+        self.plain_requests(id, data, sink)
     }
 
     fn server_run(&mut self, id: ServerId, data: &[u8]) -> usize {
         self.plain_replies(id, data)
     }
 
-    fn server_drained(&mut self, id: ServerId) {
-        self.drained(id);
+    fn server_drained(&mut self, id: ServerId, sink: &mut Sink) {
+        self.drained(id, sink);
     }
 
     fn bad_header(&mut self, from: Peer, raw: &[u8]) {

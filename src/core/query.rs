@@ -5,6 +5,7 @@ use super::client::ClientState;
 use super::face::{Action, ClientId, Packet, ServerId, Sink, Verdict};
 use super::fault;
 use super::pool::PoolId;
+use super::prepare::{clears_all, CLEARING};
 use super::replies::{Asker, Fate, Request};
 use super::server::{Server, ServerState, Status};
 use super::stats::Counter;
@@ -13,7 +14,7 @@ use crate::base::{Level, Micros};
 use crate::config::PoolMode;
 use crate::wire::read::{self, ErrorFields};
 use crate::wire::startup::Opening;
-use crate::wire::{FromClient, FromServer};
+use crate::wire::{write, FromClient, FromServer};
 
 impl Core {
     /// A packet of a client that is logged in.
@@ -55,39 +56,59 @@ impl Core {
             }
             _ => {}
         }
+        if client.pool.is_some_and(|pool| self.tracks(pool)) {
+            if let Some(verdict) = self.tracked_packet(id, kind, packet, sink) {
+                return verdict;
+            }
+        }
         self.forward(id, kind, packet.len, sink)
     }
 
     /// Hands a packet to the client's server, which it gets now if it has none.
     fn forward(&mut self, id: ClientId, kind: FromClient, len: u32, sink: &mut Sink) -> Verdict {
-        let Some(client) = self.clients.get(id) else {
-            return Verdict::Stop;
-        };
-        let linked = client.server;
+        match self.acquire(id, sink) {
+            Ok(server) => {
+                self.forwarded(server, Request::of(kind), Asker::Client, len);
+                Verdict::Pass
+            }
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// The server that a client's packet goes to; if there is none (yet), the answer to the packet.
+    pub(super) fn acquire(&mut self, id: ClientId, sink: &mut Sink) -> Result<ServerId, Verdict> {
+        let linked = self.clients.get(id).ok_or(Verdict::Stop)?.server;
         self.begin_query(id, 0);
         let server_id = match linked {
             Some(server) => server,
             None => match self.assign(id, sink) {
                 Assigned::Server(server) => server,
-                Assigned::Aligning | Assigned::Wait => return Verdict::Wait,
-                Assigned::Refused => return Verdict::Stop,
+                Assigned::Aligning | Assigned::Wait => return Err(Verdict::Wait),
+                Assigned::Refused => return Err(Verdict::Stop),
             },
         };
-        let Some(server) = self.servers.get_mut(server_id) else {
-            return Verdict::Stop;
-        };
-        if server.replies.next_asker() == Some(Asker::Align) {
-            return Verdict::Wait;
+        let server = self.servers.get(server_id).ok_or(Verdict::Stop)?;
+        match server.replies.next_asker() {
+            Some(Asker::Align) => Err(Verdict::Wait),
+            _ => Ok(server_id),
         }
-        if let Some(request) = Request::of(kind) {
-            server.replies.sent(request, Asker::Client);
+    }
+
+    /// A packet of so many bytes is on its way to the server, and this comes back for it.
+    pub(super) fn forwarded(
+        &mut self,
+        id: ServerId,
+        request: Option<Request>,
+        asker: Asker,
+        len: u32,
+    ) {
+        let Some(server) = self.servers.get_mut(id) else { return };
+        if let Some(request) = request {
+            server.replies.sent(request, asker);
         }
         server.status = Status::Busy;
-        server.delivered = false;
-        if let Some(pool) = self.pools.get_mut(server.pool) {
-            pool.stats.total.add(Counter::Received, u64::from(len));
-        }
-        Verdict::Pass
+        let pool = server.pool;
+        self.count(pool, Counter::Received, len.into());
     }
 
     /// A client asks for something, in so many bytes for its server: the clocks of its query and
@@ -128,7 +149,13 @@ impl Core {
     }
 
     /// A packet of a server that is logged in.
-    pub(super) fn reply_packet(&mut self, id: ServerId, packet: Packet<'_>) -> Verdict {
+    pub(super) fn reply_packet(
+        &mut self,
+        id: ServerId,
+        packet: Packet<'_>,
+        sink: &mut Sink,
+    ) -> Verdict {
+        self.answer_local(id, sink);
         let kind = FromServer::of(packet.tag);
         let Some(server) = self.servers.get_mut(id) else {
             return Verdict::Stop;
@@ -139,6 +166,7 @@ impl Core {
             FromServer::ParameterStatus => true,
             FromServer::ReadyForQuery => true,
             FromServer::ErrorResponse => server.is_ours(),
+            FromServer::CommandComplete if CLEARING.contains(&packet.len) => true,
             _ => server.is_looking_up(),
         };
         if inspected && !packet.is_whole() && packet.len <= WHOLE_MAX {
@@ -168,7 +196,7 @@ impl Core {
         if client.is_none() && !is_tested {
             return self.unasked_packet(id, kind, packet);
         }
-        self.reply(id, client, kind, packet)
+        self.reply(id, client, kind, packet, sink)
     }
 
     fn reply(
@@ -177,10 +205,12 @@ impl Core {
         client: Option<ClientId>,
         kind: FromServer,
         packet: Packet<'_>,
+        sink: &mut Sink,
     ) -> Verdict {
         let Some(server) = self.servers.get_mut(id) else {
             return Verdict::Stop;
         };
+        let place = server.replies.answered();
         let fate = server.replies.received(kind);
         // A reply behind ReadyForQuery belongs to a request that no Sync has ended yet.
         let status = match kind {
@@ -197,6 +227,10 @@ impl Core {
             return Verdict::Stop;
         };
         server.status = status;
+        self.settle(id, client);
+        if kind == FromServer::CommandComplete && clears_all(packet.seen) {
+            self.deallocated(id, client, place);
+        }
         match (fate, client) {
             (Fate::For(Asker::Align), Some(client)) => {
                 self.align_reply(id, client, kind, packet.seen)
@@ -207,6 +241,16 @@ impl Core {
             (Fate::For(Asker::Align | Asker::Test | Asker::Lookup), _) | (_, None) => Verdict::Drop,
             // Behind the end of a look-up: nothing of it is for the client.
             (_, Some(client)) if self.is_looked_up(client) => Verdict::Drop,
+            (Fate::For(Asker::Keeper), _)
+                if matches!(kind, FromServer::ParseComplete | FromServer::CloseComplete) =>
+            {
+                Verdict::Drop
+            }
+            (Fate::For(Asker::Forget), _) if kind == FromServer::RowDescription => Verdict::Drop,
+            (Fate::For(Asker::Forget), _) if kind == FromServer::CommandComplete => {
+                write::command_complete(&mut sink.to_client, "DEALLOCATE");
+                Verdict::Drop
+            }
             (_, Some(client)) => {
                 if kind == FromServer::ReadyForQuery {
                     return self.query_ended(id, client);
@@ -326,11 +370,22 @@ impl Core {
     }
 
     /// All that a server sent is complete and delivered: it may be free now.
-    pub(super) fn drained(&mut self, id: ServerId) {
+    pub(super) fn drained(&mut self, id: ServerId, sink: &mut Sink) {
+        let has_answered = self.answer_local(id, sink);
         let Some(server) = self.servers.get_mut(id) else {
             return;
         };
         server.delivered = true;
+        if let (true, Some(client)) = (has_answered, server.client) {
+            let status = server.status;
+            if matches!(status, Status::Ready | Status::InTransaction | Status::InFailedTransaction)
+            {
+                self.query_done(id, client, status);
+            }
+        }
+        let Some(server) = self.servers.get(id) else {
+            return;
+        };
         if server.status != Status::Ready || !server.replies.is_empty() {
             return;
         }

@@ -20,6 +20,10 @@ pub enum Request {
     Describe,
     /// CloseComplete.
     Close,
+    /// ParseComplete, for a statement of the store.
+    Prepare,
+    /// CloseComplete, for a statement of the store.
+    Discard,
     /// Rows, then a completion.
     Execute,
     /// ReadyForQuery.
@@ -60,6 +64,12 @@ pub enum Asker {
     Test,
     /// The pooler: auth_query.
     Lookup,
+    /// The pooler: a prepared statement that the client needs there, or that must make room.
+    Keeper,
+    /// The linked client; nothing was sent, the pooler answers when its turn comes.
+    Local,
+    /// The linked client, with a DEALLOCATE for which the pooler has sent something else.
+    Forget,
 }
 
 /// What a packet from the server is.
@@ -79,10 +89,46 @@ struct Expected {
     asker: Asker,
 }
 
+impl Expected {
+    /// True if its end is written down in `Settled`.
+    fn is_noted(self) -> bool {
+        matches!(self.request, Request::Prepare | Request::Discard) || self.asker == Asker::Forget
+    }
+}
+
+/// How requests that have to do with prepared statements have ended, in their order: first those
+/// that were done, then those that failed or were skipped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// How many `Prepare`, `Discard` and `Forget` were done.
+    pub done: u32,
+    /// How many of them were not.
+    pub dropped: u32,
+    /// The number of a client's unnamed statement whose Parse was not done; 0 if there is none.
+    pub unnamed: u64,
+}
+
+/// The unnamed statement of a server.
+#[derive(Clone, Copy, Default)]
+struct Unnamed {
+    /// Number of the statement; 0 if there is none, or nobody knows which.
+    number: u64,
+    /// Place of its Parse.
+    place: u64,
+    /// The client sent that Parse, not the pooler for it.
+    is_first: bool,
+}
+
 /// What a server owes, oldest first.
 #[derive(Default)]
 pub struct Replies {
     queue: VecDeque<Expected>,
+    /// How many entries there have ever been.
+    pushed: u64,
+    /// Place of the first entry behind the last Sync.
+    open_from: u64,
+    unnamed: Unnamed,
+    settled: Settled,
     /// An ErrorResponse came since the last ReadyForQuery.
     failed: bool,
     /// The server reads COPY data and ignores Sync.
@@ -121,9 +167,67 @@ impl Replies {
                     return;
                 }
             }
+            // Both replace the unnamed statement (protocol 55.2.3).
+            Request::Query | Request::Parse => self.unnamed.number = 0,
+            Request::Sync => self.open_from = self.pushed.wrapping_add(1),
             _ => {}
         }
+        self.push(request, asker);
+    }
+
+    /// Notes that the pooler will answer a request of the client's at this place.
+    pub fn owe(&mut self, request: Request) {
+        self.push(request, Asker::Local);
+    }
+
+    fn push(&mut self, request: Request, asker: Asker) {
         self.queue.push_back(Expected { request, asker });
+        self.pushed = self.pushed.wrapping_add(1);
+    }
+
+    /// The request at the front, if it is for the pooler to answer: it is answered now.
+    pub fn take_local(&mut self) -> Option<Request> {
+        let head = self.queue.front().filter(|head| head.asker == Asker::Local && !self.failed)?;
+        let request = head.request;
+        self.pop();
+        Some(request)
+    }
+
+    /// The place of the next entry, counted from the server's first.
+    pub fn place(&self) -> u64 {
+        self.pushed
+    }
+
+    /// The place of the oldest entry that has not ended.
+    pub fn answered(&self) -> u64 {
+        self.pushed.wrapping_sub(self.queue.len() as u64)
+    }
+
+    /// True if what is sent now finds the request at this place done, or is skipped like it. What
+    /// an error skips ends with a Sync.
+    pub fn is_certain(&self, place: u64) -> bool {
+        place >= self.open_from || place < self.answered()
+    }
+
+    /// The Parse that was sent last is that of the unnamed statement with this number.
+    pub fn set_unnamed(&mut self, number: u64, is_first: bool) {
+        self.unnamed = Unnamed { number, place: self.pushed.wrapping_sub(1), is_first };
+    }
+
+    /// The unnamed statement is closed.
+    pub fn end_unnamed(&mut self) {
+        self.unnamed.number = 0;
+    }
+
+    /// True if the server's unnamed statement is the one with this number.
+    pub fn has_unnamed(&self, number: u64) -> bool {
+        number != 0 && self.unnamed.number == number && self.is_certain(self.unnamed.place)
+    }
+
+    /// How requests have ended since the last call; `None` if none has that has to be known.
+    pub fn take_settled(&mut self) -> Option<Settled> {
+        let settled = std::mem::take(&mut self.settled);
+        (settled != Settled::default()).then_some(settled)
     }
 
     /// Takes note of a packet from the server and says what it is.
@@ -150,6 +254,10 @@ impl Replies {
         match step(head.request, kind) {
             Step::Stay => {}
             Step::Done => self.pop(),
+            Step::Noted => {
+                self.settled.done = self.settled.done.saturating_add(1);
+                self.pop();
+            }
             Step::CopyIn => self.copy_in = true,
             Step::Complete => self.complete(head.request),
             Step::Unexpected => return Fate::Unexpected,
@@ -182,7 +290,7 @@ impl Replies {
                 self.complete(head.request);
                 true
             }
-            Step::CopyIn | Step::Unexpected => false,
+            Step::Noted | Step::CopyIn | Step::Unexpected => false,
         }
     }
 
@@ -191,7 +299,7 @@ impl Replies {
     #[inline]
     pub fn received_ready(&mut self) -> bool {
         match self.queue.front() {
-            Some(head) if head.asker == Asker::Client => {
+            Some(head) if head.asker == Asker::Client && !self.failed => {
                 self.ready(Fate::Unprompted) != Fate::Unexpected
             }
             _ => false,
@@ -210,7 +318,7 @@ impl Replies {
                 matches!(expected.request, Request::CopyData | Request::CopyEnd)
             };
             if let Some(at) = self.queue.iter().position(data) {
-                self.queue.drain(..=at);
+                self.lose(0, at.saturating_add(1));
             }
         }
     }
@@ -218,13 +326,19 @@ impl Replies {
     fn ready(&mut self, fate: Fate) -> Fate {
         let head = self.queue.front().map(|expected| expected.request);
         match head {
+            Some(Request::Query) if self.next_asker() == Some(Asker::Forget) => {
+                let settled = &mut self.settled;
+                let count = if self.failed { &mut settled.dropped } else { &mut settled.done };
+                *count = count.saturating_add(1);
+                self.queue.pop_front();
+            }
             Some(Request::Query | Request::FunctionCall | Request::Sync) => {
                 self.queue.pop_front();
             }
             // After an error the server skips everything up to the next Sync (protocol 55.2.3).
             _ if self.failed => {
                 if !self.drop_through(0, Request::Sync) {
-                    self.queue.clear();
+                    self.lose(0, self.queue.len());
                 }
             }
             _ => return Fate::Unexpected,
@@ -262,15 +376,33 @@ impl Replies {
     fn drop_through(&mut self, from: usize, last: Request) -> bool {
         let at = self.queue.iter().skip(from).position(|expected| expected.request == last);
         if let Some(at) = at {
-            self.queue.drain(from..=from + at);
+            self.lose(from, at.saturating_add(1));
         }
         at.is_some()
+    }
+
+    /// Removes `count` entries from `from` on: the server has skipped them.
+    fn lose(&mut self, from: usize, count: usize) {
+        let first = self.answered().wrapping_add(from as u64);
+        let lost = first..first.wrapping_add(count as u64);
+        if self.unnamed.number != 0 && lost.contains(&self.unnamed.place) {
+            if self.unnamed.is_first {
+                self.settled.unnamed = self.unnamed.number;
+            }
+            self.unnamed.number = 0;
+        }
+        for expected in self.queue.drain(from..from.saturating_add(count)) {
+            if expected.is_noted() {
+                self.settled.dropped = self.settled.dropped.saturating_add(1);
+            }
+        }
     }
 }
 
 enum Step {
     Stay,
     Done,
+    Noted,
     CopyIn,
     Complete,
     Unexpected,
@@ -295,6 +427,7 @@ fn step(head: Request, kind: FromServer) -> Step {
         | (Request::Bind, S::BindComplete)
         | (Request::Close, S::CloseComplete)
         | (Request::Describe, S::RowDescription | S::NoData) => Step::Done,
+        (Request::Prepare, S::ParseComplete) | (Request::Discard, S::CloseComplete) => Step::Noted,
         (Request::Describe, S::ParameterDescription) => Step::Stay,
         _ => Step::Unexpected,
     }

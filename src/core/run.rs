@@ -2,8 +2,9 @@
 //! that pass as they are. Whatever else comes goes the long way, packet by packet, in `query`.
 
 use super::client::ClientState;
-use super::face::{ClientId, Run, ServerId};
+use super::face::{ClientId, Run, ServerId, Sink};
 use super::pool::PoolId;
+use super::prepare::clears_all;
 use super::query::read_status;
 use super::replies::{Asker, Request};
 use super::server::{ServerState, Status};
@@ -15,7 +16,7 @@ use crate::wire::{FromClient, FromServer};
 
 impl Core {
     /// The bytes at the front that are complete requests and need nothing but a server.
-    pub(super) fn plain_requests(&mut self, id: ClientId, data: &[u8]) -> Run {
+    pub(super) fn plain_requests(&mut self, id: ClientId, data: &[u8], sink: &mut Sink) -> Run {
         const LONG_WAY: Run = Run::Pass(0);
         let framer = Framer { startup: false, max: self.settings.max_packet_size };
         let Some(client) = self.clients.get(id) else { return LONG_WAY };
@@ -35,10 +36,14 @@ impl Core {
                 None => return LONG_WAY,
             },
         };
-        let Some(server) = self.servers.get_mut(server_id) else { return LONG_WAY };
+        let Some(server) = self.servers.get(server_id) else { return LONG_WAY };
         if server.replies.next_asker() == Some(Asker::Align) {
             return LONG_WAY;
         }
+        if self.tracks(server.pool) {
+            return self.tracked_requests(id, server_id, data, sink);
+        }
+        let Some(server) = self.servers.get_mut(server_id) else { return LONG_WAY };
         let mut done = 0_usize;
         while let Some((request, len)) = first_request(framer, data.get(done..).unwrap_or(&[])) {
             server.replies.sent(request, Asker::Client);
@@ -49,7 +54,6 @@ impl Core {
             }
         }
         server.status = Status::Busy;
-        server.delivered = false;
         self.begin_query(id, done as u64);
         Run::Pass(done)
     }
@@ -122,6 +126,10 @@ impl Core {
                 }
                 break;
             }
+            let body = packet.get(5..).unwrap_or(&[]);
+            if kind == FromServer::CommandComplete && clears_all(body) {
+                break;
+            }
             if !server.replies.received_plain(kind) {
                 break;
             }
@@ -167,7 +175,7 @@ const READY_LEN: usize = 6;
 
 /// The packet at the front if it is complete: its type byte and its bytes.
 #[inline]
-fn first_whole(framer: Framer, data: &[u8]) -> Option<(u8, &[u8])> {
+pub(super) fn first_whole(framer: Framer, data: &[u8]) -> Option<(u8, &[u8])> {
     match framer.first(data) {
         Frame::Packet { tag, len } => Some((tag, data.get(..len as usize)?)),
         _ => None,
@@ -177,7 +185,7 @@ fn first_whole(framer: Framer, data: &[u8]) -> Option<(u8, &[u8])> {
 /// The request at the front if it is complete and of a kind that needs no look inside: what comes
 /// back for it, and its length in bytes.
 #[inline]
-fn first_request(framer: Framer, data: &[u8]) -> Option<(Request, usize)> {
+pub(super) fn first_request(framer: Framer, data: &[u8]) -> Option<(Request, usize)> {
     let (tag, packet) = first_whole(framer, data)?;
     let request = match FromClient::of(tag) {
         FromClient::Query => Request::Query,

@@ -63,6 +63,11 @@ impl Scene {
         verdict
     }
 
+    /// A client sends the query.
+    fn ran(&mut self, id: ClientId) -> Run {
+        self.core.client_run(id, QUERY, &mut Sink::default())
+    }
+
     /// A client that has sent its start-up packet.
     fn beginner(&mut self, user: &str) -> ClientId {
         self.beginner_with(user, b"GMT")
@@ -109,15 +114,15 @@ fn server_that_dies_unused_does_not_take_the_next_client_with_it() {
     let mut scene = Scene::new("");
     let (a, server) = (scene.client("u"), scene.server());
     let b = scene.client("u");
-    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
-    assert_eq!(scene.core.client_run(b, QUERY), Run::Wait);
+    assert_eq!(scene.ran(a), Run::Pass(QUERY.len()));
+    assert_eq!(scene.ran(b), Run::Wait);
     assert_eq!(scene.core.server_run(server, ANSWER), ANSWER.len());
-    scene.core.server_drained(server);
+    scene.core.server_drained(server, &mut Sink::default());
     assert_eq!(scene.core.server_of(b), Some(server));
     scene.core.lost(Peer::Server(server), Loss::Receive);
     scene.act();
     assert_eq!(scene.closed, [Peer::Server(server)]);
-    assert_eq!(scene.core.client_run(b, QUERY), Run::Wait);
+    assert_eq!(scene.ran(b), Run::Wait);
     scene.core.turn_end();
     scene.act();
     assert_eq!(scene.connects.len(), 1);
@@ -128,7 +133,7 @@ fn client_that_turns_into_a_cancel_request_counts_no_more() {
     let mut scene = Scene::new("");
     let a = scene.client("u");
     scene.server();
-    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
+    assert_eq!(scene.ran(a), Run::Pass(QUERY.len()));
     let counts = |core: &Core| {
         let database = core.databases.get(core.database_names["d"]).unwrap();
         let user = core.users.get(core.user_names["u"]).unwrap();
@@ -151,7 +156,7 @@ fn pools_that_share_a_limit_take_turns() {
     let mut scene = Scene::new("max_db_connections = 1");
     let a = scene.client("u");
     let server = scene.server();
-    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
+    assert_eq!(scene.ran(a), Run::Pass(QUERY.len()));
     scene.client("v");
     scene.client("w");
     scene.core.turn_end();
@@ -159,7 +164,7 @@ fn pools_that_share_a_limit_take_turns() {
     assert!(scene.connects.is_empty());
     assert!(!scene.core.is_pending(), "nobody can be helped");
     scene.core.server_run(server, ANSWER);
-    scene.core.server_drained(server);
+    scene.core.server_drained(server, &mut Sink::default());
     scene.core.turn_end();
     scene.act();
     assert_eq!(scene.closed, [Peer::Server(server)]);
@@ -194,19 +199,19 @@ fn parameter_that_servers_do_not_report_costs_no_detour_for_ever() {
     let a = scene.beginner_with("u", b"UTC");
     scene.told(a, b"p\0\0\0\x06p\0");
     let server = scene.server();
-    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(0));
+    assert_eq!(scene.ran(a), Run::Pass(0));
     assert_eq!(scene.told(a, QUERY), Verdict::Wait, "the server gets the client's time zone");
     for bytes in [&b"C\0\0\0\x08SET\0"[..], b"S\0\0\0\x11TimeZone\0UTC\0", b"Z\0\0\0\x05I"] {
         let verdict = scene.core.server_packet(server, packet(bytes), &mut Sink::default());
         assert_eq!(verdict, Verdict::Drop);
     }
-    scene.core.server_drained(server);
+    scene.core.server_drained(server, &mut Sink::default());
     scene.act();
-    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()));
+    assert_eq!(scene.ran(a), Run::Pass(QUERY.len()));
     assert_eq!(scene.core.server_run(server, ANSWER), ANSWER.len());
-    scene.core.server_drained(server);
+    scene.core.server_drained(server, &mut Sink::default());
     assert_eq!(scene.core.server_of(a), None);
-    assert_eq!(scene.core.client_run(a, QUERY), Run::Pass(QUERY.len()), "they agree already");
+    assert_eq!(scene.ran(a), Run::Pass(QUERY.len()), "they agree already");
 }
 
 #[test]
@@ -240,7 +245,7 @@ fn server_that_is_asked_for_a_user_says_nothing_to_the_client() {
     let client = scene.core.clients.get(a).unwrap();
     let own = client.vars().packets(&scene.core.tracked);
     assert_eq!(own, b"S\0\0\0\x11TimeZone\0UTC\0");
-    scene.core.server_drained(server);
+    scene.core.server_drained(server, &mut Sink::default());
     scene.act();
     assert_eq!(scene.core.client_of(server), None);
     assert!(!scene.core.clients.get(a).unwrap().is_looked_up());

@@ -4,6 +4,7 @@ use super::connect::ServerLogin;
 use super::face::{Addr, ClientId, Facts, ServerId};
 use super::pool::PoolId;
 use super::replies::Replies;
+use super::statements::Shelf;
 use super::vars::Vars;
 use crate::base::list::{Linked, Links};
 use crate::base::Micros;
@@ -85,6 +86,8 @@ pub struct Server {
     pub(super) pool: PoolId,
     pub(super) last_packet: Micros,
     pub(super) replies: Replies,
+    /// Its prepared statements; exists from the first one on.
+    pub(super) shelf: Option<Box<Shelf>>,
     pub(super) vars: Vars,
     pub(super) links: Links<Server>,
     pub(super) key: Option<u64>,
@@ -170,6 +173,10 @@ impl Server {
     /// The tracked parameters.
     pub fn vars(&self) -> &Vars {
         &self.vars
+    }
+    /// How many prepared statements it has.
+    pub fn prepared(&self) -> usize {
+        self.shelf.as_ref().map_or(0, |shelf| shelf.len())
     }
     /// True if nothing is running, open or owed.
     pub fn is_clean(&self) -> bool {

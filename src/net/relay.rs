@@ -419,9 +419,9 @@ impl<W: Wire> Relay<W> {
             Received::Scratch(count) => {
                 let data = scratch.get(..count).unwrap_or_default();
                 let seen = match self.run(peer, data, core) {
-                    Run::Pass(run) if run == count => return,
-                    Run::Pass(run) => self.walk(peer, data, run, core),
+                    Run::Pass(run) | Run::Replace(run) if run == count => return,
                     Run::Wait => 0,
+                    run => self.walk(peer, data, run, core),
                 };
                 if let Some(conn) = self.conns.get_mut(peer).filter(|conn| !conn.lost) {
                     let rest = data.get(seen..).unwrap_or_default();
@@ -440,9 +440,9 @@ impl<W: Wire> Relay<W> {
         };
         let mut held = mem::take(&mut conn.held);
         let seen = match self.run(peer, held.as_slice(), core) {
-            Run::Pass(run) if run == held.len() => run,
-            Run::Pass(run) => self.walk(peer, held.as_slice(), run, core),
+            Run::Pass(run) | Run::Replace(run) if run == held.len() => run,
             Run::Wait => 0,
+            run => self.walk(peer, held.as_slice(), run, core),
         };
         held.take(seen, &mut self.spare);
         if let Some(conn) = self.conns.get_mut(peer) {
@@ -499,7 +499,8 @@ impl<W: Wire> Relay<W> {
         if !conn.is_between_packets() || more_to_come || conn.stopped || conn.lost {
             return;
         }
-        if let Some(client) = core.client_of(id) {
+        let client = core.client_of(id);
+        if let Some(client) = client {
             // Half a packet would swallow what the next client sends.
             if self.is_sending(Peer::Client(client), peer)
                 || self.must_wait_for(Peer::Client(client), peer)
@@ -510,6 +511,13 @@ impl<W: Wire> Relay<W> {
         if let Some(conn) = self.conns.servers.get_mut(id) {
             conn.undrained = false;
         }
-        core.server_drained(id);
+        core.server_drained(id, &mut self.sink);
+        if let (Some(client), false) = (client, self.sink.to_client.is_empty()) {
+            let mut said = mem::take(&mut self.sink.to_client);
+            self.spoke_to(Peer::Client(client));
+            self.deliver(Peer::Client(client), &said, core);
+            said.clear();
+            self.sink.to_client = said;
+        }
     }
 }

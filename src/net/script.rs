@@ -118,7 +118,7 @@ impl Decisions for Script {
     fn server_packet(&mut self, id: ServerId, packet: Packet<'_>, sink: &mut Sink) -> Verdict {
         self.packet(Peer::Server(id), &packet, sink)
     }
-    fn server_drained(&mut self, id: ServerId) {
+    fn server_drained(&mut self, id: ServerId, _: &mut Sink) {
         self.log.push(format!("drained {}", name(Peer::Server(id))));
     }
     fn bad_header(&mut self, from: Peer, raw: &[u8]) {

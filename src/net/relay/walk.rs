@@ -50,9 +50,9 @@ enum Step {
 }
 
 /// How many bytes at the front pass as they are.
-fn ask<D: Decisions>(from: Peer, data: &[u8], core: &mut D) -> Run {
+fn ask<D: Decisions>(from: Peer, data: &[u8], sink: &mut Sink, core: &mut D) -> Run {
     match from {
-        Peer::Client(id) => core.client_run(id, data),
+        Peer::Client(id) => core.client_run(id, data, sink),
         Peer::Server(id) => Run::Pass(core.server_run(id, data).min(data.len())),
     }
 }
@@ -66,14 +66,17 @@ impl<W: Wire> Relay<W> {
         if !self.conns.get(from).is_some_and(is_between) {
             return Run::Pass(0);
         }
-        let run = ask(from, data, core);
-        if run == Run::Pass(data.len()) {
+        let run = ask(from, data, &mut self.sink, core);
+        if run == Run::Pass(data.len()) || run == Run::Replace(data.len()) {
             if let Some(conn) = self.conns.get_mut(from) {
                 conn.ask = false;
                 conn.undrained = true;
             }
             if let Some(to) = link(from, core) {
-                self.deliver(to, data, core);
+                match run {
+                    Run::Replace(_) => self.deliver_said(to, core),
+                    _ => self.deliver(to, data, core),
+                }
             }
         }
         if let (Run::Wait, Some(conn)) = (run, self.conns.get_mut(from)) {
@@ -83,13 +86,21 @@ impl<W: Wire> Relay<W> {
         run
     }
 
-    /// Decides and hands on as much of `data` as possible, of which the first `run` bytes are
-    /// decided already; returns how many bytes are done with.
+    /// What the core said to the server is all that goes there.
+    fn deliver_said<D: Decisions>(&mut self, to: Peer, core: &mut D) {
+        let mut said = mem::take(&mut self.sink.to_server);
+        self.deliver(to, &said, core);
+        said.clear();
+        self.sink.to_server = said;
+    }
+
+    /// Decides and hands on as much of `data` as possible, of which the first bytes are decided
+    /// already as `run` says; returns how many bytes are done with.
     pub(super) fn walk<D: Decisions>(
         &mut self,
         from: Peer,
         data: &[u8],
-        run: usize,
+        run: Run,
         core: &mut D,
     ) -> usize {
         let Some(conn) = self.conns.get_mut(from) else {
@@ -107,9 +118,16 @@ impl<W: Wire> Relay<W> {
             joined: mem::take(&mut self.joined),
             run: 0..0,
         };
-        if run > 0 {
-            walk.flow.pass = run as u32;
-            walk.flow.to = link(from, core);
+        match run {
+            Run::Pass(run) if run > 0 => {
+                walk.flow.pass = run as u32;
+                walk.flow.to = link(from, core);
+            }
+            Run::Replace(run) => {
+                walk.at = run;
+                self.say(&mut walk, core);
+            }
+            Run::Pass(_) | Run::Wait => {}
         }
         if walk.flow.pass > 0 && walk.flow.to != link(from, core) {
             // The rest of a packet is for nobody but the one who got its beginning.
@@ -176,9 +194,13 @@ impl<W: Wire> Relay<W> {
     fn decide<D: Decisions>(&mut self, walk: &mut Walk<'_>, core: &mut D) -> Step {
         let from = walk.from;
         let rest = walk.data.get(walk.at..).unwrap_or_default();
-        match ask(from, rest, core) {
+        match ask(from, rest, &mut self.sink, core) {
             Run::Pass(0) => {}
             Run::Pass(run) => return walk.begin(0, run as u32, link(from, core)),
+            Run::Replace(run) => {
+                self.say(walk, core);
+                return walk.begin(run as u32, run as u32, None);
+            }
             Run::Wait => {
                 self.set_waiting(from);
                 walk.flow.want = 0;
@@ -281,8 +303,12 @@ impl<W: Wire> Relay<W> {
             self.join(walk, core);
             walk.joined.extend_from_slice(&across);
         }
-        back.clear();
-        across.clear();
+        for said in [&mut back, &mut across] {
+            said.clear();
+            if said.capacity() > JOINED_MAX {
+                *said = Vec::new();
+            }
+        }
         self.sink = match walk.from {
             Peer::Client(_) => Sink { to_client: back, to_server: across },
             Peer::Server(_) => Sink { to_client: across, to_server: back },
