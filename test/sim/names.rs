@@ -53,6 +53,8 @@ pub struct Names {
     /// then: the pooler forgets them when it is done.
     clearing: Option<u32>,
     fading: BTreeSet<String>,
+    /// It may have an unnamed statement.
+    pub has_unnamed: bool,
     /// How many more it has, which are never used again.
     pub others: usize,
 }
@@ -66,6 +68,7 @@ impl Names {
     /// A name is given to a text.
     pub fn prepare(&mut self, name: &str, text: Text, parse: u32) {
         let known = Known { text, parse, confirmed: false, sync: None };
+        self.has_unnamed |= name.is_empty();
         self.known.insert(name.to_owned(), known);
     }
 
@@ -83,7 +86,8 @@ impl Names {
         self.others = 0;
     }
 
-    /// True while the end of such a request has not come.
+    /// True while the end of such a request has not come: what the pooler takes for prepared may be
+    /// lost with it.
     pub fn is_clearing(&self) -> bool {
         self.clearing.is_some()
     }
@@ -95,12 +99,8 @@ impl Names {
 }
 
 impl Client {
-    /// True if a Parse in an earlier batch has not been answered, and may yet fail or be skipped; or
-    /// if DEALLOCATE ALL is under way: what the pooler takes for prepared may be lost with that.
+    /// True if a Parse in an earlier batch has not been answered, and may yet fail or be skipped.
     pub fn is_uncertain(&self, known: &Known) -> bool {
-        if self.names.clearing.is_some() {
-            return true;
-        }
         let is_open = |sync| self.expected.iter().any(|e| e.tag == b'S' && e.number == sync);
         !known.confirmed && known.sync.is_some_and(is_open)
     }
@@ -119,8 +119,15 @@ impl Client {
     }
 
     /// A simple query goes out: it is the end of the unnamed statement.
+    pub fn end_unnamed(&mut self) {
+        self.names.known.remove("");
+        self.names.has_unnamed = false;
+    }
+
+    /// Another unnamed statement is prepared, or something went wrong with it.
     pub fn forget_unnamed(&mut self) {
         self.names.known.remove("");
+        self.names.has_unnamed = true;
     }
 
     /// ParseComplete for this request.

@@ -237,7 +237,7 @@ impl Words<'_> {
         let (mark, text) = self.request(command);
         write::query(&mut self.out, text.as_bytes());
         self.client.expect(b'Q', mark.number);
-        self.client.forget_unnamed();
+        self.client.end_unnamed();
         "query"
     }
 

@@ -33,19 +33,20 @@ impl Words<'_> {
     /// Something about prepared statements.
     pub(super) fn prepared(&mut self) -> &'static str {
         let quiet = self.client.is_quiet() && self.out.is_empty();
+        let settled = quiet && self.client.status != b'E';
         match self.dice.below(40) {
             0 => self.mistake(),
-            1 if quiet && self.client.status != b'E' => self.clear(),
-            2 if quiet && self.client.status == b'I' => self.discard(),
-            3 if quiet && self.client.status != b'E' => self.deallocate(),
-            4 | 5 => {
+            1 | 2 if settled => self.clear(),
+            3 if settled && self.client.status == b'I' => self.discard(),
+            4..=6 if settled => self.deallocate(),
+            7..=9 => {
                 for _ in 0..2 + self.dice.below(3) {
                     self.elements(3);
                     self.sync();
                 }
                 "pipeline of statements"
             }
-            6..=12 => {
+            10..=17 => {
                 self.elements(3);
                 self.client.unsynced = true;
                 self.client.names.awaits = Awaits::Flushed;
@@ -71,6 +72,8 @@ impl Words<'_> {
             });
             match self.dice.below(12) {
                 0 => self.close(&name),
+                // Whatever unnamed statement the server has is another client's.
+                1 if name.is_empty() && !self.client.names.has_unnamed => self.use_it(&name),
                 1..=3 => self.prepare(&name),
                 4 => {
                     self.prepare(&name);
@@ -96,7 +99,7 @@ impl Words<'_> {
             tag,
             number,
             text: known.map(|known| known.text),
-            may_miss: known.is_none_or(|known| self.client.is_uncertain(known)),
+            may_miss: known.is_none() || self.client.names.is_clearing(),
             ..Expected::default()
         };
         self.client.expected.push_back(expected);
@@ -181,7 +184,7 @@ impl Words<'_> {
 
     /// The pooler closes whoever uses a name twice, or one that it doesn't have.
     fn mistake(&mut self) -> &'static str {
-        if self.client.names.is_clearing() || !self.dice.chance(30) {
+        if self.client.names.is_clearing() || self.dice.chance(50) {
             self.elements(4);
             self.sync();
             return "statements";
@@ -257,7 +260,7 @@ impl Words<'_> {
         if let Some(last) = self.client.expected.back_mut() {
             last.may_miss = known.is_none();
         }
-        self.client.forget_unnamed();
+        self.client.end_unnamed();
         if self.dice.chance(50) {
             self.elements(3);
             self.sync();
