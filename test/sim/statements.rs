@@ -81,6 +81,10 @@ impl World {
             let client = &mut self.clients[at];
             client.names.hazy |= !client.is_quiet() || !client.names.known.is_empty();
             client.names.tracked = tracked;
+            if client.names.mistake.is_some() {
+                // Whether it was one is an open question now.
+                client.leave(false);
+            }
         }
         let lower = limit_before != self.plan.settings.max_prepared_statements;
         for server in self.servers.values_mut().filter(|_| lower) {
