@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::rc::Rc;
 
 use crate::fake::Replies;
+use crate::prepared;
 use crate::rig::scratch::scratch;
 use crate::run::Stand;
 use crate::scenario::{Scenario, Variant, Work};
@@ -29,6 +30,7 @@ fn life(scenario: &Scenario, variant: &Variant, units: usize) -> u64 {
     ];
     let mut stand = Stand::new(scenario, variant, &replies, &under);
     stand.load.connect(scenario.clients);
+    prepared::begin(scenario, &mut stand.load, &replies);
     stand.load.set_script(&scenario.work.script(&replies));
     for _ in 0..units {
         stand.load.once(0..scenario.clients);

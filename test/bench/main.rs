@@ -15,6 +15,7 @@ mod login;
 mod measure;
 mod memory;
 mod pgbench;
+mod prepared;
 mod process;
 mod report;
 mod run;

@@ -8,6 +8,7 @@ use crate::histogram::Histogram;
 use crate::link::Family;
 use crate::load::Load;
 use crate::measure::{machine, Counter, Counts, Usage};
+use crate::prepared;
 use crate::process::{Process, Setup};
 use crate::rig::scratch::scratch;
 use crate::scenario::{Scenario, Variant};
@@ -124,6 +125,7 @@ pub(crate) fn run(
         progress(&format!("starting {}", variant.label));
         let mut stand = Stand::new(scenario, variant, &replies, &[]);
         stand.load.connect(scenario.clients + variant.idle);
+        prepared::begin(scenario, &mut stand.load, &replies);
         stand.load.set_script(&script);
         stands.push(stand);
         all.push(Series {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use crate::fake::{sql, Replies, COPY};
 use crate::link::Family;
 use crate::load::Script;
+use crate::prepared;
 use crate::process::{Auth, Program};
 use crate::rig::wire::{bind, describe, execute, msg, parse, query, sync};
 
@@ -13,6 +14,7 @@ use crate::rig::wire::{bind, describe, execute, msg, parse, query, sync};
 pub(crate) enum Work {
     Simple,
     Extended,
+    Prepared,
     Transaction,
     Rows,
     Bulk,
@@ -69,6 +71,7 @@ impl Work {
                 vec![[parse("", sql::ONE), bind("", &[]), describe(b'P', ""), execute(), sync()]
                     .concat()]
             }
+            Self::Prepared => vec![prepared::unit()],
             Self::Transaction => vec![query("BEGIN"), query(sql::ONE), query("COMMIT")],
             Self::Rows => vec![query(sql::HUNDRED)],
             Self::Bulk => vec![query(sql::BIG)],
@@ -121,6 +124,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         all.push(scenario("simple-10", Work::Simple, family, 10));
         all.push(scenario("simple-1000", Work::Simple, family, 1000));
         all.push(cost(scenario("extended", Work::Extended, family, 200), 0.75));
+        all.push(prepared::scenario(scenario("prepared", Work::Prepared, family, 200)));
         all.push(cost(scenario("transaction", Work::Transaction, family, 200), 0.90));
         all.push(cost(scenario("rows", Work::Rows, family, 50), 0.40));
         let mut bulk = cost(scenario("bulk", Work::Bulk, family, 4), 0.15);

@@ -31,6 +31,8 @@ mod memory;
 mod pam;
 mod parameters;
 mod pooling;
+mod prepared;
+mod prepared_beyond;
 mod process;
 mod protocol;
 mod servers;
