@@ -99,6 +99,11 @@ impl Names {
 }
 
 impl Client {
+    /// True if it is a client that mostly uses the unnamed statement.
+    pub fn keeps_to_unnamed(&self) -> bool {
+        self.number % 3 == 0
+    }
+
     /// True if a Parse in an earlier batch has not been answered, and may yet fail or be skipped.
     pub fn is_uncertain(&self, known: &Known) -> bool {
         let is_open = |sync| self.expected.iter().any(|e| e.tag == b'S' && e.number == sync);
@@ -188,7 +193,10 @@ impl Client {
         self.note_failed(head.number);
         let about_names = matches!(code, Some(b"26000" | b"42P05"));
         if about_names && !head.may_miss && !self.names.hazy {
-            return Err(format!("STATEMENTS: {:?} for {head:?}", code.map(String::from_utf8_lossy)));
+            return Err(format!(
+                "STATEMENTS: {:?} for {head:?}",
+                code.map(String::from_utf8_lossy)
+            ));
         }
         Ok(())
     }

@@ -129,7 +129,9 @@ impl World {
             if known.is_some_and(|known| known.prepared() != has) {
                 let says = known.map(|known| known.prepared());
                 let number = client.number;
-                self.fail(&format!("STATEMENTS: client {number} has {has}, the core says {says:?}"));
+                self.fail(&format!(
+                    "STATEMENTS: client {number} has {has}, the core says {says:?}"
+                ));
             }
         }
     }

@@ -178,7 +178,8 @@ impl Words<'_> {
         if copies || self.client.expected.len() > 8 {
             return "";
         }
-        if self.client.names.are_kept() && self.dice.chance(60) {
+        let often = if self.client.keeps_to_unnamed() { 90 } else { 60 };
+        if self.client.names.are_kept() && self.dice.chance(often) {
             return self.prepared();
         }
         let choice = match self.client.status {

@@ -22,7 +22,11 @@ fn name(number: usize) -> String {
 }
 
 impl Words<'_> {
+    /// One in three clients knows the unnamed statement only, as some drivers do.
     fn any_name(&mut self) -> String {
+        if self.client.keeps_to_unnamed() && self.dice.chance(80) {
+            return String::new();
+        }
         name(self.dice.pick(&[0, 0, 1, 1, 2, 2, SHORT, SHORT + 1, SHORT + 1]))
     }
 
@@ -47,7 +51,13 @@ impl Words<'_> {
                 "pipeline of statements"
             }
             10..=17 => {
-                self.elements(3);
+                match self.dice.chance(30) {
+                    true => {
+                        let name = self.any_name();
+                        self.prepare(&name);
+                    }
+                    false => self.elements(3),
+                }
                 self.client.unsynced = true;
                 self.client.names.awaits = Awaits::Flushed;
                 write::packet(&mut self.out, b'H', |_| {});
