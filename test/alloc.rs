@@ -169,11 +169,26 @@ impl World {
     }
 }
 
+/// Packets with a body that fits all of them: names are empty.
 fn tagged(tags: &str) -> Vec<u8> {
     let mut out = Vec::new();
     for tag in tags.bytes() {
-        write::packet(&mut out, tag, |body| body.extend_from_slice(b"a\0b\0\0\0"));
+        write::packet(&mut out, tag, |body| body.extend_from_slice(b"\0\0b\0\0\0"));
     }
+    out
+}
+
+/// Bind and Describe of a statement with this name, Execute, Sync.
+fn uses(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (tag, before, after) in [(b'B', 0, 6), (b'D', b'S', 0)] {
+        write::packet(&mut out, tag, |body| {
+            body.push(before);
+            write::text(body, name.as_bytes());
+            body.resize(body.len() + after, 0);
+        });
+    }
+    out.extend(tagged("ES"));
     out
 }
 
@@ -257,4 +272,55 @@ fn packets_in_pieces_allocate_nothing() {
         assert_eq!(count, 0, "{}", String::from_utf8_lossy(&query));
         assert!(!world.relay.owns_memory(client) && !world.relay.owns_memory(server));
     }
+}
+
+#[test]
+fn statements_that_a_server_has_are_bound_without_allocating() {
+    let mut world = World::new();
+    let clients = [world.log_in(), world.log_in()];
+    let server = world.server();
+    let (names, texts) = (["one", "another"], ["select 1", "select 2"]);
+    let own = ["PGBOUNCER_1", "PGBOUNCER_2"];
+    let ready = |tags: &str| {
+        let mut out = tagged(tags);
+        write::ready(&mut out, b'I');
+        out
+    };
+    let parse = |name: &str, text: &str| {
+        let mut out = Vec::new();
+        write::packet(&mut out, b'P', |body| {
+            write::text(body, name.as_bytes());
+            write::text(body, text.as_bytes());
+            body.extend_from_slice(&[0; 2]);
+        });
+        out.extend(tagged("S"));
+        out
+    };
+    for at in [0, 1] {
+        world.send(clients[at], &parse(names[at], texts[at]));
+        world.assert_got(server, &parse(own[at], texts[at]));
+        world.send(server, &ready("1"));
+        world.assert_got(clients[at], &ready("1"));
+    }
+    let (sent, replies) = (names.map(uses), ready("2tTDC"));
+    let renamed = own.map(uses);
+    let count = allocations(|| {
+        for at in [0, 1] {
+            world.send(clients[at], &sent[at]);
+            world.assert_got(server, &renamed[at]);
+            world.send(server, &replies);
+            world.assert_got(clients[at], &replies);
+        }
+    });
+    assert_eq!(count, 0);
+    // The same when the packets come in pieces, the long way.
+    let count = allocations(|| {
+        let (first, rest) = sent[0].split_at(9);
+        world.send(clients[0], first);
+        world.send(clients[0], rest);
+        world.assert_got(server, &renamed[0]);
+        world.send(server, &replies);
+        world.assert_got(clients[0], &replies);
+    });
+    assert_eq!(count, 0);
 }

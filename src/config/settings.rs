@@ -187,7 +187,7 @@ settings! {
     max_packet_size: u32 = text("2147483647"), Reload, NOW;
     /// How many prepared statements of the extended protocol are kept per server in transaction
     /// and statement mode; 0 is no support for them.
-    max_prepared_statements: i32 = text("200"), Reload, LATER;
+    max_prepared_statements: i32 = text("200"), Reload, NOW;
     /// How many clients a user may have; 0 is without limit.
     max_user_client_connections: i32 = text("0"), Reload, NOW;
     /// How many servers a user may have, all databases together; 0 is without limit.

@@ -32,6 +32,8 @@ pub mod reason;
 pub mod release;
 mod reload;
 pub mod replies;
+#[cfg(test)]
+mod replies_tests;
 mod rewrite;
 mod run;
 #[cfg(test)]

@@ -470,3 +470,44 @@ impl Client {
         self.names.as_ref().map_or(0, |names| names.map.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_in_packets() {
+        use Request::{Bind, Close, Describe, Parse};
+        for (request, body, want) in [
+            (Parse, &b""[..], None),
+            (Parse, b"abc", None),
+            (Parse, b"abc\0select", Some(0..3)),
+            (Parse, b"\0select", Some(0..0)),
+            (Bind, b"por", None),
+            (Bind, b"por\0", None),
+            (Bind, b"por\0s", None),
+            (Bind, b"por\0st\0", Some(4..6)),
+            (Bind, b"\0\0", Some(1..1)),
+            (Describe, b"S", None),
+            (Describe, b"Ss\0", Some(1..2)),
+            (Close, b"S\0", Some(1..1)),
+            (Close, b"Pp\0", Some(0..0)),
+            (Describe, b"P", Some(0..0)),
+        ] {
+            assert_eq!(name_in(request, body), want, "{request:?} {body:?}");
+        }
+    }
+
+    #[test]
+    fn statements_have_as_many_types_as_they_say() {
+        for (key, want) in [
+            (&b"select 1\0\0\0"[..], true),
+            (b"\0\0\x01\0\0\0\x17", true),
+            (b"\0\0\x01\0\0\0", false),
+            (b"\0\0", false),
+            (b"select 1", false),
+        ] {
+            assert_eq!(is_statement(key), want, "{key:?}");
+        }
+    }
+}

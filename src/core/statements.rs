@@ -390,3 +390,80 @@ impl Statements {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: [&[u8]; 3] = [b"select 1\0\0\0", b"select 1\0\0\x01\0\0\0\x17", b"select 2\0\0\0"];
+
+    /// Answers the oldest request of a server.
+    fn answer(store: &mut Statements, shelf: &mut Shelf, is_done: bool) {
+        match shelf.take_sent() {
+            Some(Sent::Prepare(at)) => store.answered(shelf, at, is_done.then_some(true)),
+            Some(Sent::Discard(at)) => store.answered(shelf, at, is_done.then_some(false)),
+            _ => panic!("nothing was sent"),
+        }
+    }
+
+    #[test]
+    fn a_statement_is_kept_once_and_as_long_as_somebody_has_it() {
+        let mut store = Statements::default();
+        let ids = KEYS.map(|key| store.intern(key));
+        assert_eq!(store.intern(KEYS[0]), ids[0]);
+        let names = ids.map(|id| store.get(id).unwrap().name().as_bytes().to_vec());
+        assert_eq!(names, [&b"PGBOUNCER_1"[..], b"PGBOUNCER_2", b"PGBOUNCER_3"]);
+        store.drop(ids[0]);
+        assert!(store.get(ids[0]).is_some());
+        ids.map(|id| store.drop(id));
+        assert!(store.is_empty() && store.by_key.is_empty());
+        let again = store.intern(KEYS[0]);
+        assert_eq!(store.get(again).unwrap().name().as_bytes(), b"PGBOUNCER_4");
+        assert_eq!(ServerName::new(u64::MAX).as_bytes(), b"PGBOUNCER_18446744073709551615");
+    }
+
+    #[test]
+    fn a_server_has_what_its_answers_say() {
+        let mut store = Statements::default();
+        let ids = KEYS.map(|key| store.intern(key));
+        let (mut shelf, mut out) = (Shelf::default(), Vec::new());
+        for id in ids {
+            store.prepare(&mut shelf, id, 5, &mut out);
+        }
+        assert_eq!(out[..29], *b"P\0\0\0\x1bPGBOUNCER_1\0select 1\0\0\0");
+        store.touch(&mut shelf, ids[0]);
+        assert_eq!(store.oldest(&shelf), Some(ids[1]));
+        out.clear();
+        store.discard(&mut shelf, ids[1], &mut out);
+        assert_eq!(out, b"C\0\0\0\x11SPGBOUNCER_2\0");
+        assert_eq!(store.standing(&shelf, ids[1]), Standing::Doubtful);
+        // The second Parse is done, the third and the Close are skipped.
+        for is_done in [true, true, false, false] {
+            answer(&mut store, &mut shelf, is_done);
+        }
+        let standing = ids.map(|id| store.standing(&shelf, id));
+        assert_eq!(standing, [Standing::Since(5), Standing::Since(5), Standing::Unknown]);
+        assert_eq!((shelf.len(), store.oldest(&shelf)), (2, Some(ids[1])));
+        ids.map(|id| store.drop(id));
+        assert_eq!(store.len(), 2, "the server has them");
+        store.prepare(&mut shelf, ids[0], 9, &mut out);
+        store.clear(&mut shelf);
+        assert_eq!((store.len(), shelf.len()), (1, 1), "one was sent again");
+        answer(&mut store, &mut shelf, true);
+        assert_eq!(shelf.len(), 1);
+        shelf.forgets(b"x"[..].into(), store.intern(KEYS[2]));
+        store.forget_shelf(shelf);
+        assert!(store.is_empty() && store.instances.is_empty());
+    }
+
+    #[test]
+    fn a_large_unnamed_statement_does_not_stay() {
+        let mut names = Names::default();
+        names.keep_unnamed(&[1; 100_000], 1);
+        assert_eq!(names.unnamed().map(<[u8]>::len), Some(100_000));
+        names.keep_unnamed(b"small", 2);
+        assert!(names.unnamed.capacity() < 1000 && names.unnamed() == Some(b"small"));
+        names.end_unnamed();
+        assert_eq!((names.unnamed(), names.number()), (None, 0));
+    }
+}

@@ -72,11 +72,10 @@ impl<W: Wire> Relay<W> {
                 conn.ask = false;
                 conn.undrained = true;
             }
-            if let Some(to) = link(from, core) {
-                match run {
-                    Run::Replace(_) => self.deliver_said(to, core),
-                    _ => self.deliver(to, data, core),
-                }
+            match (run, link(from, core)) {
+                (Run::Replace(_), to) => self.deliver_said(to, core),
+                (_, Some(to)) => self.deliver(to, data, core),
+                _ => {}
             }
         }
         if let (Run::Wait, Some(conn)) = (run, self.conns.get_mut(from)) {
@@ -87,9 +86,11 @@ impl<W: Wire> Relay<W> {
     }
 
     /// What the core said to the server is all that goes there.
-    fn deliver_said<D: Decisions>(&mut self, to: Peer, core: &mut D) {
+    fn deliver_said<D: Decisions>(&mut self, to: Option<Peer>, core: &mut D) {
         let mut said = mem::take(&mut self.sink.to_server);
-        self.deliver(to, &said, core);
+        if let Some(to) = to {
+            self.deliver(to, &said, core);
+        }
         said.clear();
         self.sink.to_server = said;
     }
