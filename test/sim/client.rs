@@ -93,6 +93,8 @@ pub struct Client {
     pub unsure: bool,
     /// One byte that answers an SSLRequest is expected.
     pub asked_for_tls: bool,
+    /// It wants no parameters of its own when it comes.
+    pub is_plain: bool,
     /// Its prepared statements.
     pub names: Names,
     /// How many texts are prepared in this run.
@@ -126,6 +128,7 @@ impl Client {
             slow: false,
             unsure: false,
             asked_for_tls: false,
+            is_plain: false,
             names: Names::default(),
             texts: 1,
             failed: false,

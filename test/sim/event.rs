@@ -99,7 +99,12 @@ impl World {
         if !busy.is_empty() {
             let at = self.dice.pick(&busy);
             self.trace(|_| format!("server {:?} works", peer_of(at)));
-            self.server_works(at);
+            let most = if self.plan.brisk && self.dice.chance(80) { 12 } else { 1 };
+            for _ in 0..most {
+                if self.servers.get(&at).is_some_and(|server| server.has_work()) {
+                    self.server_works(at);
+                }
+            }
         }
     }
 
@@ -171,6 +176,7 @@ impl World {
             let client = &world.clients[at];
             format!("client {} ({:?}) connects: {database}/{user}", client.number, client.id)
         });
+        self.clients[at].is_plain = self.plan.brisk && self.dice.chance(70);
         talk::opening(&mut self.clients[at], &user, &mut self.dice);
     }
 

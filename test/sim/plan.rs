@@ -67,7 +67,7 @@ impl Plan {
             calm,
             servers_ask: false,
             clients: 2 + dice.below(11),
-            brisk: dice.chance(30),
+            brisk: dice.chance(22),
             texts: 2 + dice.below(Text::COUNT - 1),
             limits: dice.pick(&[&[0][..], &[1], &[2, 3], &[1, 2, 3, 4, -1, 200]]),
         };

@@ -29,10 +29,10 @@ pub fn opening(client: &mut Client, user: &str, dice: &mut Dice) {
 
 fn startup(client: &Client, user: &str, dice: &mut Dice) -> Vec<u8> {
     let mut pairs = vec![("user", user), ("database", client.database.as_str())];
-    if dice.chance(50) {
+    if !client.is_plain && dice.chance(50) {
         pairs.push(("application_name", dice.pick(&NAMES)));
     }
-    if dice.chance(30) {
+    if !client.is_plain && dice.chance(30) {
         pairs.push(("TimeZone", dice.pick(&ZONES)));
     }
     if dice.chance(2) {
