@@ -26,6 +26,8 @@ mod method;
 pub mod pause;
 pub mod pool;
 mod prepare;
+#[cfg(test)]
+mod prepare_tests;
 mod prove;
 mod query;
 pub mod reason;

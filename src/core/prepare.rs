@@ -7,6 +7,7 @@ use super::face::{ClientId, Packet, ServerId, Sink, Verdict};
 use super::fault::{self, Fault};
 use super::pool::PoolId;
 use super::replies::{Asker, Request};
+use super::server::Status;
 use super::statements::{Named, Sent, ServerName, Standing, StatementId};
 use super::stats::Counter;
 use super::Core;
@@ -87,11 +88,7 @@ impl Core {
             FromClient::Bind => Request::Bind,
             FromClient::Describe => Request::Describe,
             FromClient::Close => Request::Close,
-            // There is nothing that it could bring.
-            FromClient::Flush if self.clients.get(id)?.server.is_none() => {
-                self.count_received(id, packet);
-                return Some(Verdict::Drop);
-            }
+            FromClient::Flush => return self.tracked_flush(id, packet),
             _ => return None,
         };
         let Some(place) = name_in(request, packet.seen) else {
@@ -161,6 +158,33 @@ impl Core {
         }
     }
 
+    /// A server that has been given nothing by its client yet does not wait for it, if all that the
+    /// client has sent is done.
+    fn give_back(&mut self, id: ServerId, packet: Packet<'_>) {
+        let Some(server) = self.servers.get(id) else { return };
+        if packet.behind || server.status != Status::Reserved || !server.replies.is_empty() {
+            return;
+        }
+        if let Some(client) = server.client {
+            self.query_done(id, client, Status::Ready);
+        }
+        self.release(id);
+    }
+
+    /// A Flush brings nothing if nothing is owed.
+    fn tracked_flush(&mut self, id: ClientId, packet: Packet<'_>) -> Option<Verdict> {
+        let server = self.clients.get(id)?.server;
+        let owes = |id| self.servers.get(id).is_some_and(|server| !server.replies.is_empty());
+        if server.is_some_and(owes) {
+            return None;
+        }
+        self.count_received(id, packet);
+        if let Some(server) = server {
+            self.give_back(server, packet);
+        }
+        Some(Verdict::Drop)
+    }
+
     /// Answers what is for the pooler to answer and whose turn has come; true if there was any.
     #[inline]
     pub(super) fn answer_local(&mut self, id: ServerId, sink: &mut Sink) -> bool {
@@ -185,13 +209,11 @@ impl Core {
         let Some(server) = self.servers.get_mut(id) else { return false };
         let shelf = server.shelf.get_or_insert_default();
         let (replies, store) = (&mut server.replies, &mut self.statements);
+        if asker == Asker::Keeper && store.touch(shelf, statement, |at| replies.is_certain(at)) {
+            return false;
+        }
         match store.standing(shelf, statement) {
-            Standing::Since(place) if replies.is_certain(place) => {
-                if asker == Asker::Keeper {
-                    store.touch(shelf, statement);
-                }
-                return false;
-            }
+            Standing::Since(place) if replies.is_certain(place) => return false,
             Standing::Unknown => {}
             // Closing what does not exist is no error, but making it again is.
             Standing::Since(_) | Standing::Doubtful => {
@@ -244,6 +266,7 @@ impl Core {
         } else {
             self.count_received(id, packet);
             self.answer_here(server, Request::Parse, sink);
+            self.give_back(server, packet);
         }
         Verdict::Drop
     }
@@ -294,7 +317,10 @@ impl Core {
         }
         self.count_received(id, packet);
         match server {
-            Some(server) => self.answer_here(server, Request::Close, sink),
+            Some(server) => {
+                self.answer_here(server, Request::Close, sink);
+                self.give_back(server, packet);
+            }
             None => write_answer(&mut sink.to_client, Request::Close),
         }
         Verdict::Drop

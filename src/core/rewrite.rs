@@ -7,7 +7,7 @@ use super::prepare::{name_in, rename};
 use super::replies::{Asker, Request};
 use super::run::first_request;
 use super::server::{Server, Status};
-use super::statements::{Names, ServerName, Standing, Statements};
+use super::statements::{Names, ServerName, Statements};
 use super::stats::Counter;
 use super::Core;
 use crate::wire::frame::Framer;
@@ -149,11 +149,9 @@ fn course_of_named(
     else {
         return Course::Long;
     };
-    match store.standing(shelf, named.statement) {
-        Standing::Since(place) if server.replies.is_certain(place) => {}
-        _ => return Course::Long,
+    if !store.touch(shelf, named.statement, |place| server.replies.is_certain(place)) {
+        return Course::Long;
     }
-    store.touch(shelf, named.statement);
     match store.get(named.statement) {
         Some(statement) => Course::Renamed(at, *statement.name()),
         None => Course::Long,

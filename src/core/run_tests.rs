@@ -8,13 +8,13 @@ use crate::config::{self, Settings};
 use crate::wire::write;
 
 /// A core, and whom it wants closed.
-struct Scene {
-    core: Core,
+pub(super) struct Scene {
+    pub(super) core: Core,
     connects: Vec<ServerId>,
     closed: Vec<Peer>,
 }
 
-fn packet(bytes: &[u8]) -> Packet<'_> {
+pub(super) fn packet(bytes: &[u8]) -> Packet<'_> {
     let header = if bytes[0] == 0 { 4 } else { 5 };
     let tag = if header == 4 { 0 } else { bytes[0] };
     Packet { tag, len: bytes.len() as u32, seen: &bytes[header..], behind: false }
@@ -25,7 +25,7 @@ const ANSWER: &[u8] = b"C\0\0\0\x05\0Z\0\0\0\x05I";
 
 impl Scene {
     /// One database, with these settings besides.
-    fn new(settings: &str) -> Scene {
+    pub(super) fn new(settings: &str) -> Scene {
         let around = Surroundings {
             now: Micros::from_secs(1000),
             seed: [7; 32],
@@ -47,7 +47,7 @@ impl Scene {
         Scene { core, connects: Vec::new(), closed: Vec::new() }
     }
 
-    fn act(&mut self) {
+    pub(super) fn act(&mut self) {
         while let Some(action) = self.core.next_action() {
             match action {
                 Action::Connect(id) => self.connects.push(id),
@@ -85,14 +85,14 @@ impl Scene {
     }
 
     /// A client that has logged in, or waits for its welcome.
-    fn client(&mut self, user: &str) -> ClientId {
+    pub(super) fn client(&mut self, user: &str) -> ClientId {
         let id = self.beginner(user);
         self.told(id, b"p\0\0\0\x06p\0");
         id
     }
 
     /// A server that has logged in.
-    fn server(&mut self) -> ServerId {
+    pub(super) fn server(&mut self) -> ServerId {
         let id = self.connects.pop().unwrap();
         self.core.connected(id, Addr::Unknown, Addr::Unknown);
         for bytes in [

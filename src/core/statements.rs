@@ -254,7 +254,6 @@ impl Statements {
     }
 
     /// How a server stands to a statement.
-    #[inline]
     pub fn standing(&self, shelf: &Shelf, id: StatementId) -> Standing {
         let instance = shelf.instances.get(&id).and_then(|at| self.instances.get(*at));
         match instance {
@@ -264,15 +263,25 @@ impl Statements {
         }
     }
 
-    /// A statement is used on a server that has it.
+    /// A statement is to be used on a server: true if that has it, which is certain if the request
+    /// at a place in its queue is.
     #[inline]
-    pub fn touch(&mut self, shelf: &mut Shelf, id: StatementId) {
-        let Some(at) = shelf.instances.get(&id).copied() else { return };
-        let is_wanted = self.instances.get(at).is_some_and(|instance| instance.is_wanted);
-        if is_wanted && shelf.recent.head() != Some(at) {
+    pub fn touch(
+        &mut self,
+        shelf: &mut Shelf,
+        id: StatementId,
+        is_certain: impl Fn(u64) -> bool,
+    ) -> bool {
+        let Some(at) = shelf.instances.get(&id).copied() else { return false };
+        let Some(instance) = self.instances.get(at) else { return false };
+        if !instance.is_wanted || !is_certain(instance.place) {
+            return false;
+        }
+        if shelf.recent.head() != Some(at) {
             shelf.recent.remove(&mut self.instances, at);
             shelf.recent.push_front(&mut self.instances, at);
         }
+        true
     }
 
     /// Writes a Parse of the statement for this server; it takes this place in the queue of replies.
@@ -430,8 +439,9 @@ mod tests {
         for id in ids {
             store.prepare(&mut shelf, id, 5, &mut out);
         }
-        assert_eq!(out[..29], *b"P\0\0\0\x1bPGBOUNCER_1\0select 1\0\0\0");
-        store.touch(&mut shelf, ids[0]);
+        assert_eq!(out[..28], *b"P\0\0\0\x1bPGBOUNCER_1\0select 1\0\0\0");
+        assert!(!store.touch(&mut shelf, ids[0], |place| place != 5));
+        assert!(store.touch(&mut shelf, ids[0], |place| place == 5));
         assert_eq!(store.oldest(&shelf), Some(ids[1]));
         out.clear();
         store.discard(&mut shelf, ids[1], &mut out);
