@@ -325,7 +325,7 @@ impl World {
             let (was, is) = (self.clocks.queries.get(&id).copied(), client.query_start());
             let (asked, ready) = (watch.asked.contains(&id), watch.ready.contains(&id));
             // What the pooler answers itself may have to follow ReadyForQuery, and end the query.
-            let ends = ready || self.clocks.late.contains(&id);
+            let ends = ready || watch.answered.contains(&id) || self.clocks.late.contains(&id);
             let server = client.server().and_then(|server| self.core.servers().get(server));
             let status = server.map(|server| server.status());
             let right = match (was, is) {
@@ -347,7 +347,7 @@ impl World {
                 ));
             }
             queries.extend(is.map(|at| (id, at)));
-            if ends && is.is_some() && was == is {
+            if (ready || self.clocks.late.contains(&id)) && is.is_some() && was == is {
                 late.insert(id);
             }
             let open = match status {

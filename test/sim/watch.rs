@@ -44,6 +44,9 @@ pub struct Watch {
     pub asked: BTreeSet<ClientId>,
     /// Clients that were handed ReadyForQuery in this turn.
     pub ready: BTreeSet<ClientId>,
+    /// Clients that the pooler has answered for the server in this turn, which may end a query of
+    /// which the server has been given nothing.
+    pub answered: BTreeSet<ClientId>,
     /// What clients asked for.
     pub openings: BTreeMap<ClientId, Names>,
     /// Pools that know what to welcome clients with.
@@ -202,6 +205,9 @@ impl Watch {
         if state == Some(ClientState::Active) && for_server {
             self.asked.insert(id);
         }
+        if verdict == Verdict::Drop && matches!(tag, b'P' | b'C' | b'H') {
+            self.answered.insert(id);
+        }
     }
 
     fn meet(&mut self, id: ClientId, body: &[u8], core: &Core) {
@@ -246,6 +252,7 @@ impl Watch {
     pub fn turn_over(&mut self, core: &Core) {
         self.asked.clear();
         self.ready.clear();
+        self.answered.clear();
         self.admissions.clear();
         self.heard.retain(|id, _| core.clients().get(*id).is_some());
         self.openings.retain(|id, _| core.clients().get(*id).is_some());
