@@ -101,6 +101,11 @@ impl Shelf {
         self.recent.len()
     }
 
+    /// True if none is.
+    pub fn is_empty(&self) -> bool {
+        self.recent.is_empty()
+    }
+
     /// Notes a DEALLOCATE.
     pub fn forgets(&mut self, name: Box<[u8]>, statement: StatementId) {
         self.sent.push_back(Sent::Forget(name, statement));
@@ -424,7 +429,7 @@ mod tests {
         assert_eq!(names, [&b"PGBOUNCER_1"[..], b"PGBOUNCER_2", b"PGBOUNCER_3"]);
         store.drop(ids[0]);
         assert!(store.get(ids[0]).is_some());
-        ids.map(|id| store.drop(id));
+        ids.iter().for_each(|id| store.drop(*id));
         assert!(store.is_empty() && store.by_key.is_empty());
         let again = store.intern(KEYS[0]);
         assert_eq!(store.get(again).unwrap().name().as_bytes(), b"PGBOUNCER_4");
@@ -454,7 +459,7 @@ mod tests {
         let standing = ids.map(|id| store.standing(&shelf, id));
         assert_eq!(standing, [Standing::Since(5), Standing::Since(5), Standing::Unknown]);
         assert_eq!((shelf.len(), store.oldest(&shelf)), (2, Some(ids[1])));
-        ids.map(|id| store.drop(id));
+        ids.iter().for_each(|id| store.drop(*id));
         assert_eq!(store.len(), 2, "the server has them");
         store.prepare(&mut shelf, ids[0], 9, &mut out);
         store.clear(&mut shelf);

@@ -195,18 +195,9 @@ impl<W: Wire> Relay<W> {
     fn decide<D: Decisions>(&mut self, walk: &mut Walk<'_>, core: &mut D) -> Step {
         let from = walk.from;
         let rest = walk.data.get(walk.at..).unwrap_or_default();
-        match ask(from, rest, &mut self.sink, core) {
-            Run::Pass(0) => {}
-            Run::Pass(run) => return walk.begin(0, run as u32, link(from, core)),
-            Run::Replace(run) => {
-                self.say(walk, core);
-                return walk.begin(run as u32, run as u32, None);
-            }
-            Run::Wait => {
-                self.set_waiting(from);
-                walk.flow.want = 0;
-                return Step::Leave;
-            }
+        let run = ask(from, rest, &mut self.sink, core);
+        if run != Run::Pass(0) {
+            return self.take_run(walk, run, core);
         }
         let startup = match (from, rest.first()) {
             (Peer::Client(id), Some(0)) => core.in_startup(id),
@@ -268,6 +259,22 @@ impl<W: Wire> Relay<W> {
         }
         walk.flow.want = want;
         Step::Leave
+    }
+
+    /// The core has decided about a run of packets.
+    fn take_run<D: Decisions>(&mut self, walk: &mut Walk<'_>, run: Run, core: &mut D) -> Step {
+        match run {
+            Run::Pass(run) => walk.begin(0, run as u32, link(walk.from, core)),
+            Run::Replace(run) => {
+                self.say(walk, core);
+                walk.begin(run as u32, run as u32, None)
+            }
+            Run::Wait => {
+                self.set_waiting(walk.from);
+                walk.flow.want = 0;
+                Step::Leave
+            }
+        }
     }
 
     fn set_waiting(&mut self, peer: Peer) {
