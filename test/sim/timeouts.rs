@@ -347,7 +347,7 @@ impl World {
                 ));
             }
             queries.extend(is.map(|at| (id, at)));
-            if (ready || self.clocks.late.contains(&id)) && is.is_some() && was == is {
+            if ends && is.is_some() {
                 late.insert(id);
             }
             let open = match status {
