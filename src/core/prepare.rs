@@ -185,16 +185,22 @@ impl Core {
         Some(Verdict::Drop)
     }
 
-    /// Answers what is for the pooler to answer and whose turn has come; true if there was any.
+    /// Answers what is for the pooler to answer and whose turn has come. Behind ReadyForQuery that may
+    /// end the client's query.
     #[inline]
-    pub(super) fn answer_local(&mut self, id: ServerId, sink: &mut Sink) -> bool {
-        let Some(server) = self.servers.get_mut(id) else { return false };
+    pub(super) fn answer_local(&mut self, id: ServerId, sink: &mut Sink) {
+        let Some(server) = self.servers.get_mut(id) else { return };
         let mut any = false;
         while let Some(request) = server.replies.take_local() {
             write_answer(&mut sink.to_client, request);
             any = true;
         }
-        any
+        let (status, client) = (server.status, server.client);
+        let is_rest =
+            matches!(status, Status::Ready | Status::InTransaction | Status::InFailedTransaction);
+        if let (true, true, Some(client)) = (any, is_rest, client) {
+            self.query_done(id, client, status);
+        }
     }
 
     /// Writes what a server needs to have this statement; false if it has it.

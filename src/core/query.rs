@@ -377,21 +377,11 @@ impl Core {
 
     /// All that a server sent is complete and delivered: it may be free now.
     pub(super) fn drained(&mut self, id: ServerId, sink: &mut Sink) {
-        let has_answered = self.answer_local(id, sink);
+        self.answer_local(id, sink);
         let Some(server) = self.servers.get_mut(id) else {
             return;
         };
         server.delivered = true;
-        if let (true, Some(client)) = (has_answered, server.client) {
-            let status = server.status;
-            if matches!(status, Status::Ready | Status::InTransaction | Status::InFailedTransaction)
-            {
-                self.query_done(id, client, status);
-            }
-        }
-        let Some(server) = self.servers.get(id) else {
-            return;
-        };
         if server.status != Status::Ready || !server.replies.is_empty() {
             return;
         }

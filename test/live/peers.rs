@@ -264,8 +264,7 @@ fn a_peer_that_is_down_gets_its_request_when_it_is_back() {
     at.send(&key(7, 3));
     group.members[0].wait_for("closing because: connect failed (age=");
     wait_until("it waits", || group.peer_pools(0) == ["7 0 1 0 0"]);
-    drop(dead);
-    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let listener = dead.revive();
     let (stream, bytes) = take_request(&listener);
     assert_eq!(bytes[..], key(7, 2));
     drop(stream);

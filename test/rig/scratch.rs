@@ -136,7 +136,7 @@ pub(crate) fn write(path: &Path, text: impl AsRef<[u8]>) {
 /// A port at which every connection is refused, as long as this lives: it is taken, and nobody
 /// listens.
 pub(crate) struct DeadPort {
-    _taken: OwnedFd,
+    taken: OwnedFd,
     pub(crate) port: u16,
 }
 
@@ -148,7 +148,13 @@ impl DeadPort {
         let any = SockaddrIn::new(127, 0, 0, 1, 0);
         socket::bind(taken.as_raw_fd(), &any).unwrap();
         let port = socket::getsockname::<SockaddrIn>(taken.as_raw_fd()).unwrap().port();
-        Self { _taken: taken, port }
+        Self { taken, port }
+    }
+
+    /// Somebody listens there from now on.
+    pub(crate) fn revive(self) -> std::net::TcpListener {
+        socket::listen(&self.taken, socket::Backlog::new(8).unwrap()).unwrap();
+        self.taken.into()
     }
 }
 

@@ -46,8 +46,11 @@ impl Around for Nowhere {
     }
 }
 
+/// A command that ends with a number.
+const LIMIT: &str = "SET max_prepared_statements =";
+
 /// What consoles say: so often, and whether it is left out of calm runs.
-const COMMANDS: [(usize, &str, bool); 27] = [
+const COMMANDS: [(usize, &str, bool); 28] = [
     (8, "PAUSE", false),
     (12, "RESUME", false),
     (8, "SUSPEND", false),
@@ -72,6 +75,7 @@ const COMMANDS: [(usize, &str, bool); 27] = [
     (1, "SHOW DATABASES", false),
     (1, "SHOW LISTS", false),
     (1, "NONSENSE", false),
+    (10, LIMIT, false),
     (1, "SHUTDOWN WAIT_FOR_CLIENTS", false),
     (1, "SHUTDOWN WAIT_FOR_SERVERS", false),
     (1, "SHUTDOWN", true),
@@ -84,7 +88,10 @@ impl World {
             return;
         }
         let weights = COMMANDS.map(|(weight, text, wild)| (weight, (text, wild)));
-        let (text, wild) = self.dice.weighted(&weights);
+        let (mut text, mut wild) = self.dice.weighted(&weights);
+        if self.plan.brisk && self.dice.chance(80) {
+            (text, wild) = (LIMIT, false);
+        }
         let ends = text.starts_with("SHUTDOWN");
         if wild && self.plan.calm || ends && !self.dice.chance(40) {
             return;
@@ -102,8 +109,12 @@ impl World {
             }
             text = format!("KILL_CLIENT {}", self.dice.pick(&numbers));
         }
+        if text == LIMIT {
+            text = format!("{LIMIT} {}", self.dice.pick(self.plan.limits));
+        }
         // What is refused by Parse would need a Sync.
-        if self.dice.chance(50) && text != "NONSENSE" {
+        let prepares = text != "NONSENSE" && !text.starts_with(LIMIT);
+        if self.dice.chance(50) && prepares {
             self.trace(|world| format!("client {} prepares {text}", world.clients[at].number));
             return talk::prepare(&mut self.clients[at], &text);
         }
@@ -185,6 +196,9 @@ impl World {
         let before = self.others();
         console::run(&mut self.core, &Nowhere, id);
         self.check_spared(&before);
+        if let Some(limit) = command.strip_prefix(LIMIT) {
+            self.set_limit(limit.trim().parse().unwrap_or_default());
+        }
     }
 
     /// Those who are no business of a removal that has just been noted.
@@ -278,6 +292,7 @@ impl World {
         self.core.configure(self.plan.config(), true);
         self.core.set_users(self.plan.user_list());
         self.check_spared(&before);
+        self.note_tracking(old.settings.max_prepared_statements);
         if let Some(id) = console {
             console::reload_done(&mut self.core, id, true);
         }

@@ -1,5 +1,6 @@
 //! Every reason in the journal for which a connection was closed must be true.
 
+use crate::names;
 use crate::timeouts::{self, Due};
 use crate::world::World;
 use pgturnstile::core::pause::Shutdown;
@@ -179,6 +180,10 @@ impl World {
     /// While nothing goes wrong, clients are closed for few reasons only.
     pub fn check_told(&self, told: Option<&str>) {
         let Some(told) = told else { return };
+        // The client itself knows better.
+        if matches!(told, names::IN_USE | names::UNKNOWN) {
+            return;
+        }
         let starts = [
             "no such database",
             "database \"",

@@ -3,7 +3,9 @@
 
 use crate::auth_query::SECRET_MARK;
 use crate::line::Line;
+use crate::names::Names;
 use crate::speech::{self, Mark};
+use crate::texts::Text;
 use pgturnstile::core::ClientId;
 use pgturnstile::wire::read::ErrorFields;
 use pgturnstile::wire::write;
@@ -25,7 +27,7 @@ pub enum Phase {
 }
 
 /// A reply that a client waits for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Expected {
     /// The message's letter.
     pub tag: u8,
@@ -35,6 +37,10 @@ pub struct Expected {
     pub copy: Option<bool>,
     /// A Sync between a COPY and its data: ignored if the COPY begins.
     pub before_data: bool,
+    /// The statement that it is about.
+    pub text: Option<Text>,
+    /// It may be about a statement that does not exist.
+    pub may_miss: bool,
 }
 
 /// A COPY whose data the client has to send now.
@@ -87,7 +93,14 @@ pub struct Client {
     pub unsure: bool,
     /// One byte that answers an SSLRequest is expected.
     pub asked_for_tls: bool,
-    failed: bool,
+    /// It wants no parameters of its own when it comes.
+    pub is_plain: bool,
+    /// Its prepared statements.
+    pub names: Names,
+    /// How many texts are prepared in this run.
+    pub texts: usize,
+    /// Its batch has failed: nothing comes before ReadyForQuery.
+    pub failed: bool,
     inbox: Vec<u8>,
 }
 
@@ -115,6 +128,9 @@ impl Client {
             slow: false,
             unsure: false,
             asked_for_tls: false,
+            is_plain: false,
+            names: Names::default(),
+            texts: 1,
             failed: false,
             inbox: Vec::new(),
         }
@@ -141,7 +157,7 @@ impl Client {
 
     /// Waits for the reply to a message.
     pub fn expect(&mut self, tag: u8, number: u32) {
-        self.expected.push_back(Expected { tag, number, copy: None, before_data: false });
+        self.expected.push_back(Expected { tag, number, ..Expected::default() });
     }
 
     /// Reads what has come. `Err` is a reply that is not its own, or not in order.
@@ -204,7 +220,7 @@ impl Client {
                 if fields.severity == Some(b"FATAL") {
                     let message = fields.message.unwrap_or_default();
                     self.told = Some(String::from_utf8_lossy(message).into_owned());
-                    return Ok(());
+                    return self.check_mistake();
                 }
             }
             _ => {}
@@ -242,6 +258,7 @@ impl Client {
         if number.is_some_and(|number| number != head.number) {
             return Err(what());
         }
+        self.check_text(&head, tag, body)?;
         if tag == b'Z' {
             return self.ready(head, body.first().copied().unwrap_or(0));
         }
@@ -250,16 +267,24 @@ impl Client {
         }
         match (head.tag, tag) {
             (b'Q' | b'E', b'G') => self.begin_copy(head),
-            (b'Q' | b'F', b'E') => self.copying = None,
-            (_, b'E') => {
+            (asked, b'E') => {
+                self.check_code(&head, ErrorFields::read(body).sqlstate)?;
                 self.copying = None;
-                self.failed = true;
+                self.failed = !matches!(asked, b'Q' | b'F');
             }
-            (b'Q', b'C') => self.copying = None,
+            (b'Q', b'C') => {
+                self.note_complete(head.number);
+                self.copying = None;
+            }
             (b'Q', b'T' | b'D' | b'I' | b'H' | b'd' | b'c') | (b'F', b'V') => {}
             (b'E', b'D' | b'H' | b'd' | b'c') | (b'D', b't') => {}
-            (b'P', b'1') | (b'B', b'2') | (b'C', b'3') | (b'D', b'T' | b'n') => self.pop(),
+            (b'P', b'1') => {
+                self.confirm(head.number);
+                self.pop();
+            }
+            (b'B', b'2') | (b'C', b'3') | (b'D', b'T' | b'n') => self.pop(),
             (b'E', b'C' | b'I' | b's') => {
+                self.note_complete(head.number);
                 self.copying = None;
                 self.pop();
             }
@@ -279,6 +304,7 @@ impl Client {
                 let sync = self.expected.iter().position(|e| e.tag == b'S');
                 let sync = sync.ok_or("ReadyForQuery without a Sync")?;
                 self.expected.drain(..=sync);
+                self.note_failed_batch();
             }
             _ => return Err(format!("got ReadyForQuery, expected {head:?}")),
         }

@@ -48,7 +48,12 @@ impl World {
         if self.suspended.is_some() && self.dice.chance(2) {
             return self.administrate();
         }
-        match self.dice.weighted(&OFTEN) {
+        let kind = self.dice.weighted(&OFTEN);
+        let rare = matches!(kind, Kind::Admin | Kind::Leave | Kind::Cancel);
+        if self.plan.brisk && rare && self.dice.chance(70) {
+            return self.some_client_acts();
+        }
+        match kind {
             Kind::Arrive => self.something_arrives(),
             Kind::Work => self.some_server_works(),
             Kind::Hear => self.some_client_hears(),
@@ -81,7 +86,8 @@ impl World {
             return;
         }
         let peer = self.dice.pick(&peers);
-        let count = self.dice.pick(&[1, 6, 30, 200, 5_000]);
+        let whole = self.plan.brisk && self.dice.chance(80);
+        let count = if whole { usize::MAX / 2 } else { self.dice.pick(&[1, 6, 30, 200, 5_000]) };
         self.trace(|_| format!("arrive {peer:?} {count}"));
         self.arrive(peer, count);
     }
@@ -96,7 +102,12 @@ impl World {
         if !busy.is_empty() {
             let at = self.dice.pick(&busy);
             self.trace(|_| format!("server {:?} works", peer_of(at)));
-            self.server_works(at);
+            let most = if self.plan.brisk && self.dice.chance(80) { 12 } else { 1 };
+            for _ in 0..most {
+                if self.servers.get(&at).is_some_and(|server| server.has_work()) {
+                    self.server_works(at);
+                }
+            }
         }
     }
 
@@ -115,9 +126,12 @@ impl World {
     }
 
     fn some_client_acts(&mut self) {
-        let at = self.dice.below(self.clients.len());
+        let mut at = self.dice.below(self.clients.len());
+        if self.plan.brisk && self.clients.get(at).is_some_and(|c| c.phase != Phase::Ready) {
+            at = self.dice.below(self.clients.len());
+        }
         if at < self.clients.len() {
-            let what = talk::act(&mut self.clients[at], &mut self.dice);
+            let what = self.client_acts(at);
             if !what.is_empty() {
                 self.trace(|world| {
                     let client = &world.clients[at];
@@ -165,6 +179,7 @@ impl World {
             let client = &world.clients[at];
             format!("client {} ({:?}) connects: {database}/{user}", client.number, client.id)
         });
+        self.clients[at].is_plain = self.plan.brisk && self.dice.chance(70);
         talk::opening(&mut self.clients[at], &user, &mut self.dice);
     }
 

@@ -309,11 +309,11 @@ impl Packets {
             conn.held = held;
         }
         let to = link(peer, core);
-        self.empty_sink(peer, core);
+        self.empty_sink(peer, verdict, core);
         self.obey(peer, verdict, (head, len), to)
     }
 
-    fn empty_sink(&mut self, peer: Peer, core: &mut Core) {
+    fn empty_sink(&mut self, peer: Peer, verdict: Verdict, core: &mut Core) {
         let to_client = std::mem::take(&mut self.sink.to_client);
         let to_server = std::mem::take(&mut self.sink.to_server);
         let (client, server) = match peer {
@@ -322,8 +322,11 @@ impl Packets {
         };
         for (to, bytes) in [(client, to_client), (server, to_server)] {
             if !bytes.is_empty() {
-                let to = to.expect("the sink holds bytes for nobody");
-                self.deliver(to, &bytes, core);
+                match to {
+                    Some(to) => self.deliver(to, &bytes, core),
+                    // Whoever is being closed is told nothing more.
+                    None => assert!(verdict == Verdict::Stop, "NET: the sink is for nobody"),
+                }
             }
         }
     }

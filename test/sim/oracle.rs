@@ -96,6 +96,7 @@ impl World {
         self.check_cancels();
         self.check_clocks();
         self.check_statistics();
+        self.check_statements();
         self.check_admissions();
         self.check_order();
         self.check_logins();

@@ -3,6 +3,7 @@
 use crate::dice::Dice;
 use crate::hosts;
 use crate::jobs::{stored_secret, PASSWORD};
+use crate::texts::Text;
 use pgturnstile::base::Micros;
 use pgturnstile::config::{
     AuthType, Config, DatabaseEntry, Flag, LoadBalance, PeerEntry, PoolMode, Settings, UserEntry,
@@ -41,6 +42,11 @@ pub struct Plan {
     pub servers_ask: bool,
     /// Clients at the same time.
     pub clients: usize,
+    /// Little is in the way: what is said arrives soon, and clients have much to say.
+    pub brisk: bool,
+    /// Texts that are prepared, and limits on how many statements a server keeps.
+    pub texts: usize,
+    pub limits: &'static [i32],
 }
 
 const SECOND: Micros = Micros::from_secs(1);
@@ -65,7 +71,15 @@ impl Plan {
             calm,
             servers_ask: false,
             clients: 2 + dice.below(11),
+            brisk: dice.chance(22),
+            texts: 2 + dice.below(Text::COUNT - 1),
+            limits: dice.pick(&[&[0][..], &[1], &[2, 3], &[1, 2, 3, 4, -1, 200]]),
         };
+        plan.settings.max_prepared_statements = dice.pick(plan.limits);
+        if plan.brisk {
+            plan.draw_smooth(dice);
+            return plan;
+        }
         if dice.chance(50) {
             plan.draw_limits(dice);
         }
@@ -116,6 +130,23 @@ impl Plan {
         settings.auth_type =
             dice.pick(&[AuthType::Trust, AuthType::Trust, AuthType::Plain, AuthType::Pam]);
         self.servers_ask = settings.auth_type != AuthType::Plain && dice.chance(50);
+    }
+
+    /// Small pools that work most of the time.
+    fn draw_smooth(&mut self, dice: &mut Dice) {
+        let settings = &mut self.settings;
+        settings.server_login_retry = OFF;
+        settings.server_lifetime = dice.pick(&[HOUR, HOUR, SECOND]);
+        settings.server_idle_timeout = OFF;
+        settings.server_check_delay = Micros::from_secs(30);
+        settings.default_pool_size = dice.pick(&[1, 2, 3]);
+        self.databases.truncate(2);
+        for database in &mut self.databases {
+            database.entry.pool_size = None;
+            database.entry.server_lifetime = None;
+            let modes = [PoolMode::Transaction, PoolMode::Transaction, PoolMode::Statement];
+            database.entry.pool_mode = Some(dice.pick(&modes));
+        }
     }
 
     /// Sizes and limits of servers and clients.
@@ -270,6 +301,11 @@ impl Plan {
             8 => self.settings.server_round_robin = Flag(dice.below(2) as i32),
             9 => self.settings.pool_mode = mode(dice),
             10 => self.peers = crate::cancels::peers(dice),
+            11 => {
+                let limit = if dice.chance(30) { 0 } else { dice.pick(self.limits) };
+                self.settings.max_prepared_statements = limit;
+                return format!("max_prepared_statements {limit}");
+            }
             _ => edit_entry(&mut self.databases[at].entry, dice),
         }
         format!("{:?} {:?}", self.databases, self.entries)

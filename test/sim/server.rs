@@ -6,9 +6,11 @@ use crate::dice::Dice;
 use crate::jobs::stored_secret;
 use crate::line::Line;
 use crate::speech::{self, Mark};
+use crate::statements::Allowance;
 use pgturnstile::auth::{ServerExchange, Verifier};
 use pgturnstile::wire::startup::{Opening, CANCEL_REQUEST};
 use pgturnstile::wire::write;
+use statements::{Portal, Statement, FOR_DEALLOCATE};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How a server behaves.
@@ -112,8 +114,14 @@ pub struct Server {
     pub(super) series: bool,
     pub(super) copy: Option<Copy>,
     running: Option<Running>,
-    statements: BTreeMap<String, String>,
-    portals: BTreeMap<String, String>,
+    statements: BTreeMap<String, Statement>,
+    portals: BTreeMap<String, Portal>,
+    /// What the rows of the statement that runs carry besides the mark.
+    print: String,
+    /// Statements that were prepared under the pooler's names.
+    pub pooled_parses: u64,
+    /// How many of them it may have.
+    pub allowance: Allowance,
     /// Whose transaction, series or COPY is open.
     pub(super) holder: Option<u32>,
     /// Who left something in the session that only a reset removes.
@@ -164,6 +172,9 @@ impl Server {
             running: None,
             statements: BTreeMap::new(),
             portals: BTreeMap::new(),
+            print: String::new(),
+            pooled_parses: 0,
+            allowance: Allowance::default(),
             holder: None,
             touched: None,
             patience,
@@ -213,16 +224,16 @@ impl Server {
     }
 
     /// True if something that it will answer is on its way to it. COPY messages that come when
-    /// the COPY is over are not.
+    /// the COPY is over are not, nor is Flush.
     pub fn is_asked(&self) -> bool {
         let mut bytes = self.inbox.clone();
         bytes.extend(&self.line.borrow().down);
         while let Some((tag, _)) = speech::take_packet(&mut bytes) {
-            if !matches!(tag, b'd' | b'c' | b'f') {
+            if !matches!(tag, b'd' | b'c' | b'f' | b'H') {
                 return true;
             }
         }
-        !matches!(bytes.first(), None | Some(b'd' | b'c' | b'f'))
+        !matches!(bytes.first(), None | Some(b'd' | b'c' | b'f' | b'H'))
     }
 
     /// True if it has read part of a message.
@@ -408,6 +419,7 @@ impl Server {
 
     fn message(&mut self, tag: u8, body: &[u8], dice: &mut Dice) -> Result<(), String> {
         if self.skip && !matches!(tag, b'S' | b'X') {
+            self.skipped(tag);
             return Ok(());
         }
         if self.copy.is_some() && !matches!(tag, b'd' | b'c' | b'f' | b'S' | b'H' | b'X') {
@@ -420,7 +432,6 @@ impl Server {
                 self.skip = false;
                 self.series = false;
                 self.looked_up = None;
-                self.statements.remove("");
                 self.misbehave_or_ready();
             }
             b'H' => {}
@@ -439,12 +450,16 @@ impl Server {
     }
 
     fn simple(&mut self, text: &str, dice: &mut Dice) -> Result<(), String> {
+        self.statements.remove("");
+        self.print.clear();
         let Some(mark) = Mark::find(text.as_bytes()) else {
-            return self.own_query(text);
+            return match text.starts_with("DEALLOCATE ") || text == FOR_DEALLOCATE {
+                true => self.deallocate_simply(text),
+                false => self.own_query(text),
+            };
         };
         let (expected, command) = speech::read_request(text);
         self.enter(mark, &expected)?;
-        self.statements.remove("");
         self.execute(mark, command, false, dice);
         if self.copy.is_none() && self.running.is_none() && !self.is_gone() {
             self.misbehave_or_ready();
@@ -492,53 +507,11 @@ impl Server {
                 self.say(|out| write::error(out, "ERROR", b"22023", b"invalid value"));
                 break;
             }
-            self.say(|out| write::command_complete(out, "OK"));
+            let tag = if statement == "DISCARD ALL" { statement } else { "OK" };
+            self.say(|out| write::command_complete(out, tag));
         }
         self.ready();
         Ok(())
-    }
-
-    /// SET and DISCARD; false if that fails.
-    fn utility(&mut self, statement: &str) -> bool {
-        if statement == "DISCARD ALL" {
-            self.touched = None;
-            self.statements.clear();
-            let defaults = self.defaults.clone();
-            self.change_params(defaults);
-        } else if statement == "TOUCH" {
-            self.touched = self.holder;
-        } else if let Some((name, value)) =
-            statement.strip_prefix("SET ").and_then(|rest| rest.split_once('='))
-        {
-            let value = value.trim_matches('\'');
-            if value == "bad" {
-                return false;
-            }
-            if let Some(slot) = self.param_slot(name) {
-                let mut params = self.params.clone();
-                params.insert(slot, value.to_owned());
-                self.change_params(params);
-            }
-        }
-        true
-    }
-
-    fn change_params(&mut self, params: BTreeMap<String, String>) {
-        let old = std::mem::replace(&mut self.params, params.clone());
-        for (name, value) in params {
-            if old.get(&name) != Some(&value) {
-                self.say(|out| write::parameter_status(out, name.as_bytes(), value.as_bytes()));
-            }
-        }
-    }
-
-    fn fail(&mut self, mark: Mark, extended: bool, why: &str) {
-        let text = format!("{why} {mark}");
-        self.say(|out| write::error(out, "ERROR", b"22000", text.as_bytes()));
-        if self.status == b'T' {
-            self.status = b'E';
-        }
-        self.skip = extended;
     }
 
     fn misbehave_or_ready(&mut self) {
@@ -580,4 +553,5 @@ impl Server {
 
 mod queries;
 mod roles;
+mod statements;
 pub use roles::Role;

@@ -218,7 +218,7 @@ impl World {
     pub fn ask_something(&mut self) {
         for at in 0..self.clients.len() {
             if self.dice.chance(50) {
-                talk::act(&mut self.clients[at], &mut self.dice);
+                self.client_acts(at);
             }
         }
     }
@@ -366,6 +366,7 @@ impl World {
         if counted > 0 {
             self.fail(&format!("LEAK: everybody has left, but {counted} clients count"));
         }
+        self.check_store();
         let open = self.net.peers().len();
         if open + self.dials.len() != self.core.servers().len() {
             self.fail(&format!("LEAK: {open} lines for {} servers", self.core.servers().len()));

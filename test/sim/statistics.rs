@@ -1,8 +1,10 @@
 //! Statistics beside what went over the core's border (admin 5): bytes of logged-in clients' and
 //! servers' packets, and logins.
 
+use crate::speech;
 use crate::watch::Watch;
 use crate::world::World;
+use pgturnstile::config::PoolMode;
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pool::PoolId;
 use pgturnstile::core::server::ServerState;
@@ -15,6 +17,10 @@ pub struct Flow {
     received: u64,
     sent: u64,
     logins: u64,
+    /// Parse of names by clients, Parse for servers, Bind to names, where the pooler keeps them.
+    client_parses: u64,
+    server_parses: u64,
+    binds: u64,
 }
 
 /// Whose packet is going to be looked at.
@@ -52,10 +58,16 @@ impl Watch {
     }
 
     /// A packet of so many bytes has been decided.
-    pub fn counted(&mut self, speaker: Speaker, len: u64, verdict: Verdict, core: &Core) {
+    pub fn counted(
+        &mut self,
+        speaker: Speaker,
+        (tag, len): (u8, u64),
+        verdict: Verdict,
+        core: &Core,
+    ) {
         match speaker.id {
             Peer::Client(id) if speaker.logs_in => self.entered(id, core),
-            Peer::Client(_) if verdict == Verdict::Pass => {
+            Peer::Client(_) if is_taken(tag, verdict) => {
                 let Some(flow) = self.flow(speaker.pool) else { return };
                 flow.received += len;
             }
@@ -84,12 +96,47 @@ impl Watch {
         }
     }
 
+    /// A client's packets have been taken, and these are what the server gets for them.
+    pub fn prepared(&mut self, pool: Option<PoolId>, packets: &[u8], said: &[u8], core: &Core) {
+        let keeps = |id: &PoolId| {
+            let mode = core.pool(*id).map(|pool| core.effective(pool).pool_mode());
+            core.settings().max_prepared_statements != 0 && mode != Some(PoolMode::Session)
+        };
+        let Some(flow) = self.flow(pool.filter(keeps)) else { return };
+        flow.client_parses += named(packets, b'P');
+        flow.binds += named(packets, b'B');
+        flow.server_parses += named(said, b'P');
+    }
+
     /// So many bytes of a server's words have been let pass.
     pub fn server_ran(&mut self, id: ServerId, bytes: usize, core: &Core) {
         let pool = core.servers().get(id).map(|server| server.pool());
         if let Some(flow) = self.flow(pool) {
             flow.sent += bytes as u64;
         }
+    }
+}
+
+/// How many of these packets, of which the last may not be complete, are of this kind and about a
+/// statement with a name.
+fn named(mut packets: &[u8], tag: u8) -> u64 {
+    let mut count = 0;
+    while let Some(len) = speech::packet_len(packets, true) {
+        let (packet, rest) = packets.split_at(len.min(packets.len()));
+        let (first, behind) = speech::text(&packet[5..]);
+        let name = if tag == b'P' { first } else { speech::text(behind).0 };
+        count += u64::from(packet[0] == tag && !name.is_empty());
+        packets = rest;
+    }
+    count
+}
+
+/// True if a client's packet has been handed on, or answered for the server.
+pub fn is_taken(tag: u8, verdict: Verdict) -> bool {
+    match verdict {
+        Verdict::Pass | Verdict::Replace { .. } => true,
+        Verdict::Drop => matches!(tag, b'P' | b'C' | b'H' | b'Q'),
+        _ => false,
     }
 }
 
@@ -104,6 +151,9 @@ impl World {
                 received: get(Counter::Received),
                 sent: get(Counter::Sent),
                 logins: get(Counter::Logins),
+                client_parses: get(Counter::ClientParses),
+                server_parses: get(Counter::ServerParses),
+                binds: get(Counter::Binds),
             };
             let mut want = watch.flows.get(&id).copied().unwrap_or_default();
             if self.plan.settings.auth_user.is_some() {

@@ -29,10 +29,10 @@ pub fn opening(client: &mut Client, user: &str, dice: &mut Dice) {
 
 fn startup(client: &Client, user: &str, dice: &mut Dice) -> Vec<u8> {
     let mut pairs = vec![("user", user), ("database", client.database.as_str())];
-    if dice.chance(50) {
+    if !client.is_plain && dice.chance(50) {
         pairs.push(("application_name", dice.pick(&NAMES)));
     }
-    if dice.chance(30) {
+    if !client.is_plain && dice.chance(30) {
         pairs.push(("TimeZone", dice.pick(&ZONES)));
     }
     if dice.chance(2) {
@@ -119,6 +119,9 @@ pub fn act(client: &mut Client, dice: &mut Dice) -> &'static str {
     if client.phase != Phase::Ready || client.told.is_some() || client.database == "pgbouncer" {
         return "";
     }
+    if client.must_wait() || client.names.mistake.is_some() {
+        return "";
+    }
     let mut words = Words { client, dice, out: Vec::new() };
     let what = words.choose();
     let Words { client, dice, out } = words;
@@ -138,7 +141,7 @@ pub fn wind_up(client: &mut Client) {
     }
     let later = std::mem::take(&mut client.later);
     client.line.borrow_mut().say(&later);
-    if client.phase != Phase::Ready {
+    if client.phase != Phase::Ready || client.must_wait() || client.names.mistake.is_some() {
         return;
     }
     let mut dice = Dice::new(1);
@@ -161,6 +164,9 @@ impl Words<'_> {
         }
         if self.client.unsynced {
             return match self.dice.below(3) {
+                0 if self.client.expected.len() < 8 && self.client.names.are_kept() => {
+                    self.prepared()
+                }
                 0 if self.client.expected.len() < 8 => self.series(false),
                 _ => {
                     self.sync();
@@ -171,6 +177,10 @@ impl Words<'_> {
         let copies = self.client.expected.iter().any(|e| e.copy.is_some());
         if copies || self.client.expected.len() > 8 {
             return "";
+        }
+        let often = if self.client.keeps_to_unnamed() { 90 } else { 60 };
+        if self.client.names.are_kept() && self.dice.chance(often) {
+            return self.prepared();
         }
         let choice = match self.client.status {
             b'I' => self.dice.below(16),
@@ -228,6 +238,7 @@ impl Words<'_> {
         let (mark, text) = self.request(command);
         write::query(&mut self.out, text.as_bytes());
         self.client.expect(b'Q', mark.number);
+        self.client.end_unnamed();
         "query"
     }
 
@@ -243,7 +254,7 @@ impl Words<'_> {
                 self.client.unsure = true;
                 format!("SET TimeZone='{}'", self.dice.pick(&ZONES))
             }
-            8 if self.client.status == b'I' => {
+            8 if self.client.status == b'I' && !self.client.names.tracked => {
                 self.client.unsure = true;
                 "DISCARD ALL".into()
             }
@@ -260,8 +271,14 @@ impl Words<'_> {
         let (mark, text) = self.request(command);
         let portal = format!("p{}", mark.number);
         let name = match self.dice.chance(20) {
-            true => format!("s{}_{}", mark.client, mark.number),
-            false => String::new(),
+            true => {
+                self.client.names.others += usize::from(self.client.names.tracked);
+                format!("s{}_{}", mark.client, mark.number)
+            }
+            false => {
+                self.client.forget_unnamed();
+                String::new()
+            }
         };
         write::packet(&mut self.out, b'P', |out| {
             write::text(out, name.as_bytes());
@@ -323,6 +340,7 @@ impl Words<'_> {
         write::packet(&mut self.out, b'S', |_| {});
         let number = self.client.last;
         self.client.expect(b'S', number);
+        self.client.names.synced(number);
         self.client.unsynced = false;
     }
 
@@ -348,8 +366,8 @@ impl Words<'_> {
             self.client.expected.push_back(Expected {
                 tag: b'S',
                 number,
-                copy: None,
                 before_data: true,
+                ..Expected::default()
             });
         }
         if with_data {
@@ -436,6 +454,8 @@ impl Words<'_> {
         }
     }
 }
+
+mod prepared;
 
 /// Has a client send what it must not: the pooler closes it.
 pub fn nonsense(client: &mut Client, dice: &mut Dice) {

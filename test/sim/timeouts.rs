@@ -78,6 +78,8 @@ pub struct Clocks {
     pub opened: BTreeMap<ServerId, Micros>,
     transactions: BTreeMap<ClientId, Span>,
     queries: BTreeMap<ClientId, Micros>,
+    /// Clients that have been handed ReadyForQuery in the course of the query that goes on.
+    late: BTreeSet<ClientId>,
     /// Since when pools have had neither clients nor servers, and when the janitor first saw it.
     unused: BTreeMap<PoolId, (Micros, Option<Micros>)>,
 }
@@ -319,19 +321,24 @@ impl World {
         let watch = self.watch.borrow();
         let mut queries = BTreeMap::new();
         let mut transactions = BTreeMap::new();
+        let mut late = BTreeSet::new();
         for (id, client) in self.core.clients().iter() {
             if client.is_console() || client.state() == ClientState::Login {
                 continue;
             }
             let (was, is) = (self.clocks.queries.get(&id).copied(), client.query_start());
             let (asked, ready) = (watch.asked.contains(&id), watch.ready.contains(&id));
+            // What the pooler answers itself may have to follow ReadyForQuery, and end the query.
+            let ends = ready
+                || watch.answered.contains(&id)
+                || watch.canceled.contains(&id)
+                || self.clocks.late.contains(&id);
             let server = client.server().and_then(|server| self.core.servers().get(server));
             let status = server.map(|server| server.status());
-            let ended = ready || watch.canceled.contains(&id);
             let right = match (was, is) {
                 (None, Some(at)) => asked && at == self.now,
-                (Some(_), None) => ended,
-                (Some(was), Some(is)) if was != is => asked && ended && is == self.now,
+                (Some(_), None) => ends,
+                (Some(was), Some(is)) if was != is => asked && ends && is == self.now,
                 _ => true,
             };
             let fits = match status {
@@ -347,6 +354,9 @@ impl World {
                 ));
             }
             queries.extend(is.map(|at| (id, at)));
+            if ends && is.is_some() {
+                late.insert(id);
+            }
             let open = match status {
                 Some(Status::Ready) => server.is_some_and(|server| !server.is_clean()),
                 Some(_) => true,
@@ -361,6 +371,7 @@ impl World {
             }
         }
         drop(watch);
+        self.clocks.late = late;
         (self.clocks.queries, self.clocks.transactions) = (queries, transactions);
         self.clocks.accepted.retain(|id, _| self.core.clients().get(*id).is_some());
         self.clocks.opened.retain(|id, _| self.core.servers().get(*id).is_some());

@@ -4,7 +4,7 @@
 use crate::auth_query::Lookups;
 use crate::cancels;
 use crate::speech;
-use crate::statistics::{Flow, Speaker};
+use crate::statistics::{self, Flow, Speaker};
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pool::PoolId;
@@ -47,6 +47,9 @@ pub struct Watch {
     pub ready: BTreeSet<ClientId>,
     /// Clients whose query was canceled in this turn while it waited.
     pub canceled: BTreeSet<ClientId>,
+    /// Clients that the pooler has answered for the server in this turn, which may end a query of
+    /// which the server has been given nothing.
+    pub answered: BTreeSet<ClientId>,
     /// What clients asked for.
     pub openings: BTreeMap<ClientId, Names>,
     /// Pools that know what to welcome clients with.
@@ -83,6 +86,13 @@ pub fn ask(
             let target = first.then(|| cancels::waiting_target(core, packet.seen)).flatten();
             let verdict = core.client_packet(id, packet, sink);
             watch.borrow_mut().revoked(target, core);
+            if statistics::is_taken(tag, verdict) && matches!(tag, b'P' | b'B' | b'D') {
+                let pool = core.clients().get(id).and_then(|client| client.pool());
+                let mut bytes = vec![tag];
+                bytes.extend_from_slice(&(len - 1).to_be_bytes());
+                bytes.extend_from_slice(packet.seen);
+                watch.borrow_mut().prepared(pool, &bytes, &sink.to_server, core);
+            }
             watch.borrow_mut().client(id, state, (tag, verdict), core.now);
             verdict
         }
@@ -106,7 +116,7 @@ pub fn ask(
             verdict
         }
     };
-    watch.borrow_mut().counted(speaker, u64::from(len), verdict, core);
+    watch.borrow_mut().counted(speaker, (tag, u64::from(len)), verdict, core);
     if tracing {
         println!("      {peer:?} '{}' {len}: {verdict:?}", tag as char);
     }
@@ -125,6 +135,10 @@ pub fn client_run(
     let waited = core.clients().get(id).is_some_and(|c| c.state() == ClientState::Waiting);
     let run = core.client_run(id, data, sink);
     watch.borrow_mut().client_ran(id, &run, core);
+    if let Run::Pass(done) | Run::Replace(done) = run {
+        let pool = core.clients().get(id).and_then(|client| client.pool());
+        watch.borrow_mut().prepared(pool, &data[..done], &sink.to_server, core);
+    }
     if run != Run::Pass(0) && !waited {
         let mut watch = watch.borrow_mut();
         watch.heard.insert(id, core.now);
@@ -191,9 +205,14 @@ impl Watch {
         if counts {
             self.heard.insert(id, now);
         }
-        let for_server = b"QFPBDCESHdcf".contains(&tag) && verdict != Verdict::Drop;
+        // What the pooler answers for the server is asked all the same, but for Close.
+        let passes = verdict != Verdict::Drop || matches!(tag, b'P' | b'Q');
+        let for_server = b"QFPBDCESHdcf".contains(&tag) && passes;
         if state == Some(ClientState::Active) && for_server {
             self.asked.insert(id);
+        }
+        if verdict == Verdict::Drop && matches!(tag, b'P' | b'C' | b'H') {
+            self.answered.insert(id);
         }
     }
 
@@ -240,6 +259,7 @@ impl Watch {
         self.asked.clear();
         self.ready.clear();
         self.canceled.clear();
+        self.answered.clear();
         self.admissions.clear();
         self.heard.retain(|id, _| core.clients().get(*id).is_some());
         self.openings.retain(|id, _| core.clients().get(*id).is_some());

@@ -150,7 +150,8 @@ impl World {
         let micros = self.dice.below(60_000) as u64;
         let jump = if self.dice.chance(2) { self.dice.pick(&[1, 2, 20]) } else { 0 };
         self.begin_turn(micros + jump * 1_000_000);
-        for _ in 0..=self.dice.below(4) {
+        let most = if self.plan.brisk { 10 } else { 4 };
+        for _ in 0..=self.dice.below(most) {
             self.event();
             self.perform();
         }

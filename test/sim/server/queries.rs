@@ -1,113 +1,15 @@
-//! Statements, the extended protocol and COPY of the model server.
+//! What statements do at the model server: rows, transactions, COPY.
 
 use super::{Copy, Running, Server};
 use crate::dice::Dice;
-use crate::speech::{self, Mark};
+use crate::speech::Mark;
 use pgturnstile::wire::write;
+use std::collections::BTreeMap;
 
 impl Server {
-    /// Parse, Bind, Describe, Execute, Close.
-    pub(super) fn extended(&mut self, tag: u8, body: &[u8], dice: &mut Dice) -> Result<(), String> {
-        let (first, rest) = speech::text(body);
-        match tag {
-            b'P' => {
-                let (sql, _) = speech::text(rest);
-                self.parse(&first, &sql)
-            }
-            b'B' => {
-                let (statement, _) = speech::text(rest);
-                self.bind(&first, &statement)
-            }
-            b'D' => self.describe(body),
-            b'E' => self.execute_portal(&first, dice),
-            b'C' => {
-                self.in_series()?;
-                let (name, _) = speech::text(&body[1..]);
-                self.statements.remove(&name);
-                self.say(|out| write::packet(out, b'3', |_| {}));
-                Ok(())
-            }
-            _ => Err(format!("unknown message {}", tag as char)),
-        }
-    }
-
-    /// A message that carries no mark must be part of a series, or begin one of its own.
-    fn in_series(&mut self) -> Result<(), String> {
-        self.series = true;
-        Ok(())
-    }
-
-    fn parse(&mut self, name: &str, sql: &str) -> Result<(), String> {
-        let Some(mark) = Mark::find(sql.as_bytes()) else {
-            return Err(format!("HEART: Parse without a mark: {sql}"));
-        };
-        let (expected, command) = speech::read_request(sql);
-        self.enter(mark, &expected)?;
-        self.series = true;
-        let ends = matches!(command, "COMMIT" | "ROLLBACK");
-        if self.status == b'E' && !ends {
-            self.fail(mark, true, "aborted");
-        } else if command == "PFAIL" {
-            self.fail(mark, true, "syntax");
-        } else {
-            self.statements.insert(name.to_owned(), sql.to_owned());
-            self.say(|out| write::packet(out, b'1', |_| {}));
-        }
-        Ok(())
-    }
-
-    fn bind(&mut self, portal: &str, statement: &str) -> Result<(), String> {
-        self.in_series()?;
-        let Some(sql) = self.statements.get(statement).cloned() else {
-            return Err(format!("HEART: Bind of unknown statement {statement:?}"));
-        };
-        if let Some(mark) = Mark::find(sql.as_bytes()) {
-            self.enter(mark, &[])?;
-        }
-        self.portals.insert(portal.to_owned(), sql);
-        self.say(|out| write::packet(out, b'2', |_| {}));
-        Ok(())
-    }
-
-    fn describe(&mut self, body: &[u8]) -> Result<(), String> {
-        self.in_series()?;
-        let (name, _) = speech::text(&body[1..]);
-        let table = match body[0] {
-            b'S' => &self.statements,
-            _ => &self.portals,
-        };
-        let Some(sql) = table.get(&name).cloned() else {
-            return Err(format!("HEART: Describe of unknown {name:?}"));
-        };
-        let mark = Mark::find(sql.as_bytes());
-        let (_, command) = speech::read_request(&sql);
-        if body[0] == b'S' {
-            self.say(|out| write::packet(out, b't', |out| out.extend_from_slice(&[0, 0])));
-        }
-        match mark.filter(|_| command.starts_with("SELECT")) {
-            Some(mark) => self.columns(mark),
-            None => self.say(|out| write::packet(out, b'n', |_| {})),
-        }
-        Ok(())
-    }
-
-    fn execute_portal(&mut self, portal: &str, dice: &mut Dice) -> Result<(), String> {
-        self.in_series()?;
-        let Some(sql) = self.portals.get(portal).cloned() else {
-            return Err(format!("HEART: Execute of unknown portal {portal:?}"));
-        };
-        let Some(mark) = Mark::find(sql.as_bytes()) else {
-            return Err("HEART: Execute without a mark".into());
-        };
-        self.enter(mark, &[])?;
-        let (_, command) = speech::read_request(&sql);
-        self.execute(mark, command, true, dice);
-        Ok(())
-    }
-
-    fn columns(&mut self, mark: Mark) {
+    pub(super) fn columns(&mut self, mark: Option<Mark>) {
         let kind = write::ColumnType { oid: 25, size: -1 };
-        let name = mark.to_string();
+        let name = mark.map_or_else(String::new, |mark| mark.to_string()) + &self.print;
         self.say(|out| write::row_description(out, [(name.as_str(), kind, false)].into_iter()));
     }
 
@@ -123,9 +25,9 @@ impl Server {
             "" => self.say(|out| write::packet(out, b'I', |_| {})),
             "SELECT" | "MULTI" | "SLOW" => {
                 if !extended {
-                    self.columns(mark);
+                    self.columns(Some(mark));
                 }
-                let mut text = mark.to_string();
+                let mut text = format!("{mark}{}", self.print);
                 text.extend(std::iter::repeat_n('x', dice.pick(&[0, 0, 50, 400])));
                 for _ in 0..number {
                     self.say(|out| write::data_row(out, [Some(text.as_bytes())].into_iter()));
@@ -140,7 +42,7 @@ impl Server {
                 }
                 if word == "MULTI" && !extended {
                     self.complete(mark);
-                    self.columns(mark);
+                    self.columns(Some(mark));
                 }
                 self.complete(mark);
             }
@@ -153,7 +55,7 @@ impl Server {
                 });
             }
             "COPYOUT" => {
-                let text = mark.to_string();
+                let text = format!("{mark}{}", self.print);
                 self.say(|out| {
                     write::packet(out, b'H', |out| out.extend_from_slice(&[0, 0, 0]));
                     for _ in 0..number {
@@ -167,14 +69,56 @@ impl Server {
                 self.transaction(word);
                 self.complete(mark);
             }
+            "DEALLOCATE" => self.deallocate(argument, extended),
             _ => {
-                if self.utility(command) {
+                if command == "DISCARD ALL" {
+                    self.utility(command);
+                    self.say(|out| write::command_complete(out, command));
+                } else if self.utility(command) {
                     self.complete(mark);
                 } else {
                     self.fail(mark, extended, "invalid");
                 }
             }
         }
+    }
+
+    /// SET and DISCARD; false if that fails.
+    pub(super) fn utility(&mut self, statement: &str) -> bool {
+        if statement == "DISCARD ALL" {
+            self.touched = None;
+            self.forget_statements();
+            let defaults = self.defaults.clone();
+            self.change_params(defaults);
+        } else if statement == "TOUCH" {
+            self.touched = self.holder;
+        } else if let Some((name, value)) =
+            statement.strip_prefix("SET ").and_then(|rest| rest.split_once('='))
+        {
+            let value = value.trim_matches('\'');
+            if value == "bad" {
+                return false;
+            }
+            if let Some(slot) = self.param_slot(name) {
+                let mut params = self.params.clone();
+                params.insert(slot, value.to_owned());
+                self.change_params(params);
+            }
+        }
+        true
+    }
+
+    fn change_params(&mut self, params: BTreeMap<String, String>) {
+        let old = std::mem::replace(&mut self.params, params.clone());
+        for (name, value) in params {
+            if old.get(&name) != Some(&value) {
+                self.say(|out| write::parameter_status(out, name.as_bytes(), value.as_bytes()));
+            }
+        }
+    }
+
+    pub(super) fn fail(&mut self, mark: Mark, extended: bool, why: &str) {
+        self.fail_with(b"22000", &format!("{why} {mark}"), extended);
     }
 
     fn complete(&mut self, mark: Mark) {
