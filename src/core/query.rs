@@ -55,10 +55,13 @@ impl Core {
             }
             _ => {}
         }
-        if self.clients.get(id).is_some_and(|client| self.tracks(client)) {
-            if let Some(verdict) = self.tracked_packet(id, kind, packet, sink) {
-                return verdict;
-            }
+        let decided = match self.clients.get(id) {
+            Some(client) if self.tracks(client) => self.tracked_packet(id, kind, packet, sink),
+            Some(client) if client.names.is_some() => self.untracked_packet(id, kind, packet),
+            _ => None,
+        };
+        if let Some(verdict) = decided {
+            return verdict;
         }
         self.forward(id, kind, packet.len, sink)
     }

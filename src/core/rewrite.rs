@@ -68,6 +68,8 @@ impl Core {
                 if let Some(names) = client.names.as_deref() {
                     server.replies.set_unnamed(names.number(), true);
                 }
+            } else if request == Request::Query && deallocate::may_clear(body) {
+                server.replies.clears();
             } else if request == Request::CopyData {
                 // The queue notes the place once; as many as follow change nothing.
                 done = done.saturating_add(framer.alike(data.get(done..).unwrap_or(&[]), b'd'));
@@ -127,7 +129,7 @@ fn course(
 }
 
 fn course_of_query(names: &mut Names, body: &[u8]) -> Course {
-    if !names.map.is_empty() && deallocate::find(body, true) != Found::Nothing {
+    if !names.map.is_empty() && deallocate::find(body, body.len()) != Found::Nothing {
         return Course::Long;
     }
     names.end_unnamed();

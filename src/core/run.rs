@@ -24,6 +24,8 @@ impl Core {
         let is_active = is_active && client.revoked.is_none();
         let is_served = is_active && client.console.is_none();
         let tracks = self.tracks(client);
+        // What it calls its statements may change unseen.
+        let is_served = is_served && (tracks || client.names.is_none());
         let Some((first, _)) = first_request(framer, data) else { return LONG_WAY };
         if !is_served || self.settings.disable_pqexec.on() {
             return LONG_WAY;
