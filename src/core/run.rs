@@ -23,8 +23,8 @@ impl Core {
         let is_active = client.state == ClientState::Active && client.welcomed;
         let is_active = is_active && client.revoked.is_none();
         let is_served = is_active && client.console.is_none();
-        let tracks = self.tracks(client);
-        let Some((first, _)) = first_request(framer, data) else { return LONG_WAY };
+        let has_names = client.names.is_some();
+        let Some((first, len)) = first_request(framer, data) else { return LONG_WAY };
         if !is_served || self.settings.disable_pqexec.on() {
             return LONG_WAY;
         }
@@ -42,7 +42,9 @@ impl Core {
         if server.replies.next_asker() == Some(Asker::Align) {
             return LONG_WAY;
         }
-        if tracks {
+        // One simple query is about no statement of a client that has none.
+        let may_track = has_names || first != Request::Query || len != data.len();
+        if may_track && self.clients.get(id).is_some_and(|client| self.tracks(client)) {
             return self.tracked_requests(id, server_id, data, sink);
         }
         let Some(server) = self.servers.get_mut(server_id) else { return LONG_WAY };
@@ -130,8 +132,8 @@ impl Core {
                 }
                 break;
             }
-            let body = packet.get(5..).unwrap_or(&[]);
-            if kind == FromServer::CommandComplete && clears_all(body) {
+            let is_complete = kind == FromServer::CommandComplete;
+            if is_complete && clears_all(packet.get(5..).unwrap_or(&[])) {
                 break;
             }
             if !server.replies.received_plain(kind) {
