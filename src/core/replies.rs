@@ -183,6 +183,7 @@ impl Replies {
     }
 
     /// Notes that a request is on its way to the server.
+    #[inline]
     pub fn sent(&mut self, request: Request, asker: Asker) {
         if self.inherited == Inherited::Silent {
             // Who asks is not waiting for an answer, unless it sends data.
@@ -212,6 +213,7 @@ impl Replies {
         self.push(request, Asker::Local);
     }
 
+    #[inline]
     fn push(&mut self, request: Request, asker: Asker) {
         self.queue.push_back(Expected { request, asker });
         self.pushed = self.pushed.wrapping_add(1);
