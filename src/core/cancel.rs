@@ -198,7 +198,8 @@ impl Core {
     /// The first request that still makes sense and whose query, if it still runs, does so where
     /// this connection leads; those before it that make none are closed.
     fn next_cancel(&mut self, carrier: ServerId, pool_id: PoolId) -> Option<(ClientId, Aim)> {
-        let (host, remote) = self.servers.get(carrier).map(|server| (server.host, server.remote))?;
+        let (host, remote) =
+            self.servers.get(carrier).map(|server| (server.host, server.remote))?;
         let pool = self.pools.get(pool_id)?;
         let is_peer = pool.peer.is_some();
         for request in pool.clients(ClientState::WaitingCancel).ids(&self.clients) {

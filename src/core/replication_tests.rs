@@ -203,14 +203,12 @@ fn replication_takes_the_primary_where_there_is_no_standby() {
     let mut scene =
         Scene::new("[databases]\nd = host=127.0.0.1 target_session_attrs=prefer-standby");
     let replicator = scene.replicator();
-    let mut log_in = |scene: &mut Scene| {
+    let log_in = |scene: &mut Scene| {
         let server = scene.connected();
         let mut verdict = Verdict::Drop;
-        for bytes in [
-            &b"R\0\0\0\x08\0\0\0\0"[..],
-            b"S\0\0\0\x17in_hot_standby\0off\0",
-            b"Z\0\0\0\x05I",
-        ] {
+        for bytes in
+            [&b"R\0\0\0\x08\0\0\0\0"[..], b"S\0\0\0\x17in_hot_standby\0off\0", b"Z\0\0\0\x05I"]
+        {
             verdict = scene.core.server_packet(server, packet(bytes), &mut Sink::default());
         }
         scene.act();
