@@ -7,7 +7,7 @@ use super::face::{ClientId, Packet, ServerId, Sink, Verdict};
 use super::fault::{self, Fault};
 use super::replies::{Asker, Request};
 use super::server::Status;
-use super::statements::{Named, Sent, ServerName, Standing, StatementId, KEPT_MAX};
+use super::statements::{Named, Sent, ServerName, Standing, StatementId};
 use super::stats::Counter;
 use super::Core;
 use crate::base::Level;
@@ -105,9 +105,6 @@ impl Core {
         }
         let is_unnamed = place.is_empty();
         Some(match request {
-            Request::Parse if is_unnamed && packet.len > KEPT_MAX => {
-                self.parse_unnamed(id, packet, sink)
-            }
             Request::Parse if !packet.is_whole() => Verdict::Whole,
             Request::Parse if is_unnamed => self.parse_unnamed(id, packet, sink),
             Request::Parse => self.parse_named(id, packet, place, sink),
@@ -367,7 +364,7 @@ impl Core {
     }
 
     /// The Parse of an unnamed statement is kept, for a Bind that comes when the client is linked to
-    /// another server; not a very long one.
+    /// another server.
     fn parse_unnamed(&mut self, id: ClientId, packet: Packet<'_>, sink: &mut Sink) -> Verdict {
         let server = match self.acquire(id, sink) {
             Ok(server) => server,
@@ -376,8 +373,7 @@ impl Core {
         let number = self.statements.next_unnamed();
         if let Some(client) = self.clients.get_mut(id) {
             let names = client.names.get_or_insert_default();
-            let key = packet.seen.get(1..).filter(|_| packet.is_whole());
-            names.keep_unnamed(key.unwrap_or_default(), number);
+            names.keep_unnamed(packet.seen.get(1..).unwrap_or_default(), number);
         }
         self.forwarded(server, Some(Request::Parse), Asker::Client, packet.len);
         if let Some(server) = self.servers.get_mut(server) {

@@ -181,26 +181,6 @@ fn no_end_of_answers_is_owed() {
 }
 
 #[test]
-fn a_very_long_unnamed_statement_streams() {
-    let (mut scene, client, server) = prepared("");
-    let long = message(b'P', &[&[0], &[b' '; 2_000_000][..], &[0; 3]].concat());
-    let mut seen = packet(&long);
-    seen.seen = &seen.seen[..100];
-    assert_eq!(scene.core.client_packet(client, seen, &mut Sink::default()), Verdict::Pass);
-    assert_eq!(asks(&mut scene, client, &bind(""), true).1, b"", "it is there");
-    asks(&mut scene, client, SYNC, false);
-    says(&mut scene, server, &[b"1\0\0\0\x04", b"2\0\0\0\x04", READY]);
-    assert_eq!(asks(&mut scene, client, &bind(""), true).1, b"", "it is there still");
-    asks(&mut scene, client, SYNC, false);
-    says(&mut scene, server, &[b"2\0\0\0\x04", READY]);
-    let other = scene.client("u");
-    asks(&mut scene, other, &parse("", "select 2"), true);
-    asks(&mut scene, other, SYNC, false);
-    says(&mut scene, server, &[b"1\0\0\0\x04", READY]);
-    assert_eq!(asks(&mut scene, client, &bind(""), true).1, message(b'C', b"S\0"));
-}
-
-#[test]
 fn what_is_said_while_nobody_listens_makes_names_stale() {
     let (mut scene, client, server) = prepared("");
     asks(&mut scene, client, &parse("", "select 2"), true);
