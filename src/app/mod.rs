@@ -83,7 +83,7 @@ impl Starting {
 
 /// The start in the order of config 7.1, then the loop until its end.
 fn start(run: &Run) -> Result<u8, Fatal> {
-    let service = Service::take();
+    let service = Service::take(run.reboot);
     let mut starting = Starting { log: Log::new(run.quiet), journal: Journal::default() };
     let config = load(run, &mut starting)?;
     let settings = config.settings.clone();
@@ -114,8 +114,12 @@ fn start(run: &Run) -> Result<u8, Fatal> {
         refuse_second_instance(&settings, has_sockets, &mut starting)?;
     }
     if run.daemon {
-        starting.check(daemon::go_to_background(&settings.pidfile))?;
-        starting.log.set_quiet();
+        // As part of a unit a successor writes to where the old process has.
+        let keeps_log = run.reboot && service.is_present();
+        starting.check(daemon::go_to_background(&settings.pidfile, keeps_log))?;
+        if !keeps_log {
+            starting.log.set_quiet();
+        }
     }
     let expected = expected_descriptors(&core, &settings);
     let limit = daemon::limit_line(i64::from(settings.max_client_conn), expected);
@@ -258,9 +262,7 @@ fn refuse_second_instance(
     has_sockets: bool,
     starting: &mut Starting,
 ) -> Result<(), Fatal> {
-    if !has_sockets
-        && listen::unix_socket_in_use(&settings.unix_socket_dir, settings.listen_port)
-    {
+    if !has_sockets && listen::unix_socket_in_use(&settings.unix_socket_dir, settings.listen_port) {
         return starting.check(Err("unix socket is in use, cannot continue".into()));
     }
     if settings.pidfile.is_empty() {

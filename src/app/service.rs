@@ -19,9 +19,18 @@ use std::time::Duration;
 const ATTEMPTS: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// The limit of a watchdog that we know nothing of, in microseconds.
+const ASSUMED: u64 = 2_000_000;
+
 /// All that a service manager may have put into the environment.
-const NAMES: [&str; 6] =
-    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+const NAMES: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+];
 
 /// The service manager that has started us, if any.
 #[derive(Debug, Default)]
@@ -46,7 +55,10 @@ struct Line {
 impl Service {
     /// Takes everything out of the environment: programs that a library starts (PAM) must not speak
     /// for us. To be called once, before anything is opened or any thread is started.
-    pub(super) fn take() -> Service {
+    ///
+    /// systemd tells processes of ExecReload= nothing of the watchdog, so a successor (`-R`) that
+    /// hears nothing assumes that there is one.
+    pub(super) fn take(is_successor: bool) -> Service {
         let own = process::id();
         let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
         let is_ours = |pid: Option<u64>| pid == Some(own.into());
@@ -54,6 +66,8 @@ impl Service {
         let has_watchdog = env::var_os("WATCHDOG_PID").is_none() || is_ours(number("WATCHDOG_PID"));
         let limit = number("WATCHDOG_USEC").filter(|limit| has_watchdog && *limit > 0);
         let line = env::var_os("NOTIFY_SOCKET").and_then(|name| Line::new(&name));
+        let unknown = is_successor && has_watchdog && line.is_some();
+        let limit = limit.or_else(|| unknown.then_some(ASSUMED));
         for name in NAMES {
             env::remove_var(name);
         }
@@ -64,6 +78,11 @@ impl Service {
             watchdog: limit.map(|limit| Micros(limit / 2)),
             next_sign: Micros(0),
         }
+    }
+
+    /// True if there is one that listens. It takes our standard error as well.
+    pub(super) fn is_present(&self) -> bool {
+        self.line.is_some()
     }
 
     /// We are about to take the place of the main process, or have done so by going to the

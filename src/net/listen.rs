@@ -163,9 +163,8 @@ impl Listeners {
     fn inherit_unix(&mut self, listener: UnixListener) {
         let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(PathBuf::from));
         // A service manager may have passed it to the old process: then root has made its file.
-        let path = path.filter(|path| {
-            fs::metadata(path).is_ok_and(|file| file.uid() == getuid().as_raw())
-        });
+        let path = path
+            .filter(|path| fs::metadata(path).is_ok_and(|file| file.uid() == getuid().as_raw()));
         self.socket_file = path.or(self.socket_file.take());
         self.all.push(Some(Listener::Unix(listener)));
     }
