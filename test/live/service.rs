@@ -86,8 +86,9 @@ fn fast_exits_tell_nothing() {
         let (manager, run) = Manager::of(Run::new(""));
         let mut running = run.up();
         assert_eq!(manager.hear(), "READY=1");
+        let mut console = running.console();
         match command {
-            Some(command) => running.console().send(&crate::rig::wire::query(command)),
+            Some(command) => console.send(&crate::rig::wire::query(command)),
             None => running.signal(Signal::SIGQUIT),
         }
         assert_eq!(running.code(), 0);
