@@ -24,6 +24,7 @@ check: deps ## everything a change must pass; installs what is missing
 	$(CARGO) test --locked
 
 test: build-deps ## unit tests
+	@test/bin/deps.sh libldap
 	$(CARGO) test --locked --lib --bins
 
 sim: build-deps ## simulation of the core; SEEDS=5000 sweeps, SEED=17 replays one with a trace
@@ -66,7 +67,7 @@ install: ## copy to $(DESTDIR)$(prefix) what `make` has built; changes no runnin
 		$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page));)
 
 deps: ## install what build and tests need: compiler, PostgreSQL, PgBouncer to compare with, drivers
-	@test/bin/deps.sh build checks postgresql pgbouncer exporter drivers pam ldap
+	@test/bin/deps.sh build checks postgresql pgbouncer exporter drivers pam libldap ldap
 
 build-deps:
 	@test/bin/deps.sh build

@@ -13,7 +13,7 @@ mod takeover;
 mod turn;
 
 use crate::base::{Journal, Level};
-use crate::config::{self, Config, Settings};
+use crate::config::{Config, Settings};
 use crate::core::{Core, Surroundings};
 use crate::net::options::reason;
 use crate::net::tls::Tls;
@@ -96,7 +96,6 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     starting.check(daemon::become_user(user.unwrap_or("")))?;
     starting.check(daemon::refuse_root())?;
     starting.print()?;
-    warn_without_effect(&config, &mut starting)?;
     let clock = Clock::start();
     let around = starting.check(surroundings(&clock))?;
     let mut core = Core::new(settings.clone(), around);
@@ -245,15 +244,6 @@ fn set_up_tls(settings: &Settings, starting: &mut Starting) -> Result<Tls, Fatal
             starting.check(Err("TLS setup failed".into()))
         }
     }
-}
-
-/// Names what is configured and does nothing in this version; nobody shall find out by surprise.
-fn warn_without_effect(config: &Config, starting: &mut Starting) -> Result<(), Fatal> {
-    for name in config::without_effect(config) {
-        let text = format!("{name} has no effect in this version of pgturnstile");
-        starting.say(Level::Warning, text)?;
-    }
-    Ok(())
 }
 
 /// Looks for another process at the Unix socket, then in the pidfile (config 7.3, 7.5).

@@ -2,7 +2,6 @@
 //! (config 2.6 and 4).
 
 use super::connstr;
-use super::settings::NOW;
 use super::value::{atoi, LoadBalance, PoolMode, Ports, Secret, SessionAttrs, Value};
 use crate::base::{text::cut, Journal, Level, Micros};
 
@@ -12,22 +11,18 @@ pub struct Key<E: 'static> {
     pub name: &'static str,
     /// What counts without it, for the manual.
     pub default: &'static str,
-    /// Parsed, but without any effect in this version.
-    pub later: bool,
     /// Name of its type, for the manual.
     pub kind: &'static str,
     /// One or two sentences for the manual.
     pub help: &'static str,
     /// Parses and stores; false if the value is refused, which has been logged.
     pub set: fn(&mut E, &str, &mut Journal) -> bool,
-    /// True if the entry has this key.
-    pub given: fn(&E) -> bool,
 }
 
-/// Key: type, its reader = default, effective now or later.
+/// Key: type, its reader = default.
 macro_rules! entry {
     ($(#[doc = $doc:literal])+ $entry:ident, $keys:ident; $(
-        $(#[doc = $help:literal])+ $name:ident: $type:ty, $read:ident = $default:literal, $later:ident;
+        $(#[doc = $help:literal])+ $name:ident: $type:ty, $read:ident = $default:literal;
     )+) => {
         $(#[doc = $doc])+
         #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,7 +34,6 @@ macro_rules! entry {
         pub static $keys: &[Key<$entry>] = &[$(Key {
             name: stringify!($name),
             default: $default,
-            later: $later,
             kind: <$type as Value>::KIND,
             help: concat!($($help),+).trim_ascii_start(),
             set: |entry, text, journal| {
@@ -50,7 +44,6 @@ macro_rules! entry {
                 }
                 good
             },
-            given: |entry| entry.$name.is_some(),
         },)+];
     };
 }
@@ -59,94 +52,94 @@ entry! {
     /// What an entry of `[databases]` says; `None` where it says nothing.
     DatabaseEntry, DATABASE_KEYS;
     /// Name of the database at the server. Always there after reading.
-    dbname: String, text = "the name of the entry", NOW;
+    dbname: String, text = "the name of the entry";
     /// Host name, address, or directory of a Unix socket (with @ in front: abstract); several may
     /// be separated by commas.
-    host: String, text = "the Unix socket in unix_socket_dir", NOW;
+    host: String, text = "the Unix socket in unix_socket_dir";
     /// Port of the server: one for all hosts, or a list with as many as there are hosts, in which
     /// an empty element is 5432. SHOW DATABASES shows the first host's.
-    port: Ports, ports = "5432", NOW;
+    port: Ports, ports = "5432";
     /// Log in to servers as this user, whoever the client is: one pool for all.
-    user: String, user_name = "the client's user", NOW;
+    user: String, user_name = "the client's user";
     /// Password of this user.
-    password: Secret, password = "the one in auth_file", NOW;
+    password: Secret, password = "the one in auth_file";
     /// User who runs auth_query.
-    auth_user: String, text = "auth_user", NOW;
+    auth_user: String, text = "auth_user";
     /// Query that fetches a user's password.
-    auth_query: String, text = "auth_query", NOW;
+    auth_query: String, text = "auth_query";
     /// Database in which auth_query is run.
-    auth_dbname: String, text = "auth_dbname", NOW;
+    auth_dbname: String, text = "auth_dbname";
     /// Sent to the server at its start as client_encoding.
-    client_encoding: String, text = "not sent", NOW;
+    client_encoding: String, text = "not sent";
     /// Sent to the server at its start as datestyle.
-    datestyle: String, text = "not sent", NOW;
+    datestyle: String, text = "not sent";
     /// Sent to the server at its start as timezone.
-    timezone: String, text = "not sent", NOW;
+    timezone: String, text = "not sent";
     /// Sent to the server at its start as application_name.
-    application_name: String, text = "not sent", NOW;
+    application_name: String, text = "not sent";
     /// How many servers each pool may have; 0 is without limit, negative is not set.
-    pool_size: i32, count = "default_pool_size", NOW;
+    pool_size: i32, count = "default_pool_size";
     /// Keep at least this many servers in pools that are in use; negative is not set.
-    min_pool_size: i32, count = "min_pool_size", NOW;
+    min_pool_size: i32, count = "min_pool_size";
     /// How many servers a pool may have on top when clients wait too long; negative is not set.
     /// The old name reserve_pool means the same.
-    reserve_pool_size: i32, count = "reserve_pool_size", NOW;
+    reserve_pool_size: i32, count = "reserve_pool_size";
     /// How many servers the database may have; 0 and negative are not set.
-    max_db_connections: i32, count = "max_db_connections", NOW;
+    max_db_connections: i32, count = "max_db_connections";
     /// How many clients the database may have; 0 and negative are not set.
-    max_db_client_connections: i32, count = "max_db_client_connections", NOW;
+    max_db_client_connections: i32, count = "max_db_client_connections";
     /// Close unused servers that are older, in whole seconds; 0 is not set.
-    server_lifetime: Micros, seconds = "server_lifetime", NOW;
+    server_lifetime: Micros, seconds = "server_lifetime";
     /// Drop clients that wait longer for a server, in whole seconds; 0 is never.
-    query_wait_timeout: Micros, seconds = "query_wait_timeout", NOW;
+    query_wait_timeout: Micros, seconds = "query_wait_timeout";
     /// When a server goes back to its pool.
-    pool_mode: PoolMode, pool_mode = "pool_mode", NOW;
+    pool_mode: PoolMode, pool_mode = "pool_mode";
     /// Which host of a list is connected next.
-    load_balance_hosts: LoadBalance, load_balance = "round-robin", NOW;
+    load_balance_hosts: LoadBalance, load_balance = "round-robin";
     /// What servers must be like, with libpq's words. One that is not is closed, and the next host
     /// is tried at once; when all have been tried, they are again after server_login_retry. A server
     /// that does not fit any more is not used again. prefer-standby takes any server if no host is a
     /// standby, and looks for one again after server_login_retry.
-    target_session_attrs: SessionAttrs, session_attrs = "any", NOW;
+    target_session_attrs: SessionAttrs, session_attrs = "any";
     /// Query to run after each login to a server.
-    connect_query: String, text = "none", NOW;
+    connect_query: String, text = "none";
 }
 
 entry! {
     /// What an entry of `[users]` says; `None` where it says nothing.
     UserEntry, USER_KEYS;
     /// When a server goes back to its pool; wins over the database's.
-    pool_mode: PoolMode, pool_mode = "the database's, pool_mode", NOW;
+    pool_mode: PoolMode, pool_mode = "the database's, pool_mode";
     /// How many servers each pool may have; wins over the database's; negative is not set.
-    pool_size: i32, count = "the database's, default_pool_size", NOW;
+    pool_size: i32, count = "the database's, default_pool_size";
     /// How many servers a pool may have on top when clients wait too long; negative is not set.
-    reserve_pool_size: i32, count = "the database's, reserve_pool_size", NOW;
+    reserve_pool_size: i32, count = "the database's, reserve_pool_size";
     /// How many servers the user may have; 0 and negative are not set.
-    max_user_connections: i32, count = "max_user_connections", NOW;
+    max_user_connections: i32, count = "max_user_connections";
     /// How many clients the user may have; 0 and negative are not set.
-    max_user_client_connections: i32, count = "max_user_client_connections", NOW;
+    max_user_client_connections: i32, count = "max_user_client_connections";
     /// Drop server and client if a query runs longer, in whole seconds; 0 is not set.
-    query_timeout: Micros, seconds = "query_timeout", NOW;
+    query_timeout: Micros, seconds = "query_timeout";
     /// Drop clients that wait longer for a server, in whole seconds; 0 is never.
-    query_wait_timeout: Micros, seconds = "the database's, query_wait_timeout", NOW;
+    query_wait_timeout: Micros, seconds = "the database's, query_wait_timeout";
     /// Drop server and client that are idle in a transaction for longer, in whole seconds; 0 is
     /// not set.
-    idle_transaction_timeout: Micros, seconds = "idle_transaction_timeout", NOW;
+    idle_transaction_timeout: Micros, seconds = "idle_transaction_timeout";
     /// Drop server and client if a transaction is open for longer, in whole seconds; 0 is not set.
-    transaction_timeout: Micros, seconds = "transaction_timeout", NOW;
+    transaction_timeout: Micros, seconds = "transaction_timeout";
     /// Drop clients that sent nothing for longer, in whole seconds; 0 is not set.
-    client_idle_timeout: Micros, seconds = "client_idle_timeout", NOW;
+    client_idle_timeout: Micros, seconds = "client_idle_timeout";
 }
 
 entry! {
     /// What an entry of `[peers]` says.
     PeerEntry, PEER_KEYS;
     /// Host name, address, or directory of a Unix socket. Always there after reading.
-    host: String, text = "required", NOW;
+    host: String, text = "required";
     /// Port of the peer.
-    port: i32, port = "6432", NOW;
+    port: i32, port = "6432";
     /// How many cancel requests may be forwarded at a time; negative is not set, 0 is none.
-    pool_size: i32, count = "default_pool_size", NOW;
+    pool_size: i32, count = "default_pool_size";
 }
 
 /// The port of a server if its entry has none.

@@ -93,7 +93,7 @@ pub fn manual() -> String {
             When::Restart => "at start only",
         };
         let kind = format!("{}. Read: {when}", param.kind);
-        facts(&mut text, &kind, &default, param.later);
+        facts(&mut text, &kind, &default);
     }
     text.add(".SH DATABASES\n");
     paragraphs(&mut text, DATABASES);
@@ -143,15 +143,9 @@ const PEERS: &[&str] = &[
      peer_id of another process.",
 ];
 
-const WITHOUT_EFFECT: &str = "Accepted, but without effect in this version.";
-
 /// What the sample says about a parameter besides its help.
 fn note(param: &Param) -> Option<&'static str> {
-    match (param.later, param.when) {
-        (true, _) => Some(WITHOUT_EFFECT),
-        (false, When::Restart) => Some("A change needs a restart."),
-        (false, When::Reload) => None,
-    }
+    (param.when == When::Restart).then_some("A change needs a restart.")
 }
 
 /// A text that grows.
@@ -188,7 +182,7 @@ fn manual_keys<E>(text: &mut Out, keys: &[Key<E>]) {
     for key in keys {
         heading(text, key.name);
         body(text, key.help);
-        facts(text, key.kind, key.default, key.later);
+        facts(text, key.kind, key.default);
     }
 }
 
@@ -196,13 +190,9 @@ fn heading(text: &mut Out, name: &str) {
     text.add(format_args!(".TP\n.B {}\n", escape(name)));
 }
 
-fn facts(text: &mut Out, kind: &str, default: &str, later: bool) {
+fn facts(text: &mut Out, kind: &str, default: &str) {
     text.add(".br\n");
     body(text, &format!("Type: {kind}. Default: {default}"));
-    if later {
-        text.add(".br\n");
-        body(text, WITHOUT_EFFECT);
-    }
 }
 
 fn paragraphs(text: &mut Out, paragraphs: &[&str]) {

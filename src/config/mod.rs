@@ -23,7 +23,6 @@ pub use value::{
 };
 
 use crate::base::{Journal, Level};
-use entries::{Key, DATABASE_KEYS, PEER_KEYS, USER_KEYS};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -72,40 +71,6 @@ pub fn load(
 /// string or the name is wrong, which has been logged (config 4.1).
 pub fn parse_autodb(name: &str, string: &str, journal: &mut Journal) -> Option<DatabaseEntry> {
     entries::parse_database(name, string, journal)
-}
-
-/// Names every parameter that is not at its default, and every key that is given, although this
-/// version does nothing with it: "server_tls_sslmode", "databases/foo: auth_user".
-pub fn without_effect(config: &Config) -> Vec<String> {
-    let default = Settings::default();
-    let mut names: Vec<String> = PARAMS
-        .iter()
-        .filter(|param| param.later && !(param.same)(&config.settings, &default))
-        .map(|param| param.name.to_owned())
-        .collect();
-    let autodb = config
-        .autodb
-        .as_ref()
-        .and_then(|string| parse_autodb("*", string, &mut Journal::default()));
-    for (name, entry) in autodb.iter().map(|entry| ("*", entry)) {
-        idle_keys("databases", name, entry, DATABASE_KEYS, &mut names);
-    }
-    for (name, entry) in &config.databases {
-        idle_keys("databases", name, entry, DATABASE_KEYS, &mut names);
-    }
-    for (name, entry) in &config.users {
-        idle_keys("users", name, entry, USER_KEYS, &mut names);
-    }
-    for (id, entry) in &config.peers {
-        idle_keys("peers", &id.to_string(), entry, PEER_KEYS, &mut names);
-    }
-    names
-}
-
-fn idle_keys<E>(section: &str, name: &str, entry: &E, keys: &[Key<E>], names: &mut Vec<String>) {
-    for key in keys.iter().filter(|key| key.later && (key.given)(entry)) {
-        names.push(format!("{section}/{name}: {}", key.name));
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -359,20 +324,5 @@ mod tests {
         assert_eq!(entry.dbname.as_deref(), Some("shop"));
         assert_eq!(parse_autodb("shop", "nonsense", &mut journal), None);
         assert_eq!(parse_autodb(&"n".repeat(64), "", &mut journal), None);
-    }
-
-    #[test]
-    fn settings_without_effect_are_named() {
-        assert!(without_effect(&Config::default()).is_empty());
-        let (config, good, _) = start(
-            "[pgbouncer]\nresolv_conf = x\nauth_user = y\nlisten_port = 1\n\
-             [databases]\nfoo = host=h auth_dbname=a\n* = auth_user=b\n\
-             [peers]\n3 = host=p\n",
-        );
-        assert!(good);
-        let later = |name: &str| param(name).is_some_and(|param| param.later);
-        let mut want: Vec<&str> = ["resolv_conf"].to_vec();
-        want.retain(|name| later(name));
-        assert_eq!(without_effect(&config), want);
     }
 }

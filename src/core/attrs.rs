@@ -140,21 +140,27 @@ pub fn fit(wanted: SessionAttrs, server: Traits, any_will_do: bool) -> Fit {
     }
 }
 
+impl Server {
+    /// Whether it still fits.
+    #[inline]
+    pub(super) fn fit(&self, wanted: SessionAttrs) -> Fit {
+        fit(wanted, self.traits, !self.traits.spurned)
+    }
+}
+
 /// SQLSTATE read_only_sql_transaction.
 const READ_ONLY_TRANSACTION: &[u8] = b"25006";
 
 impl Core {
     /// What servers of this pool must be like.
     pub(super) fn wanted(&self, pool: PoolId) -> SessionAttrs {
-        let database = self.pools.get(pool).and_then(|pool| self.databases.get(pool.database));
-        database.and_then(|database| database.entry.target_session_attrs).unwrap_or_default()
+        let pool = self.pools.get(pool);
+        pool.map_or(SessionAttrs::Any, |pool| self.effective(pool).session_attrs())
     }
 
     /// Whether a server that has logged in still fits.
     pub(super) fn fit_of(&self, id: ServerId) -> Fit {
-        self.servers.get(id).map_or(Fit::Yes, |server| {
-            fit(self.wanted(server.pool), server.traits, !server.traits.spurned)
-        })
+        self.servers.get(id).map_or(Fit::Yes, |server| server.fit(self.wanted(server.pool)))
     }
 
     /// A server reports a parameter: take note if it is about what it is like.

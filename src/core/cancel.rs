@@ -1,12 +1,12 @@
 //! Cancel keys and cancel requests (pooling 8.1 to 8.4); for what goes to a peer see `peer`, for
 //! queries that wait for a server `revoke`.
 
-use super::assign::{self, Counts, Launch};
+use super::assign::{self, Counts, Launch, Limits};
 use super::client::{ClientState, Counted};
-use super::face::{Action, ClientId, Peer, ServerId};
+use super::face::{Action, Addr, ClientId, Peer, ServerId};
 use super::fault::{self, Fault};
 use super::pool::{Pool, PoolId};
-use super::server::{Carries, ServerState};
+use super::server::{Carries, Server, ServerState};
 use super::Core;
 use crate::base::Level;
 use crate::wire::write;
@@ -18,6 +18,20 @@ pub(super) enum Aim {
     Server(ServerId),
     /// Go on to a peer, with this key.
     Peer(u64),
+}
+
+impl Server {
+    /// True if this element of the list of hosts, at this address, is where it is. A name may have
+    /// several addresses, and at the others nobody knows its key.
+    fn is_at(&self, host: u32, remote: Addr) -> bool {
+        match (self.remote, remote) {
+            (Addr::Inet(own), Addr::Inet(other)) => {
+                (own.ip(), own.port()) == (other.ip(), other.port())
+            }
+            (Addr::Inet(_), Addr::Unix { .. }) => false,
+            _ => self.host == host,
+        }
+    }
 }
 
 impl Core {
@@ -128,8 +142,8 @@ impl Core {
             return false;
         }
         let next = self.next_cancel(carrier, pool_id);
-        if next.is_none() && self.has_cancels(pool_id) {
-            // Their queries run at other hosts.
+        if next.is_none() && self.has_cancels(pool_id) && self.has_room_for_login(pool_id) {
+            // Their queries run elsewhere.
             return false;
         }
         // The connection works: neither its end nor that of the request is a failed login.
@@ -181,10 +195,11 @@ impl Core {
         self.pools.get(pool).is_some_and(waiting)
     }
 
-    /// The first request that still makes sense and whose query, if it still runs, does so at the
-    /// host of this connection; those before it that make none are closed.
+    /// The first request that still makes sense and whose query, if it still runs, does so where
+    /// this connection leads; those before it that make none are closed.
     fn next_cancel(&mut self, carrier: ServerId, pool_id: PoolId) -> Option<(ClientId, Aim)> {
-        let host = self.servers.get(carrier)?.host;
+        let (host, remote) =
+            self.servers.get(carrier).map(|server| (server.host, server.remote))?;
         let pool = self.pools.get(pool_id)?;
         let is_peer = pool.peer.is_some();
         for request in pool.clients(ClientState::WaitingCancel).ids(&self.clients) {
@@ -194,7 +209,7 @@ impl Core {
             }
             let target = client.cancels.and_then(|id| Some((id, self.servers.get(id)?)));
             match target.filter(|(_, target)| target.key.is_some()) {
-                Some((id, target)) if target.host == host => {
+                Some((id, target)) if target.is_at(host, remote) => {
                     return Some((request, Aim::Server(id)));
                 }
                 Some(_) => {}
@@ -202,6 +217,17 @@ impl Core {
             }
         }
         None
+    }
+
+    /// The server whose query the next connection is to cancel; none if one is to log in.
+    pub(super) fn next_to_cancel(&self, id: PoolId) -> Option<&Server> {
+        let pool = self.pools.get(id).filter(|_| self.has_cancels(id))?;
+        if self.is_logins_turn(id) {
+            return None;
+        }
+        let requests = pool.clients(ClientState::WaitingCancel).ids(&self.clients).into_iter();
+        let target = |request| self.servers.get(self.clients.get(request)?.cancels?);
+        requests.filter_map(target).find(|target| target.key.is_some())
     }
 
     /// The requests that wait for the same as this one, itself included: one connection does for
@@ -243,16 +269,22 @@ impl Core {
         let Some(pool) = self.pools.get(id).filter(|pool| pool.cancel_went_last) else {
             return false;
         };
-        let count = |state| pool.servers(state).len();
+        let count = |state: ServerState| pool.servers(state).len();
         let coming =
             count(ServerState::Idle) + count(ServerState::Used) + count(ServerState::Tested);
         let waiting = pool.clients(ClientState::Waiting).len();
         let is_short = waiting > coming || waiting > 0 && pool.welcome.is_none();
-        if !is_short || self.is_paused(id) {
+        is_short && self.has_room_for_login(id)
+    }
+
+    /// One more server is within the limits, but for the connections that carry cancel requests, and
+    /// for the one that is being made.
+    fn has_room_for_login(&self, id: PoolId) -> bool {
+        let Some(pool) = self.pools.get(id).filter(|_| !self.is_paused(id)) else {
             return false;
-        }
+        };
         let (counts, limits) = self.launch_facts(pool);
-        // The connection that asks whose turn it is counts as logging in.
+        let limits = Limits { failed_launch: None, ..limits };
         let others = counts.carriers.saturating_add(counts.logging_in);
         let without = Counts {
             logging_in: 0,

@@ -158,3 +158,97 @@ fn a_change_of_peer_id_forgets_nobody() {
         scene.lose(carrier);
     }
 }
+
+impl Scene {
+    /// As `open`, at this address.
+    fn open_at(&mut self, addr: &str) -> ServerId {
+        let id = self.connects.pop().unwrap();
+        let remote = Addr::Inet(addr.parse().unwrap());
+        self.core.dialling(id, remote);
+        self.core.connected(id, Addr::Unknown, remote);
+        self.act();
+        id
+    }
+
+    /// A server that logs in says all that is needed.
+    fn log_in(&mut self, id: ServerId) {
+        for bytes in
+            [&b"R\0\0\0\x08\0\0\0\0"[..], b"K\0\0\0\x0c\0\0\0\x01\0\0\0\x02", b"Z\0\0\0\x05I"]
+        {
+            self.core.server_packet(id, packet(bytes), &mut Sink::default());
+        }
+        self.act();
+    }
+
+    /// The query that runs there ends.
+    fn end(&mut self, server: ServerId) {
+        for bytes in [&ANSWER[..6], &ANSWER[6..]] {
+            self.core.server_packet(server, packet(bytes), &mut Sink::default());
+        }
+        self.core.server_drained(server, &mut Sink::default());
+        self.act();
+    }
+}
+
+#[test]
+fn a_connection_that_leads_to_no_query_exceeds_no_limit() {
+    let mut scene = Scene::new("[databases]\nd = host=127.0.0.1,127.0.0.2 pool_size=2");
+    let (a, first) = scene.busy();
+    let b = scene.client("u");
+    assert_eq!(scene.told(b, QUERY), Verdict::Wait);
+    scene.turn();
+    scene.server();
+    assert_eq!(scene.told(b, QUERY), Verdict::Pass);
+    scene.cancel(scene.key(a));
+    scene.cancel(scene.key(b));
+    scene.end(first);
+    // It leads to the first host, where nothing is to be canceled any more.
+    let useless = scene.open();
+    assert_eq!(scene.state(useless), None);
+    scene.turn();
+    let carrier = scene.open();
+    assert_eq!(scene.state(carrier), Some(ServerState::ActiveCancel));
+    // With a place to spare it logs in.
+    let c = scene.client("u");
+    assert_eq!(scene.told(c, QUERY), Verdict::Pass);
+}
+
+#[test]
+fn requests_go_to_the_address_of_their_query() {
+    let mut scene = Scene::new("[databases]\nd = host=a.test port=99 pool_size=3");
+    let a = scene.client("u");
+    let first = scene.open_at("10.0.0.1:99");
+    scene.log_in(first);
+    assert_eq!(scene.told(a, QUERY), Verdict::Pass);
+    let b = scene.client("u");
+    assert_eq!(scene.told(b, QUERY), Verdict::Wait);
+    scene.turn();
+    scene.cancel(scene.key(a));
+    let second = scene.open_at("10.0.0.2:99");
+    assert_eq!(scene.state(second), Some(ServerState::Login));
+    scene.log_in(second);
+    scene.turn();
+    let target = scene.core.target(scene.connects[0]).unwrap();
+    assert_eq!((target.host.as_str(), target.port), ("10.0.0.1", 99));
+    let carrier = scene.open_at("10.0.0.1:99");
+    assert_eq!(scene.state(carrier), Some(ServerState::ActiveCancel));
+}
+
+#[test]
+fn a_host_that_cannot_be_reached_keeps_no_client_from_another() {
+    let hosts = "[databases]\nd = host=127.0.0.1,127.0.0.2 pool_size=2";
+    let mut scene = Scene::new(&format!("server_login_retry = 5\n{hosts}"));
+    let (a, _) = scene.busy();
+    let (b, key) = (scene.client("u"), scene.key(a));
+    scene.cancel(key);
+    assert_eq!(scene.told(b, QUERY), Verdict::Wait);
+    for want in [0, 1, 0] {
+        let id = scene.connects.pop().unwrap();
+        assert_eq!(scene.core.servers().get(id).unwrap().host, want);
+        scene.core.lost(Peer::Server(id), Loss::Connect);
+        scene.core.now = scene.core.now + Micros::from_secs(6);
+        scene.cancel(key);
+        scene.core.tick();
+        scene.turn();
+    }
+}

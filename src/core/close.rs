@@ -1,5 +1,6 @@
 //! Connections end: the only two functions that close one, and what follows from it.
 
+use super::attrs::Unfit;
 use super::client::ClientState;
 use super::connect::ENDED_BY_US;
 use super::face::{Action, ClientId, Loss, Peer, ServerId};
@@ -108,7 +109,8 @@ impl Core {
         if carries != Carries::Nothing {
             self.cancel_over(carries, riders, fault);
         }
-        let goes_on = is_login && ENDED_BY_US.contains(fault);
+        // Who waited for it goes on waiting, for the next host if this one is not what is wanted.
+        let goes_on = is_login && (ENDED_BY_US.contains(fault) || Unfit::caused(fault));
         if let Some(client) = client.filter(|client| !goes_on && !self.lookup_failed(*client)) {
             self.close_client(client, refusal.as_ref().unwrap_or(fault));
         }

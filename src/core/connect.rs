@@ -39,6 +39,8 @@ enum Stage {
 /// What exists of a server only until it is ready.
 pub(super) struct ServerLogin {
     stage: Stage,
+    /// A cancel request had it opened.
+    is_for_cancel: bool,
     pub(super) scram: Option<ClientExchange>,
     /// The job that makes the keys for it.
     pub(super) job: Option<JobId>,
@@ -57,6 +59,7 @@ pub(super) const ENDED_BY_US: [Fault; 3] =
 
 /// Begins to open a connection for a pool.
 pub(super) fn open(core: &mut Core, pool_id: PoolId) {
+    let is_for_cancel = core.next_to_cancel(pool_id).is_some();
     let host = core.choose_host(pool_id);
     core.miss_socket_dir(pool_id, host);
     let Some(pool) = core.pools.get_mut(pool_id) else {
@@ -64,6 +67,9 @@ pub(super) fn open(core: &mut Core, pool_id: PoolId) {
     };
     pool.last_launch = core.now;
     let id = insert(core, pool_id, host);
+    if let Some(login) = core.servers.get_mut(id).and_then(|server| server.login.as_mut()) {
+        login.is_for_cancel = is_for_cancel;
+    }
     core.actions.push_back(Action::Connect(id));
 }
 
@@ -95,6 +101,7 @@ pub(super) fn insert(core: &mut Core, pool_id: PoolId, host: u32) -> ServerId {
         local: Addr::Unknown,
         login: Some(Box::new(ServerLogin {
             stage: Stage::Connecting,
+            is_for_cancel: false,
             scram: None,
             job: None,
             untracked: Vec::new(),
@@ -475,6 +482,7 @@ impl Core {
         pool.login_failed = None;
         pool.last_error = None;
         if self.is_replication(id) {
+            self.round_won(pool_id, id);
             return self.replication_ready(id, pool_id, untracked, sink);
         }
         let Some(pool) = self.pools.get_mut(pool_id) else {
@@ -544,11 +552,7 @@ impl Core {
             self.leave_job(job, Peer::Server(id));
         }
         // What a walsender refuses may be allowed to others.
-        if is_replication {
-            let pool = self.pools.get_mut(pool_id).filter(|_| Unfit::caused(reason));
-            if let Some(pool) = pool {
-                pool.hosts.move_on(host);
-            }
+        if is_replication && !Unfit::caused(reason) {
             return login.refusal;
         }
         // What we ended ourselves says nothing about the server.
@@ -558,6 +562,8 @@ impl Core {
         let failure = self.attempt_failed(pool_id, host, reason, login.error, login.refusal);
         let failure = failure?;
         let pool = self.pools.get_mut(pool_id)?;
+        // One that can't be reached must not keep clients from other hosts.
+        pool.cancel_went_last = login.is_for_cancel && login.stage == Stage::Connecting;
         pool.connect_failed = true;
         pool.login_failed = Some(crate::base::text::cut(&failure.text, 99).to_owned());
         pool.last_error = Some(failure.detail);

@@ -19,19 +19,34 @@ pub(super) enum Found {
 const COMMAND: &[u8] = b"deallocate";
 /// PostgreSQL cuts identifiers to this many bytes.
 const NAME_MAX: usize = 63;
+/// A longer query is not looked at, so that none is collected that could stream.
+const LONGEST: usize = 4096;
 
-/// Reads the body of a Query, of which the end may be missing.
-pub(super) fn find(body: &[u8], is_whole: bool) -> Found {
+/// Reads the body of a Query of so many bytes, of which the end may be missing.
+pub(super) fn find(body: &[u8], len: usize) -> Found {
+    if len > LONGEST {
+        return Found::Nothing;
+    }
     let sql = skip_space(body);
     let head = sql.get(..COMMAND.len()).unwrap_or(sql);
     if !COMMAND.get(..head.len()).is_some_and(|command| command.eq_ignore_ascii_case(head)) {
         return Found::Nothing;
     }
-    if !is_whole {
+    if body.len() < len {
         return Found::Incomplete;
     }
     let name = body.split_last().filter(|(zero, _)| **zero == 0).and_then(|(_, sql)| name_of(sql));
     name.map_or(Found::Nothing, Found::Name)
+}
+
+/// True if this Query may deallocate all statements.
+#[inline]
+pub(super) fn may_clear(body: &[u8]) -> bool {
+    let sql = skip_space(body);
+    matches!(sql.first(), Some(b'd' | b'D'))
+        && [COMMAND, b"discard"].iter().any(|command| {
+            sql.get(..command.len()).is_some_and(|head| head.eq_ignore_ascii_case(command))
+        })
 }
 
 /// The name in a whole `DEALLOCATE [PREPARE] name [;]`.
@@ -133,7 +148,11 @@ mod tests {
             (&quoted_long, &quoted_long[12..74]),
         ] {
             let body = format!("{sql}\0");
-            assert_eq!(find(body.as_bytes(), true), Found::Name(want.as_bytes().into()), "{sql}");
+            assert_eq!(
+                find(body.as_bytes(), body.len()),
+                Found::Name(want.as_bytes().into()),
+                "{sql}"
+            );
         }
     }
 
@@ -158,9 +177,10 @@ mod tests {
             "deallocate -- x\n a",
             "select 1",
         ] {
-            assert_eq!(find(format!("{sql}\0").as_bytes(), true), Found::Nothing, "{sql}");
+            let body = format!("{sql}\0");
+            assert_eq!(find(body.as_bytes(), body.len()), Found::Nothing, "{sql}");
         }
-        assert_eq!(find(b"deallocate a", true), Found::Nothing, "no zero at the end");
+        assert_eq!(find(b"deallocate a", 12), Found::Nothing, "no zero at the end");
     }
 
     #[test]
@@ -172,7 +192,21 @@ mod tests {
             (b"sel", Found::Nothing),
             (b"deallocaX", Found::Nothing),
         ] {
-            assert_eq!(find(body, false), want, "{body:?}");
+            assert_eq!(find(body, 20), want, "{body:?}");
+            assert_eq!(find(body, 20_000), Found::Nothing, "{body:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_deallocate_everything_is_known() {
+        for (sql, want) in [
+            (&b"DISCARD ALL\0"[..], true),
+            (b" \n deallocate all\0", true),
+            (b"disc\0", false),
+            (b"select 1\0", false),
+            (b"", false),
+        ] {
+            assert_eq!(may_clear(sql), want, "{sql:?}");
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use super::assign::{Launch, Why};
 use super::attrs::Unfit;
-use super::client::ClientState;
 use super::connect;
 use super::face::{Addr, ServerId, Target};
 use super::fault::Fault;
@@ -12,7 +11,7 @@ use super::server::{Server, ServerState};
 use super::Core;
 use crate::base::{Level, Micros};
 use crate::config::{LoadBalance, SessionAttrs};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 /// Where a pool is in its list of hosts.
 #[derive(Default)]
@@ -87,11 +86,6 @@ impl Hosts {
         self.round.any_will_do
     }
 
-    /// The server at this host was not what is wanted, and nobody tries another one by himself.
-    pub(super) fn move_on(&mut self, host: u32) {
-        self.next = host.wrapping_add(1);
-    }
-
     /// The list is another one.
     pub(super) fn start_over(&mut self) {
         self.round = Round::default();
@@ -117,13 +111,15 @@ impl Core {
         if pool.peer.is_some() {
             return self.peer_target(pool);
         }
+        if let Some(at) = self.address_to_cancel_at(server) {
+            return Some(Target { host: at.ip().to_string(), port: at.port() });
+        }
         let database = self.databases.get(pool.database)?;
         let list = database.hosts();
         let (host, port) = list.get(server.host as usize).copied().unwrap_or(("", 0));
-        let host = match (host, self.address_to_cancel_at(server)) {
-            ("", _) => self.settings.unix_socket_dir.clone(),
-            (_, Some(ip)) => ip.to_string(),
-            (host, None) => host.to_owned(),
+        let host = match host {
+            "" => self.settings.unix_socket_dir.clone(),
+            host => host.to_owned(),
         };
         let port = u16::try_from(port).unwrap_or(0);
         (!host.is_empty()).then_some(Target { host, port })
@@ -134,22 +130,21 @@ impl Core {
         self.server_target(id).map_or(0, |target| target.port.into())
     }
 
-    /// A host name may have several addresses: a cancel request goes to the one of its query.
-    fn address_to_cancel_at(&self, server: &Server) -> Option<IpAddr> {
+    /// A host name may have several addresses: a cancel request goes to the one of its query, also
+    /// if the database is somewhere else now.
+    fn address_to_cancel_at(&self, server: &Server) -> Option<SocketAddr> {
         if server.remote != Addr::Unknown || !server.is_connecting() {
             return None;
         }
-        let request = self.pools.get(server.pool)?.clients(ClientState::WaitingCancel).head()?;
-        let target = self.servers.get(self.clients.get(request)?.cancels?)?;
-        match target.remote {
-            Addr::Inet(at) if target.host == server.host => Some(at.ip()),
+        match self.next_to_cancel(server.pool)?.remote {
+            Addr::Inet(at) => Some(at),
             _ => None,
         }
     }
 
     /// Logs that there is no Unix socket to connect to.
     pub(super) fn miss_socket_dir(&mut self, pool: PoolId, host: u32) {
-        let Some(pool) = self.pools.get(pool) else { return };
+        let Some(pool) = self.pools.get(pool).filter(|pool| pool.peer.is_none()) else { return };
         let database = self.databases.get(pool.database);
         let hosts = database.map(|database| database.hosts()).unwrap_or_default();
         if self.settings.unix_socket_dir.is_empty()
@@ -162,8 +157,8 @@ impl Core {
 
     /// The element of the list of hosts that the next connection of a pool goes to.
     pub(super) fn choose_host(&mut self, id: PoolId) -> u32 {
-        if let Some(host) = self.host_to_cancel_at(id) {
-            return host;
+        if let Some(target) = self.next_to_cancel(id) {
+            return target.host;
         }
         let wanted = self.wanted(id);
         let (now, retry) = (self.now, self.retry_pause());
@@ -198,13 +193,6 @@ impl Core {
         let database = self.pools.get(id).and_then(|pool| self.databases.get(pool.database));
         let count = database.map_or(1, |database| database.hosts().len());
         u32::try_from(count).unwrap_or(1).max(1)
-    }
-
-    /// A cancel request goes where its query runs.
-    fn host_to_cancel_at(&self, id: PoolId) -> Option<u32> {
-        let request = self.pools.get(id)?.clients(ClientState::WaitingCancel).head()?;
-        let target = self.clients.get(request)?.cancels?;
-        self.servers.get(target).map(|server| server.host)
     }
 
     /// Hosts that servers of the pool are connected to, and that are no standbys.

@@ -11,7 +11,7 @@ use super::timeouts::is_positive;
 use super::vars::Vars;
 use super::Core;
 use crate::base::{Id, Level, List, Micros};
-use crate::config::{LoadBalance, PoolMode, Settings, UserEntry};
+use crate::config::{LoadBalance, PoolMode, SessionAttrs, Settings, UserEntry};
 use std::rc::Rc;
 
 /// Names a pool.
@@ -230,6 +230,12 @@ impl Effective<'_> {
             .unwrap_or(self.settings.query_wait_timeout)
     }
 
+    /// What servers must be like.
+    pub fn session_attrs(&self) -> SessionAttrs {
+        let wanted = self.database.and_then(|database| database.entry.target_session_attrs);
+        wanted.unwrap_or_default()
+    }
+
     /// How the element of a list of hosts is chosen.
     pub fn load_balance(&self) -> LoadBalance {
         self.database
@@ -249,6 +255,7 @@ impl Core {
     }
 
     /// The pool mode that counts for a pool.
+    #[inline]
     pub(super) fn pool_mode(&self, id: PoolId) -> PoolMode {
         self.pools.get(id).map_or(self.settings.pool_mode, |pool| self.effective(pool).pool_mode())
     }

@@ -7,7 +7,7 @@ use super::face::{ClientId, Packet, ServerId, Sink, Verdict};
 use super::fault::{self, Fault};
 use super::replies::{Asker, Request};
 use super::server::Status;
-use super::statements::{Named, Sent, ServerName, Standing, StatementId};
+use super::statements::{Named, Sent, ServerName, Standing, StatementId, KEPT_MAX};
 use super::stats::Counter;
 use super::Core;
 use crate::base::Level;
@@ -50,7 +50,7 @@ pub(super) fn rename(
 }
 
 /// True if this is what follows the name in a Parse: a text, and as many types as announced.
-fn is_statement(key: &[u8]) -> bool {
+pub(super) fn is_statement(key: &[u8]) -> bool {
     let mut reader = Reader::new(key);
     let count = reader.text().and_then(|_| reader.u16());
     count.is_some_and(|count| reader.bytes(usize::from(count).saturating_mul(4)).is_some())
@@ -64,6 +64,12 @@ pub(super) fn clears_all(body: &[u8]) -> bool {
 
 /// Lengths of the packets with such a tag.
 pub(super) const CLEARING: [u32; 2] = [17, 20];
+
+/// With more replies to come than this nothing is answered by the pooler: what is sent to the server
+/// is taken at the server's pace, while what is owed by the pooler would be remembered without end.
+const OWED_MAX: usize = 1000;
+/// A name that no server knows.
+const NO_NAME: &[u8] = b"SPGBOUNCER_0\0";
 
 impl Core {
     /// True if the prepared statements of this client are looked after (pooling 7.1, 9).
@@ -99,6 +105,9 @@ impl Core {
         }
         let is_unnamed = place.is_empty();
         Some(match request {
+            Request::Parse if is_unnamed && packet.len > KEPT_MAX => {
+                self.parse_unnamed(id, packet, sink)
+            }
             Request::Parse if !packet.is_whole() => Verdict::Whole,
             Request::Parse if is_unnamed => self.parse_unnamed(id, packet, sink),
             Request::Parse => self.parse_named(id, packet, place, sink),
@@ -219,7 +228,12 @@ impl Core {
             return false;
         }
         match store.standing(shelf, statement) {
-            Standing::Since(place) if replies.is_certain(place) => return false,
+            Standing::Since(place)
+                if replies.is_certain(place)
+                    && (asker == Asker::Keeper || replies.len() < OWED_MAX) =>
+            {
+                return false;
+            }
             Standing::Unknown if shelf.is_inherited() => {
                 store.close(statement, out);
                 replies.sent(Request::Close, Asker::Keeper);
@@ -325,6 +339,12 @@ impl Core {
         if let Some(named) = client.names.as_mut().and_then(|names| names.map.remove(name)) {
             self.statements.drop(named.statement);
         }
+        let owes_much = |id| self.servers.get(id).is_some_and(|s| s.replies.len() >= OWED_MAX);
+        if let Some(server) = server.filter(|server| owes_much(*server)) {
+            write::packet(&mut sink.to_server, b'C', |out| out.extend_from_slice(NO_NAME));
+            self.forwarded(server, Some(Request::Close), Asker::Client, packet.len);
+            return Verdict::Drop;
+        }
         self.count_received(id, packet);
         match server {
             Some(server) => {
@@ -347,7 +367,7 @@ impl Core {
     }
 
     /// The Parse of an unnamed statement is kept, for a Bind that comes when the client is linked to
-    /// another server.
+    /// another server; not a very long one.
     fn parse_unnamed(&mut self, id: ClientId, packet: Packet<'_>, sink: &mut Sink) -> Verdict {
         let server = match self.acquire(id, sink) {
             Ok(server) => server,
@@ -356,7 +376,8 @@ impl Core {
         let number = self.statements.next_unnamed();
         if let Some(client) = self.clients.get_mut(id) {
             let names = client.names.get_or_insert_default();
-            names.keep_unnamed(packet.seen.get(1..).unwrap_or_default(), number);
+            let key = packet.seen.get(1..).filter(|_| packet.is_whole());
+            names.keep_unnamed(key.unwrap_or_default(), number);
         }
         self.forwarded(server, Some(Request::Parse), Asker::Client, packet.len);
         if let Some(server) = self.servers.get_mut(server) {
@@ -411,21 +432,30 @@ impl Core {
         packet: Packet<'_>,
         sink: &mut Sink,
     ) -> Option<Verdict> {
-        let names = self.clients.get_mut(id)?.names.as_deref_mut()?;
-        let found = match names.map.is_empty() {
-            true => Found::Nothing,
-            false => deallocate::find(packet.seen, packet.is_whole()),
-        };
+        let names = self.clients.get(id)?.names.as_deref();
+        let body = packet.len.saturating_sub(packet.header_len());
+        let named = names.filter(|names| !names.map.is_empty());
+        let found = named.map(|names| (deallocate::find(packet.seen, body as usize), &names.map));
         let name = match found {
-            Found::Incomplete => return Some(Verdict::Whole),
-            Found::Name(name) if names.map.contains_key(&*name) => Some(name),
-            Found::Nothing | Found::Name(_) => None,
+            Some((Found::Incomplete, _)) => return Some(Verdict::Whole),
+            Some((Found::Name(name), map)) if map.contains_key(&*name) => Some(name),
+            _ => None,
         };
-        names.end_unnamed();
-        let name = name?;
+        if let Some(names) = self.clients.get_mut(id)?.names.as_mut() {
+            names.end_unnamed();
+        }
+        let may_clear = deallocate::may_clear(packet.seen);
+        if name.is_none() && !may_clear {
+            return None;
+        }
         let server_id = match self.acquire(id, sink) {
             Ok(server) => server,
             Err(verdict) => return Some(verdict),
+        };
+        let Some(name) = name else {
+            self.forwarded(server_id, Some(Request::Query), Asker::Client, packet.len);
+            self.servers.get_mut(server_id)?.replies.clears();
+            return Some(Verdict::Pass);
         };
         let names = self.clients.get_mut(id)?.names.as_deref_mut()?;
         let named = names.map.remove(&*name)?;
@@ -434,6 +464,38 @@ impl Core {
         write::query(&mut sink.to_server, deallocate::INSTEAD);
         self.forwarded(server_id, Some(Request::Query), Asker::Forget, packet.len);
         Some(Verdict::Drop)
+    }
+
+    /// A packet of a client that has names while its statements are not looked after: what it says
+    /// of them to the server itself holds no more when they are looked after again.
+    pub(super) fn untracked_packet(
+        &mut self,
+        id: ClientId,
+        kind: FromClient,
+        packet: Packet<'_>,
+    ) -> Option<Verdict> {
+        let request = match kind {
+            FromClient::Parse => Request::Parse,
+            FromClient::Close => Request::Close,
+            FromClient::Query => {
+                self.end_unnamed(id);
+                return None;
+            }
+            _ => return None,
+        };
+        let Some(place) = name_in(request, packet.seen) else {
+            return (!packet.is_whole()).then(|| self.incomplete(id, packet));
+        };
+        let name = packet.seen.get(place.clone()).unwrap_or_default();
+        if !name.is_empty() {
+            let names = self.clients.get_mut(id)?.names.as_deref_mut()?;
+            if let Some(named) = names.map.remove(name) {
+                self.statements.drop(named.statement);
+            }
+        } else if place.start == 1 || request == Request::Parse {
+            self.end_unnamed(id);
+        }
+        None
     }
 
     /// Takes note of how requests about prepared statements have ended.
@@ -504,46 +566,5 @@ impl Client {
     /// How many named statements it has.
     pub fn prepared(&self) -> usize {
         self.names.as_ref().map_or(0, |names| names.map.len())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_found_in_packets() {
-        use Request::{Bind, Close, Describe, Parse};
-        for (request, body, want) in [
-            (Parse, &b""[..], None),
-            (Parse, b"abc", None),
-            (Parse, b"abc\0select", Some(0..3)),
-            (Parse, b"\0select", Some(0..0)),
-            (Bind, b"por", None),
-            (Bind, b"por\0", None),
-            (Bind, b"por\0s", None),
-            (Bind, b"por\0st\0", Some(4..6)),
-            (Bind, b"\0\0", Some(1..1)),
-            (Describe, b"S", None),
-            (Describe, b"Ss\0", Some(1..2)),
-            (Close, b"S\0", Some(1..1)),
-            (Close, b"Pp\0", Some(0..0)),
-            (Describe, b"P", Some(0..0)),
-        ] {
-            assert_eq!(name_in(request, body), want, "{request:?} {body:?}");
-        }
-    }
-
-    #[test]
-    fn statements_have_as_many_types_as_they_say() {
-        for (key, want) in [
-            (&b"select 1\0\0\0"[..], true),
-            (b"\0\0\x01\0\0\0\x17", true),
-            (b"\0\0\x01\0\0\0", false),
-            (b"\0\0", false),
-            (b"select 1", false),
-        ] {
-            assert_eq!(is_statement(key), want, "{key:?}");
-        }
     }
 }

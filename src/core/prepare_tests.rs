@@ -1,9 +1,12 @@
 //! Prepared statements through a core: what the server and the client get for which packets.
 
 use super::face::{ClientId, Decisions, Peer, Run, ServerId, Sink, Verdict};
+use super::prepare::{is_statement, name_in};
+use super::replies::Request;
 use super::run_tests::{packet, Scene};
 use super::stats::Counter;
 use crate::wire::write;
+use std::rc::Rc;
 
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
@@ -140,4 +143,143 @@ fn a_bind_of_nothing_is_preceded_by_a_close() {
     asks(&mut scene, client, SYNC, true);
     let again = asks(&mut scene, client, &bind(""), true);
     assert_eq!(again, (Verdict::Pass, unnamed, vec![]), "nobody knows yet");
+}
+
+#[test]
+fn a_long_query_is_not_collected_because_of_its_beginning() {
+    let (mut scene, client, _) = prepared("");
+    let text = [b"DEALLOCATE s -- ".as_slice(), &[b'x'; 10_000], b"\0"].concat();
+    let long = message(b'Q', &text);
+    for here in [0, 5, 100] {
+        let mut seen = packet(&long);
+        seen.seen = &seen.seen[..here];
+        let verdict = scene.core.client_packet(client, seen, &mut Sink::default());
+        assert_eq!(verdict, Verdict::Pass, "{here}");
+    }
+    let short = message(b'Q', b"DEALLOCATE s\0");
+    let (mut scene, client, _) = prepared("");
+    let mut seen = packet(&short);
+    seen.seen = &[];
+    assert_eq!(scene.core.client_packet(client, seen, &mut Sink::default()), Verdict::Whole);
+}
+
+#[test]
+fn no_end_of_answers_is_owed() {
+    let (mut scene, client, _) = prepared("");
+    asks(&mut scene, client, &bind("s"), true);
+    let close = message(b'C', b"Snothing\0");
+    let mut owed = 0;
+    while asks(&mut scene, client, &close, true).1.is_empty() {
+        owed += 1;
+        assert!(owed < 10_000);
+    }
+    let to_server = asks(&mut scene, client, &close, true).1;
+    assert_eq!(to_server, message(b'C', b"SPGBOUNCER_0\0"));
+    let to_server = asks(&mut scene, client, &parse("t", "select 1"), true).1;
+    let again = [message(b'C', b"SPGBOUNCER_1\0"), parse("PGBOUNCER_1", "select 1")].concat();
+    assert_eq!(to_server, again);
+}
+
+#[test]
+fn a_very_long_unnamed_statement_streams() {
+    let (mut scene, client, server) = prepared("");
+    let long = message(b'P', &[&[0], &[b' '; 2_000_000][..], &[0; 3]].concat());
+    let mut seen = packet(&long);
+    seen.seen = &seen.seen[..100];
+    assert_eq!(scene.core.client_packet(client, seen, &mut Sink::default()), Verdict::Pass);
+    assert_eq!(asks(&mut scene, client, &bind(""), true).1, b"", "it is there");
+    asks(&mut scene, client, SYNC, false);
+    says(&mut scene, server, &[b"1\0\0\0\x04", b"2\0\0\0\x04", READY]);
+    assert_eq!(asks(&mut scene, client, &bind(""), true).1, b"", "it is there still");
+    asks(&mut scene, client, SYNC, false);
+    says(&mut scene, server, &[b"2\0\0\0\x04", READY]);
+    let other = scene.client("u");
+    asks(&mut scene, other, &parse("", "select 2"), true);
+    asks(&mut scene, other, SYNC, false);
+    says(&mut scene, server, &[b"1\0\0\0\x04", READY]);
+    assert_eq!(asks(&mut scene, client, &bind(""), true).1, message(b'C', b"S\0"));
+}
+
+#[test]
+fn what_is_said_while_nobody_listens_makes_names_stale() {
+    let (mut scene, client, server) = prepared("");
+    asks(&mut scene, client, &parse("", "select 2"), true);
+    asks(&mut scene, client, SYNC, false);
+    says(&mut scene, server, &[b"1\0\0\0\x04", READY]);
+    Rc::make_mut(&mut scene.core.settings).max_prepared_statements = 0;
+    for (sent, back) in [(parse("", "x"), b'1'), (message(b'C', b"Ss\0"), b'3')] {
+        assert_eq!(scene.core.client_run(client, &sent, &mut Sink::default()), Run::Pass(0));
+        let mut seen = packet(&sent);
+        seen.seen = &[];
+        let verdict = scene.core.client_packet(client, seen, &mut Sink::default());
+        assert!(matches!(verdict, Verdict::Need(_)));
+        assert_eq!(asks(&mut scene, client, &sent, true), (Verdict::Pass, vec![], vec![]));
+        asks(&mut scene, client, SYNC, false);
+        says(&mut scene, server, &[&[back, 0, 0, 0, 4], READY]);
+    }
+    Rc::make_mut(&mut scene.core.settings).max_prepared_statements = 200;
+    assert_eq!(asks(&mut scene, client, &bind(""), true).1, message(b'C', b"S\0"));
+    assert_eq!(asks(&mut scene, client, &bind("s"), true).0, Verdict::Stop);
+}
+
+#[test]
+fn nothing_is_trusted_behind_a_discard() {
+    let again = [message(b'C', b"SPGBOUNCER_1\0"), parse("PGBOUNCER_1", "select 1")].concat();
+    let discard = message(b'Q', b" Discard All;\0");
+    // The long way and the short way.
+    for is_long in [true, false] {
+        let (mut scene, client, server) = prepared("");
+        let other = scene.client("u");
+        if is_long {
+            assert_eq!(asks(&mut scene, other, &discard, true).0, Verdict::Pass);
+        } else {
+            let run = scene.core.client_run(other, &discard, &mut Sink::default());
+            assert_eq!(run, Run::Pass(discard.len()));
+        }
+        let parsed = asks(&mut scene, other, &parse("t", "select 1"), true);
+        assert_eq!(parsed, (Verdict::Drop, again.clone(), vec![]));
+        asks(&mut scene, other, SYNC, false);
+        says(&mut scene, server, &[b"C\0\0\0\x10DISCARD ALL\0", READY]);
+        says(&mut scene, server, &[b"3\0\0\0\x04", b"1\0\0\0\x04", READY]);
+        assert_eq!(scene.core.servers().get(server).unwrap().prepared(), 1);
+        let fake = (Verdict::Drop, vec![], b"1\0\0\0\x04".to_vec());
+        assert_eq!(asks(&mut scene, client, &parse("u", "select 1"), false), fake);
+        assert_eq!(scene.core.clients().get(other).unwrap().prepared(), 1);
+    }
+}
+
+#[test]
+fn names_are_found_in_packets() {
+    use Request::{Bind, Close, Describe, Parse};
+    for (request, body, want) in [
+        (Parse, &b""[..], None),
+        (Parse, b"abc", None),
+        (Parse, b"abc\0select", Some(0..3)),
+        (Parse, b"\0select", Some(0..0)),
+        (Bind, b"por", None),
+        (Bind, b"por\0", None),
+        (Bind, b"por\0s", None),
+        (Bind, b"por\0st\0", Some(4..6)),
+        (Bind, b"\0\0", Some(1..1)),
+        (Describe, b"S", None),
+        (Describe, b"Ss\0", Some(1..2)),
+        (Close, b"S\0", Some(1..1)),
+        (Close, b"Pp\0", Some(0..0)),
+        (Describe, b"P", Some(0..0)),
+    ] {
+        assert_eq!(name_in(request, body), want, "{request:?} {body:?}");
+    }
+}
+
+#[test]
+fn statements_have_as_many_types_as_they_say() {
+    for (key, want) in [
+        (&b"select 1\0\0\0"[..], true),
+        (b"\0\0\x01\0\0\0\x17", true),
+        (b"\0\0\x01\0\0\0", false),
+        (b"\0\0", false),
+        (b"select 1", false),
+    ] {
+        assert_eq!(is_statement(key), want, "{key:?}");
+    }
 }

@@ -55,10 +55,13 @@ impl Core {
             }
             _ => {}
         }
-        if self.clients.get(id).is_some_and(|client| self.tracks(client)) {
-            if let Some(verdict) = self.tracked_packet(id, kind, packet, sink) {
-                return verdict;
-            }
+        let decided = match self.clients.get(id) {
+            Some(client) if self.tracks(client) => self.tracked_packet(id, kind, packet, sink),
+            Some(client) if client.names.is_some() => self.untracked_packet(id, kind, packet),
+            _ => None,
+        };
+        if let Some(verdict) = decided {
+            return verdict;
         }
         self.forward(id, kind, packet.len, sink)
     }
@@ -377,26 +380,28 @@ impl Core {
 
     /// All that a server sent is complete and delivered: it may be free now.
     pub(super) fn drained(&mut self, id: ServerId, sink: &mut Sink) {
-        self.answer_local(id, sink);
         let Some(server) = self.servers.get_mut(id) else {
             return;
         };
         server.delivered = true;
+        if server.replies.next_asker() == Some(Asker::Local) {
+            self.answer_local(id, sink);
+        }
+        let Some(server) = self.servers.get(id) else {
+            return;
+        };
         if server.status != Status::Ready || !server.replies.is_empty() {
             return;
         }
-        let state = server.state;
+        let (state, pool) = (server.state, server.pool);
+        let is_kept = server.replication.is_some();
         match state {
             ServerState::Active if self.lookup_answered(id) => {}
-            ServerState::Active if !self.holds_server(id) => self.release(id),
-            ServerState::Tested => self.release(id),
+            // In session mode the client keeps it until it leaves.
+            ServerState::Active if is_kept || self.pool_mode(pool) == PoolMode::Session => {}
+            ServerState::Active | ServerState::Tested => self.release(id),
             _ => {}
         }
-    }
-
-    /// The client keeps this server until it leaves.
-    fn holds_server(&self, id: ServerId) -> bool {
-        self.server_mode(id) == PoolMode::Session
     }
 
     /// True if packets of this client are to be kept until `Resume`.

@@ -105,12 +105,11 @@ impl Core {
         self.unlink(id);
         self.detach_cancels(id);
         let is_old = self.lifetime_is_over(id);
-        let Some(server) = self.servers.get(id) else {
-            return;
-        };
+        let Some(server) = self.servers.get(id) else { return };
         let pool = server.pool;
+        let Some(effective) = self.pools.get(pool).map(|pool| self.effective(pool)) else { return };
         let leaving = Leaving {
-            mode: self.pool_mode(pool),
+            mode: effective.pool_mode(),
             has_reset: !self.settings.server_reset_query.is_empty(),
             reset_always: self.settings.server_reset_query_always.on(),
             check_always: !self.settings.server_check_delay.is_set()
@@ -121,7 +120,7 @@ impl Core {
             being_canceled: server.cancels_in_flight > 0,
             is_replication: server.replication.is_some(),
             was_tested: server.state == ServerState::Tested || server.state == ServerState::Login,
-            fit: self.fit_of(id),
+            fit: server.fit(effective.session_attrs()),
         };
         match next_state(leaving) {
             AfterRelease::Close(fault) => self.close_server(id, &fault, true),

@@ -1,6 +1,6 @@
 //! Replication clients and servers of a core, driven by packets.
 
-use super::face::{Addr, ClientId, Decisions, Loss, Peer, Run, ServerId, Sink, Verdict};
+use super::face::{Addr, ClientId, Decisions, Loss, Origin, Peer, Run, ServerId, Sink, Verdict};
 use super::replication::Replication;
 use super::run_tests::{packet, Scene, ANSWER, QUERY};
 use super::server::ServerState;
@@ -167,4 +167,57 @@ fn client_that_goes_while_its_server_logs_in_takes_it_along() {
     // That says nothing about the server.
     scene.client("u");
     assert_eq!(scene.connects.len(), 1);
+}
+
+#[test]
+fn request_that_is_canceled_while_its_server_logs_in_ends_that() {
+    let mut scene = Scene::new("");
+    scene.client("u");
+    scene.server();
+    scene.pass();
+    let replicator = scene.replicator();
+    assert_eq!(scene.told(replicator, QUERY), Verdict::Wait);
+    scene.pass();
+    let server = scene.connected();
+    assert_eq!(scene.core.server_of(replicator), Some(server));
+    let key = scene.core.clients().get(replicator).unwrap().cancel_key();
+    let mut request = Vec::new();
+    write::cancel_request(&mut request, key);
+    let from = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
+    let cancel = scene.core.accepted(from);
+    assert_eq!(scene.told(cancel, &request), Verdict::Stop);
+    assert!(scene.closed.ends_with(&[Peer::Server(server), Peer::Client(cancel)]));
+    let mut sink = Sink::default();
+    let verdict = scene.core.client_packet(replicator, packet(QUERY), &mut sink);
+    assert_eq!((verdict, sink.to_client.ends_with(b"Z\0\0\0\x05I")), (Verdict::Drop, true));
+    // What it asks for next waits for another server.
+    assert_eq!(scene.core.client_run(replicator, QUERY, &mut Sink::default()), Run::Pass(0));
+    assert_eq!(scene.told(replicator, QUERY), Verdict::Wait);
+    scene.pass();
+    let next = scene.server();
+    assert_eq!(scene.core.server_of(replicator), Some(next));
+}
+
+#[test]
+fn replication_takes_the_primary_where_there_is_no_standby() {
+    let mut scene =
+        Scene::new("[databases]\nd = host=127.0.0.1 target_session_attrs=prefer-standby");
+    let replicator = scene.replicator();
+    let log_in = |scene: &mut Scene| {
+        let server = scene.connected();
+        let mut verdict = Verdict::Drop;
+        for bytes in
+            [&b"R\0\0\0\x08\0\0\0\0"[..], b"S\0\0\0\x17in_hot_standby\0off\0", b"Z\0\0\0\x05I"]
+        {
+            verdict = scene.core.server_packet(server, packet(bytes), &mut Sink::default());
+        }
+        scene.act();
+        (server, verdict)
+    };
+    let (unfit, verdict) = log_in(&mut scene);
+    assert_eq!((&scene.closed[..], verdict), (&[Peer::Server(unfit)][..], Verdict::Stop));
+    scene.pass();
+    let (server, verdict) = log_in(&mut scene);
+    assert_eq!(verdict, Verdict::Drop);
+    assert_eq!(scene.core.server_of(replicator), Some(server));
 }

@@ -129,6 +129,8 @@ pub struct Replies {
     pushed: u64,
     /// Place of the first entry behind the last Sync.
     open_from: u64,
+    /// Place of the last Query that may deallocate everything.
+    clearing: Option<u64>,
     unnamed: Unnamed,
     settled: Settled,
     /// An ErrorResponse came since the last ReadyForQuery.
@@ -181,6 +183,7 @@ impl Replies {
     }
 
     /// Notes that a request is on its way to the server.
+    #[inline]
     pub fn sent(&mut self, request: Request, asker: Asker) {
         if self.inherited == Inherited::Silent {
             // Who asks is not waiting for an answer, unless it sends data.
@@ -210,6 +213,7 @@ impl Replies {
         self.push(request, Asker::Local);
     }
 
+    #[inline]
     fn push(&mut self, request: Request, asker: Asker) {
         self.queue.push_back(Expected { request, asker });
         self.pushed = self.pushed.wrapping_add(1);
@@ -239,7 +243,13 @@ impl Replies {
     /// True if what is sent now finds the request at this place done, or is skipped like it. What
     /// an error skips ends with a Sync.
     pub fn is_certain(&self, place: u64) -> bool {
-        place >= self.open_from || place < self.answered()
+        let is_cleared = self.clearing.is_some_and(|at| place < at && at >= self.answered());
+        !is_cleared && (place >= self.open_from || place < self.answered())
+    }
+
+    /// The Query that was sent last may deallocate all statements of the server.
+    pub fn clears(&mut self) {
+        self.clearing = Some(self.pushed.wrapping_sub(1));
     }
 
     /// The Parse that was sent last is that of the unnamed statement with this number.
@@ -489,106 +499,5 @@ fn step(head: Request, kind: FromServer) -> Step {
         (Request::Prepare, S::ParseComplete) | (Request::Discard, S::CloseComplete) => Step::Noted,
         (Request::Describe, S::ParameterDescription) => Step::Stay,
         _ => Step::Unexpected,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Requests in the client's letters, replies in the server's; what is left afterwards, and the
-    /// first unexpected reply.
-    fn run(requests: &str, replies: &str) -> (usize, bool, Option<char>) {
-        let mut queue = Replies::default();
-        for letter in requests.bytes() {
-            if let Some(request) = Request::of(FromClient::of(letter)) {
-                queue.sent(request, Asker::Client);
-            }
-        }
-        for letter in replies.chars() {
-            if queue.received(FromServer::of(letter as u8)) == Fate::Unexpected {
-                return (queue.len(), queue.is_empty(), Some(letter));
-            }
-        }
-        (queue.len(), queue.is_empty(), None)
-    }
-
-    #[test]
-    fn queue_empties_exactly_with_the_last_reply() {
-        for (requests, replies, left) in [
-            ("Q", "TDDC", 1),
-            ("Q", "TDDCZ", 0),
-            ("Q", "TDCTDCNSAZ", 0),
-            ("QQ", "CZ", 1),
-            ("QQ", "CZCZ", 0),
-            ("PBDES", "12TDC", 1),
-            ("PBDES", "12TDCZ", 0),
-            ("PDS", "1tnZ", 0),
-            ("PBES", "12sZ", 0),
-            ("PBES", "EZ", 0),
-            ("PBESPBES", "EZ12CZ", 0),
-            ("PBESPBES", "EZ", 4),
-            ("PBE", "E", 3),
-            ("PBEQS", "EZ", 0),
-            ("S", "EZ", 0),
-            ("F", "VZ", 0),
-            ("F", "EZ", 0),
-            ("CS", "3Z", 0),
-        ] {
-            assert_eq!(run(requests, replies), (left, left == 0, None), "{requests} {replies}");
-        }
-    }
-
-    #[test]
-    fn copy_in_keeps_the_queue_right() {
-        for (requests, replies, left) in [
-            // simple: all at once, failed, followed by another query
-            ("Qdddc", "GCZ", 0),
-            ("Qddf", "GEZ", 0),
-            ("QddcQ", "GCZ", 1),
-            ("QddcQ", "EZ", 1),
-            // both directions at once: a walsender's stream, ended by the client, failed, followed
-            ("Qddc", "WdddcdCCZ", 0),
-            ("Qdc", "WdcTDCCZ", 0),
-            ("Qdd", "WdcCZ", 0),
-            ("Qd", "WdEZ", 0),
-            ("QdcQQ", "WdcdCCZ", 2),
-            // several results and streams: BASE_BACKUP
-            ("Q", "TDCTDCHddcHddcTDCCZ", 0),
-            ("Qc", "CZ", 0),
-            // extended: the Sync before the data is ignored by the server
-            ("PBESdcS", "12GCZ", 0),
-            ("PBEdcS", "12GCZ", 0),
-            ("PBESdcS", "12GEZ", 0),
-            ("PBESdS", "12GEZ", 0),
-            ("PBEScSQ", "12GEZ", 1),
-            // not a COPY at all: the messages are ignored, both Syncs count
-            ("PBESdcS", "12CZZ", 0),
-        ] {
-            assert_eq!(run(requests, replies), (left, left == 0, None), "{requests} {replies}");
-        }
-    }
-
-    #[test]
-    fn replies_nobody_asked_for_are_unexpected() {
-        for (requests, replies, bad) in [
-            ("", "Z", 'Z'),
-            ("", "C", 'C'),
-            ("Q", "CZZ", 'Z'),
-            ("Q", "1", '1'),
-            ("P", "2", '2'),
-            ("PBS", "12C", 'C'),
-            ("PBES", "12DZ", 'Z'),
-            ("PBES", "ED", 'D'),
-            ("S", "C", 'C'),
-        ] {
-            assert_eq!(run(requests, replies).2, Some(bad), "{requests} {replies}");
-        }
-    }
-
-    #[test]
-    fn an_error_without_a_request_leaves_nothing_open() {
-        assert_eq!(run("", "E"), (0, true, None));
-        assert_eq!(run("c", ""), (0, true, None));
     }
 }

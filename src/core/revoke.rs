@@ -58,6 +58,11 @@ impl Core {
             return false;
         };
         self.move_client(id, ClientState::Active);
+        // A replication server that is logging in is for nobody else.
+        if let Some(server) = self.clients.get(id).and_then(|client| client.server) {
+            self.unlink(server);
+            self.client_left(server);
+        }
         let now = self.now;
         let Some(client) = self.clients.get_mut(id) else { return false };
         client.notified = false;

@@ -5,7 +5,7 @@ use super::deallocate::{self, Found};
 use super::face::{ClientId, Run, ServerId, Sink};
 use super::prepare::{name_in, rename};
 use super::replies::{Asker, Request};
-use super::run::first_request;
+use super::run::{behind_alike, first_request};
 use super::server::{Server, Status};
 use super::statements::{Names, ServerName, Statements};
 use super::stats::Counter;
@@ -44,35 +44,37 @@ impl Core {
         };
         let out = &mut sink.to_server;
         // What is in front of `copied` is in the sink, if anything is.
-        let (mut done, mut copied, mut binds) = (0_usize, 0_usize, 0_u64);
-        while let Some((request, len)) = first_request(framer, data.get(done..).unwrap_or(&[])) {
-            let end = done.saturating_add(len);
-            let packet = data.get(done..end).unwrap_or(&[]);
+        let (mut rest, mut copied, mut binds) = (data, 0_usize, 0_u64);
+        while let Some((request, packet, behind)) = first_request(framer, rest) {
             let body = packet.get(5..).unwrap_or(&[]);
             match course(&mut client.names, server, &mut self.statements, request, body) {
                 Course::Plain => {}
-                Course::Renamed(at, name) if len <= COPY_MAX => {
+                Course::Renamed(at, name) if packet.len() <= COPY_MAX => {
+                    let done = data.len().saturating_sub(rest.len());
                     out.extend_from_slice(data.get(copied..done).unwrap_or(&[]));
                     let tag = packet.first().copied().unwrap_or_default();
                     let before = body.get(..at.start).unwrap_or(&[]);
-                    rename(out, (tag, len as u32), before, at.len(), &name);
+                    rename(out, (tag, packet.len() as u32), before, at.len(), &name);
                     out.extend_from_slice(body.get(at.end.saturating_add(1)..).unwrap_or(&[]));
-                    copied = end;
+                    copied = done.saturating_add(packet.len());
                     binds = binds.saturating_add(u64::from(request == Request::Bind));
                 }
                 Course::Renamed(..) | Course::Long => break,
             }
             server.replies.sent(request, Asker::Client);
-            done = end;
+            rest = behind;
             if request == Request::Parse {
                 if let Some(names) = client.names.as_deref() {
                     server.replies.set_unnamed(names.number(), true);
                 }
+            } else if request == Request::Query && deallocate::may_clear(body) {
+                server.replies.clears();
             } else if request == Request::CopyData {
                 // The queue notes the place once; as many as follow change nothing.
-                done = done.saturating_add(framer.alike(data.get(done..).unwrap_or(&[]), b'd'));
+                rest = behind_alike(framer, rest, b'd');
             }
         }
+        let done = data.len().saturating_sub(rest.len());
         if done == 0 {
             return Run::Pass(0);
         }
@@ -127,7 +129,7 @@ fn course(
 }
 
 fn course_of_query(names: &mut Names, body: &[u8]) -> Course {
-    if !names.map.is_empty() && deallocate::find(body, true) != Found::Nothing {
+    if !names.map.is_empty() && deallocate::find(body, body.len()) != Found::Nothing {
         return Course::Long;
     }
     names.end_unnamed();

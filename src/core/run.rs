@@ -23,8 +23,10 @@ impl Core {
         let is_active = client.state == ClientState::Active && client.welcomed;
         let is_active = is_active && client.revoked.is_none();
         let is_served = is_active && client.console.is_none();
-        let tracks = self.tracks(client);
-        let Some((first, _)) = first_request(framer, data) else { return LONG_WAY };
+        let has_names = client.names.is_some();
+        // What it calls its statements may change unseen.
+        let is_served = is_served && (!has_names || self.tracks(client));
+        let Some((first, _, behind)) = first_request(framer, data) else { return LONG_WAY };
         if !is_served || self.settings.disable_pqexec.on() {
             return LONG_WAY;
         }
@@ -42,19 +44,22 @@ impl Core {
         if server.replies.next_asker() == Some(Asker::Align) {
             return LONG_WAY;
         }
-        if tracks {
+        // One simple query is about no statement of a client that has none.
+        let may_track = has_names || first != Request::Query || !behind.is_empty();
+        if may_track && self.clients.get(id).is_some_and(|client| self.tracks(client)) {
             return self.tracked_requests(id, server_id, data, sink);
         }
         let Some(server) = self.servers.get_mut(server_id) else { return LONG_WAY };
-        let mut done = 0_usize;
-        while let Some((request, len)) = first_request(framer, data.get(done..).unwrap_or(&[])) {
+        let mut rest = data;
+        while let Some((request, _, behind)) = first_request(framer, rest) {
             server.replies.sent(request, Asker::Client);
-            done = done.saturating_add(len);
+            rest = behind;
             if request == Request::CopyData {
                 // The queue notes the place once; as many as follow change nothing.
-                done = done.saturating_add(framer.alike(data.get(done..).unwrap_or(&[]), b'd'));
+                rest = behind_alike(framer, rest, b'd');
             }
         }
+        let done = data.len().saturating_sub(rest.len());
         server.status = Status::Busy;
         self.begin_query(id, done as u64);
         Run::Pass(done)
@@ -119,31 +124,31 @@ impl Core {
         let Some(server) = self.servers.get_mut(id) else { return 0 };
         let (Some(client), ServerState::Active) = (server.client, server.state) else { return 0 };
         let pool_id = server.pool;
-        let mut done = 0_usize;
+        let mut rest = data;
         let mut ended = None;
-        while let Some((tag, packet)) = first_whole(framer, data.get(done..).unwrap_or(&[])) {
+        while let Some((tag, packet, behind)) = first_whole(framer, rest) {
             let kind = FromServer::of(tag);
             if kind == FromServer::ReadyForQuery {
                 ended = read_status(packet.get(5..).unwrap_or(&[]));
                 if ended.is_some() {
-                    done = done.saturating_add(packet.len());
+                    rest = behind;
                 }
                 break;
             }
-            let body = packet.get(5..).unwrap_or(&[]);
-            if kind == FromServer::CommandComplete && clears_all(body) {
+            let is_complete = kind == FromServer::CommandComplete;
+            if is_complete && clears_all(packet.get(5..).unwrap_or(&[])) {
                 break;
             }
             if !server.replies.received_plain(kind) {
                 break;
             }
-            done = done.saturating_add(packet.len());
+            rest = behind;
             if matches!(kind, FromServer::DataRow | FromServer::CopyData) {
                 // What holds for one of them holds for the next.
-                let rest = data.get(done..).unwrap_or(&[]);
-                done = done.saturating_add(framer.alike(rest, tag));
+                rest = behind_alike(framer, rest, tag);
             }
         }
+        let mut done = data.len().saturating_sub(rest.len());
         if let Some(status) = ended {
             let is_refused = status != Status::Ready && self.server_mode(id) == PoolMode::Statement;
             let Some(server) = self.servers.get_mut(id) else { return 0 };
@@ -176,20 +181,25 @@ impl Core {
 /// Length of a ReadyForQuery packet in bytes.
 const READY_LEN: usize = 6;
 
-/// The packet at the front if it is complete: its type byte and its bytes.
+/// The packet at the front if it is complete: its type byte, its bytes, what is behind it.
 #[inline]
-pub(super) fn first_whole(framer: Framer, data: &[u8]) -> Option<(u8, &[u8])> {
-    match framer.first(data) {
-        Frame::Packet { tag, len } => Some((tag, data.get(..len as usize)?)),
-        _ => None,
-    }
+fn first_whole(framer: Framer, data: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let Frame::Packet { tag, len } = framer.first(data) else { return None };
+    let (packet, behind) = data.split_at_checked(len as usize)?;
+    Some((tag, packet, behind))
+}
+
+/// What is behind the whole packets of this type at the front.
+#[inline]
+pub(super) fn behind_alike(framer: Framer, data: &[u8], tag: u8) -> &[u8] {
+    data.get(framer.alike(data, tag)..).unwrap_or_default()
 }
 
 /// The request at the front if it is complete and of a kind that needs no look inside: what comes
-/// back for it, and its length in bytes.
+/// back for it, its bytes, what is behind it.
 #[inline]
-pub(super) fn first_request(framer: Framer, data: &[u8]) -> Option<(Request, usize)> {
-    let (tag, packet) = first_whole(framer, data)?;
+pub(super) fn first_request(framer: Framer, data: &[u8]) -> Option<(Request, &[u8], &[u8])> {
+    let (tag, packet, behind) = first_whole(framer, data)?;
     let request = match FromClient::of(tag) {
         FromClient::Query => Request::Query,
         FromClient::Parse => Request::Parse,
@@ -200,5 +210,5 @@ pub(super) fn first_request(framer: Framer, data: &[u8]) -> Option<(Request, usi
         FromClient::CopyData => Request::CopyData,
         _ => return None,
     };
-    Some((request, packet.len()))
+    Some((request, packet, behind))
 }

@@ -166,6 +166,8 @@ pub struct Names {
 
 /// A buffer for the unnamed statement is given up when it has this many bytes and is not needed.
 const UNNAMED_MAX: usize = 16 * 1024;
+/// A longer unnamed statement is not kept: it passes, in pieces if it comes so.
+pub(super) const KEPT_MAX: u32 = 1 << 20;
 
 impl Names {
     /// Keeps an unnamed statement: what is behind the name in its Parse.
@@ -175,7 +177,9 @@ impl Names {
             self.unnamed = Vec::new();
         }
         self.unnamed.clear();
-        self.unnamed.extend_from_slice(key);
+        if key.len() <= KEPT_MAX as usize {
+            self.unnamed.extend_from_slice(key);
+        }
         self.number = number;
     }
 
@@ -194,9 +198,9 @@ impl Names {
         self.number
     }
 
-    /// What is behind the name in the Parse of the unnamed statement.
+    /// What is behind the name in the Parse of the unnamed statement; `None` if it is not kept.
     pub fn unnamed(&self) -> Option<&[u8]> {
-        (self.number != 0).then_some(&self.unnamed)
+        (self.number != 0 && !self.unnamed.is_empty()).then_some(&self.unnamed)
     }
 }
 
@@ -496,6 +500,8 @@ mod tests {
         assert_eq!(names.unnamed().map(<[u8]>::len), Some(100_000));
         names.keep_unnamed(b"small", 2);
         assert!(names.unnamed.capacity() < 1000 && names.unnamed() == Some(b"small"));
+        names.keep_unnamed(&[1; KEPT_MAX as usize + 1], 3);
+        assert_eq!((names.unnamed(), names.number()), (None, 3));
         names.end_unnamed();
         assert_eq!((names.unnamed(), names.number()), (None, 0));
     }

@@ -152,11 +152,42 @@ impl Core {
     pub(super) fn fill_inherited(&mut self, id: PoolId) {
         let Some(pool) = self.pools.get(id) else { return };
         let Some(welcome) = pool.welcome.clone() else { return };
-        for client in pool.clients(ClientState::Active).ids(&self.clients) {
-            if let Some(client) = self.clients.get_mut(client) {
+        let states = [ClientState::Active, ClientState::Waiting];
+        for client in states.map(|state| pool.clients(state).ids(&self.clients)).concat() {
+            if let Some(client) = self.clients.get_mut(client).filter(|client| client.welcomed) {
                 client.vars.fill(&self.tracked, &welcome.vars);
                 self.shared.share(&mut client.vars);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::face::{Addr, Verdict};
+    use super::super::run_tests::{Scene, QUERY};
+    use super::*;
+
+    #[test]
+    fn a_client_that_waits_for_the_first_server_learns_its_parameters_too() {
+        let mut scene = Scene::new("");
+        let name = |name: &str| Some(name.to_owned());
+        let kept = || Kept { user: name("u"), database: name("d"), ..Kept::default() };
+        let from = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
+        let rows = [kept(), kept()].map(|kept| (Record::Client(kept), from));
+        let ids = scene.core.take_over(rows.into()).into_iter().map(|peer| match peer {
+            Some(Peer::Client(id)) => id,
+            other => panic!("{other:?}"),
+        });
+        let ids: Vec<_> = ids.collect();
+        assert_eq!(scene.told(ids[0], QUERY), Verdict::Wait);
+        scene.core.turn_end();
+        scene.act();
+        scene.server();
+        for id in ids {
+            let vars = &scene.core.clients.get(id).unwrap().vars;
+            let at = scene.core.tracked.find(b"TimeZone").unwrap();
+            assert_eq!(vars.get(at).map(|value| value.to_vec()), Some(b"GMT".to_vec()));
         }
     }
 }

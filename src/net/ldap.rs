@@ -1,7 +1,8 @@
 //! An LDAP server decides about a password (auth 8.2), by OpenLDAP's client library: its words are
-//! those of the contract, and certificates are checked as the system's ldap.conf says. Blocks.
+//! those of the contract, and certificates are checked as the system's ldap.conf says. Blocks, also
+//! to load the library: only for helper threads.
 
-use super::sys::{ldap_hosts, Ldap};
+use super::sys::{Ldap, LdapLibrary};
 use crate::config::ldap::{self, Find, Place, Request, Scope, Search};
 use crate::core::{Attempt, Outcome};
 use std::ffi::{CStr, CString};
@@ -24,6 +25,7 @@ pub(super) fn judge(attempt: &Attempt, options: &str) -> Outcome {
 
 /// Where to, as URIs, and as messages show it.
 struct Target {
+    library: &'static LdapLibrary,
     uris: CString,
     server: String,
     port: i32,
@@ -45,6 +47,7 @@ fn ask(request: &Request, attempt: &Attempt) -> Result<(), Vec<String>> {
 }
 
 fn target(request: &Request) -> Result<Target, String> {
+    let library = LdapLibrary::get()?;
     let scheme = request.scheme;
     let (uris, server, port): (Vec<String>, _, _) = match &request.place {
         Place::Servers { server, port } => {
@@ -53,19 +56,22 @@ fn target(request: &Request) -> Result<Target, String> {
             (uris, server.clone(), *port)
         }
         Place::Domain(domain) => {
-            let hosts = ldap_hosts(&text(domain)).ok_or_else(|| {
+            let hosts = library.hosts(&text(domain)).ok_or_else(|| {
                 format!("LDAP authentication could not find DNS SRV records for \"{domain}\"")
             })?;
             let uris = hosts.split_ascii_whitespace().map(|host| format!("{scheme}://{host}"));
             (uris.collect(), hosts.clone(), 0)
         }
     };
-    Ok(Target { uris: text(&uris.join(" ")), server, port, start_tls: request.start_tls })
+    let (uris, start_tls) = (text(&uris.join(" ")), request.start_tls);
+    Ok(Target { library, uris, server, port, start_tls })
 }
 
 fn open(target: &Target) -> Result<Ldap, String> {
-    let connection =
-        Ldap::new(&target.uris).map_err(|why| format!("could not initialize LDAP: {why}"))?;
+    let connection = target
+        .library
+        .prepare(&target.uris)
+        .map_err(|why| format!("could not initialize LDAP: {why}"))?;
     connection
         .set_version()
         .map_err(|why| format!("could not set LDAP protocol version: {why}"))?;

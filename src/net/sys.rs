@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
 /// More descriptors than this never come at once: one message carries at most 253.
 const DESCRIPTORS: usize = 253;
@@ -134,40 +135,108 @@ pub(super) fn build_chain(context: &mut SslContextBuilder) {
     drop(ErrorStack::get());
 }
 
-/// What OpenLDAP's client library says of a failure.
-fn ldap_text(code: libc::c_int) -> String {
-    // SAFETY: the text is static; any number has one.
-    let text = unsafe { ldap::ldap_err2string(code) };
-    if text.is_null() {
-        return format!("error {code}");
+/// OpenLDAP's client library by the names of its releases, 2.5's first. 2.4 has a variety for
+/// programs with threads; what it calls libldap-2.4 is not safe for them.
+const LDAP_NAMES: [&CStr; 3] = [c"libldap-2.5.so.0", c"libldap.so.2", c"libldap_r-2.4.so.2"];
+
+/// OpenLDAP's client library, which is loaded when the first user asks for it: with all that it
+/// brings it takes more memory than the rest of a pooler.
+pub(super) struct LdapLibrary {
+    call: ldap::Functions,
+}
+
+impl LdapLibrary {
+    /// Loads the library unless that was done; never in the loop, as it reads files. What has
+    /// failed is tried anew: the library may have been installed. Errors say what to do.
+    pub(super) fn get() -> Result<&'static LdapLibrary, String> {
+        static LOADED: OnceLock<LdapLibrary> = OnceLock::new();
+        match LOADED.get() {
+            Some(library) => Ok(library),
+            None => LdapLibrary::load(&LDAP_NAMES).map(|library| LOADED.get_or_init(|| library)),
+        }
     }
-    // SAFETY: it ends with a zero and is never freed.
+
+    /// The first of these that there is.
+    fn load(names: &[&CStr]) -> Result<LdapLibrary, String> {
+        let mut reasons = Vec::new();
+        for name in names {
+            // SAFETY: the name ends with a zero. The library is trusted with what it does when it
+            // is loaded, as one that is linked is. It is never unloaded.
+            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+            let functions = NonNull::new(handle).and_then(ldap::Functions::of);
+            match functions {
+                Some(call) => return Ok(LdapLibrary { call }),
+                None => reasons.push(loader_text()),
+            }
+        }
+        let reasons = reasons.join("; ");
+        Err(format!("LDAP needs OpenLDAP's client library, please install libldap ({reasons})"))
+    }
+
+    /// Prepares connections to the first of these URIs (separated by spaces) that can be reached.
+    pub(super) fn prepare(&'static self, uris: &CStr) -> Result<Ldap, String> {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the text ends with a zero; the handle is written to a pointer of ours.
+        self.check(unsafe { (self.call.ldap_initialize)(&mut handle, uris.as_ptr()) })?;
+        let handle = NonNull::new(handle).ok_or_else(|| self.text(ldap::NO_MEMORY))?;
+        Ok(Ldap { library: self, handle })
+    }
+
+    /// The hosts, with ports and separated by spaces, that a domain's SRV records name.
+    pub(super) fn hosts(&self, domain: &CStr) -> Option<String> {
+        let mut list = std::ptr::null_mut();
+        // SAFETY: the text ends with a zero; the list is written to a pointer of ours.
+        let code = unsafe { (self.call.ldap_domain2hostlist)(domain.as_ptr(), &mut list) };
+        if code != 0 || list.is_null() {
+            return None;
+        }
+        // SAFETY: the list ends with a zero; it is copied, then freed as the library wants it.
+        let text = unsafe {
+            let text = CStr::from_ptr(list).to_string_lossy().into_owned();
+            (self.call.ldap_memfree)(list.cast());
+            text
+        };
+        Some(text).filter(|text| !text.is_empty())
+    }
+
+    /// What the library says of a failure.
+    fn text(&self, code: libc::c_int) -> String {
+        // SAFETY: the text is static; any number has one.
+        let text = unsafe { (self.call.ldap_err2string)(code) };
+        if text.is_null() {
+            return format!("error {code}");
+        }
+        // SAFETY: it ends with a zero and is never freed.
+        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    }
+
+    fn check(&self, code: libc::c_int) -> Result<(), String> {
+        match code {
+            0 => Ok(()),
+            code => Err(self.text(code)),
+        }
+    }
+}
+
+/// Why the last thing that this thread wanted of the dynamic loader has failed.
+fn loader_text() -> String {
+    // SAFETY: the text belongs to this thread and stays until its next question to the loader.
+    let text = unsafe { libc::dlerror() };
+    if text.is_null() {
+        return "unknown error".to_owned();
+    }
+    // SAFETY: as above; it ends with a zero and is copied.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-fn ldap_check(code: libc::c_int) -> Result<(), String> {
-    match code {
-        0 => Ok(()),
-        code => Err(ldap_text(code)),
-    }
-}
-
-/// A connection to an LDAP server by OpenLDAP's client library (2.5 or later, whose handles may be
-/// used in any thread, by one at a time). Everything blocks; errors are the library's words.
+/// A connection to an LDAP server by OpenLDAP's client library, whose handles may be used in any
+/// thread, by one at a time. Everything blocks; errors are the library's words.
 pub(super) struct Ldap {
+    library: &'static LdapLibrary,
     handle: NonNull<libc::c_void>,
 }
 
 impl Ldap {
-    /// Prepares connections to the first of these URIs (separated by spaces) that can be reached.
-    pub(super) fn new(uris: &CStr) -> Result<Ldap, String> {
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: the text ends with a zero; the handle is written to a pointer of ours.
-        ldap_check(unsafe { ldap::ldap_initialize(&mut handle, uris.as_ptr()) })?;
-        let handle = NonNull::new(handle).ok_or_else(|| ldap_text(ldap::NO_MEMORY))?;
-        Ok(Ldap { handle })
-    }
-
     /// LDAPv3.
     pub(super) fn set_version(&self) -> Result<(), String> {
         let version: libc::c_int = 3;
@@ -185,14 +254,18 @@ impl Ldap {
     fn set_option<T>(&self, option: libc::c_int, value: &T) -> Result<(), String> {
         let value = std::ptr::from_ref(value).cast();
         // SAFETY: the handle is alive; the value is copied from a reference of the option's type.
-        ldap_check(unsafe { ldap::ldap_set_option(self.handle.as_ptr(), option, value) })
+        self.library.check(unsafe {
+            (self.library.call.ldap_set_option)(self.handle.as_ptr(), option, value)
+        })
     }
 
     /// StartTLS; certificates are checked as ldap.conf says.
     pub(super) fn start_tls(&self) -> Result<(), String> {
         let none = std::ptr::null_mut;
         // SAFETY: the handle is alive; there are no controls.
-        ldap_check(unsafe { ldap::ldap_start_tls_s(self.handle.as_ptr(), none(), none()) })
+        self.library.check(unsafe {
+            (self.library.call.ldap_start_tls_s)(self.handle.as_ptr(), none(), none())
+        })
     }
 
     /// A simple bind.
@@ -205,8 +278,8 @@ impl Ldap {
         // SAFETY: the handle is alive, the DN ends with a zero, the password's bytes outlive the
         // call and are not written to; there are no controls, and no answer of the server is asked
         // for.
-        ldap_check(unsafe {
-            ldap::ldap_sasl_bind_s(
+        self.library.check(unsafe {
+            (self.library.call.ldap_sasl_bind_s)(
                 self.handle.as_ptr(),
                 dn.as_ptr(),
                 std::ptr::null(),
@@ -232,7 +305,7 @@ impl Ldap {
         // SAFETY: the handle is alive, texts end with a zero, the list of attributes with a null
         // pointer; all outlive the call. The result is written to a pointer of ours.
         let code = unsafe {
-            ldap::ldap_search_ext_s(
+            (self.library.call.ldap_search_ext_s)(
                 handle,
                 base.as_ptr(),
                 scope,
@@ -252,19 +325,19 @@ impl Ldap {
         unsafe {
             let mut entry = match found.is_null() {
                 true => none(),
-                false => ldap::ldap_first_entry(handle, found),
+                false => (self.library.call.ldap_first_entry)(handle, found),
             };
             while !entry.is_null() {
-                let name = ldap::ldap_get_dn(handle, entry);
+                let name = (self.library.call.ldap_get_dn)(handle, entry);
                 if !name.is_null() {
                     names.push(CStr::from_ptr(name).to_owned());
-                    ldap::ldap_memfree(name.cast());
+                    (self.library.call.ldap_memfree)(name.cast());
                 }
-                entry = ldap::ldap_next_entry(handle, entry);
+                entry = (self.library.call.ldap_next_entry)(handle, entry);
             }
-            ldap::ldap_msgfree(found);
+            (self.library.call.ldap_msgfree)(found);
         }
-        ldap_check(code).map(|()| names)
+        self.library.check(code).map(|()| names)
     }
 }
 
@@ -272,30 +345,16 @@ impl Drop for Ldap {
     fn drop(&mut self) {
         let none = std::ptr::null_mut;
         // SAFETY: the handle is alive and not used again.
-        unsafe { ldap::ldap_unbind_ext_s(self.handle.as_ptr(), none(), none()) };
+        unsafe { (self.library.call.ldap_unbind_ext_s)(self.handle.as_ptr(), none(), none()) };
     }
-}
-
-/// The hosts, with ports and separated by spaces, that a domain's SRV records name.
-pub(super) fn ldap_hosts(domain: &CStr) -> Option<String> {
-    let mut list = std::ptr::null_mut();
-    // SAFETY: the text ends with a zero; the list is written to a pointer of ours.
-    let code = unsafe { ldap::ldap_domain2hostlist(domain.as_ptr(), &mut list) };
-    if code != 0 || list.is_null() {
-        return None;
-    }
-    // SAFETY: the list ends with a zero; it is copied, then freed as the library wants it.
-    let text = unsafe {
-        let text = CStr::from_ptr(list).to_string_lossy().into_owned();
-        ldap::ldap_memfree(list.cast());
-        text
-    };
-    Some(text).filter(|text| !text.is_empty())
 }
 
 /// OpenLDAP's client library, as its manual pages declare it.
 mod ldap {
-    use nix::libc::{c_char, c_int, c_ulong, c_void, timeval};
+    use nix::libc::{c_char, c_int, c_ulong, c_void, dlsym, timeval};
+    use std::ffi::CStr;
+    use std::mem::transmute;
+    use std::ptr::NonNull;
 
     pub(super) const OPT_PROTOCOL_VERSION: c_int = 0x11;
     pub(super) const OPT_TIMEOUT: c_int = 0x5002;
@@ -308,21 +367,47 @@ mod ldap {
         pub(super) value: *mut c_char,
     }
 
-    #[link(name = "ldap")]
-    extern "C" {
-        pub(super) fn ldap_initialize(handle: *mut *mut c_void, uris: *const c_char) -> c_int;
-        pub(super) fn ldap_err2string(code: c_int) -> *const c_char;
-        pub(super) fn ldap_set_option(
+    /// Declares functions, finds them in a loaded library.
+    macro_rules! functions {
+        ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)?;)*) => {
+            pub(super) struct Functions {
+                $(pub(super) $name: unsafe extern "C" fn($($arg: $type),*) $(-> $result)?,)*
+            }
+
+            impl Functions {
+                /// None, of which the loader says more, if one is missing. The library must stay.
+                pub(super) fn of(library: NonNull<c_void>) -> Option<Functions> {
+                    $(let $name = find(library, concat!(stringify!($name), "\0").as_bytes())?;)*
+                    // SAFETY: these are the library's functions of these names, which its manual
+                    // pages declare with these types; a pointer to a function is one to void, too
+                    // (POSIX, dlsym).
+                    Some(unsafe {
+                        Functions {
+                            $($name: transmute::<
+                                *mut c_void,
+                                unsafe extern "C" fn($($type),*) $(-> $result)?,
+                            >($name.as_ptr()),)*
+                        }
+                    })
+                }
+            }
+        };
+    }
+
+    functions! {
+        fn ldap_initialize(handle: *mut *mut c_void, uris: *const c_char) -> c_int;
+        fn ldap_err2string(code: c_int) -> *const c_char;
+        fn ldap_set_option(
             handle: *mut c_void,
             option: c_int,
             value: *const c_void,
         ) -> c_int;
-        pub(super) fn ldap_start_tls_s(
+        fn ldap_start_tls_s(
             handle: *mut c_void,
             server_controls: *mut c_void,
             client_controls: *mut c_void,
         ) -> c_int;
-        pub(super) fn ldap_sasl_bind_s(
+        fn ldap_sasl_bind_s(
             handle: *mut c_void,
             dn: *const c_char,
             mechanism: *const c_char,
@@ -331,7 +416,7 @@ mod ldap {
             client_controls: *mut c_void,
             answer: *mut c_void,
         ) -> c_int;
-        pub(super) fn ldap_search_ext_s(
+        fn ldap_search_ext_s(
             handle: *mut c_void,
             base: *const c_char,
             scope: c_int,
@@ -344,18 +429,25 @@ mod ldap {
             size_limit: c_int,
             found: *mut *mut c_void,
         ) -> c_int;
-        pub(super) fn ldap_first_entry(handle: *mut c_void, found: *mut c_void) -> *mut c_void;
-        pub(super) fn ldap_next_entry(handle: *mut c_void, entry: *mut c_void) -> *mut c_void;
-        pub(super) fn ldap_get_dn(handle: *mut c_void, entry: *mut c_void) -> *mut c_char;
-        pub(super) fn ldap_memfree(text: *mut c_void);
-        pub(super) fn ldap_msgfree(found: *mut c_void) -> c_int;
-        pub(super) fn ldap_unbind_ext_s(
+        fn ldap_first_entry(handle: *mut c_void, found: *mut c_void) -> *mut c_void;
+        fn ldap_next_entry(handle: *mut c_void, entry: *mut c_void) -> *mut c_void;
+        fn ldap_get_dn(handle: *mut c_void, entry: *mut c_void) -> *mut c_char;
+        fn ldap_memfree(text: *mut c_void);
+        fn ldap_msgfree(found: *mut c_void) -> c_int;
+        fn ldap_unbind_ext_s(
             handle: *mut c_void,
             server_controls: *mut c_void,
             client_controls: *mut c_void,
         ) -> c_int;
-        pub(super) fn ldap_domain2hostlist(domain: *const c_char, hosts: *mut *mut c_char)
+        fn ldap_domain2hostlist(domain: *const c_char, hosts: *mut *mut c_char)
             -> c_int;
+    }
+
+    /// A function; its name has a zero at the end.
+    fn find(library: NonNull<c_void>, name: &[u8]) -> Option<NonNull<c_void>> {
+        let name = CStr::from_bytes_with_nul(name).ok()?;
+        // SAFETY: the library is loaded and stays; the name ends with a zero.
+        NonNull::new(unsafe { dlsym(library.as_ptr(), name.as_ptr()) })
     }
 }
 
@@ -406,5 +498,16 @@ mod tests {
         assert_eq!(go_on_in_child(), Err(Errno::EBUSY));
         drop(ended);
         assert!(other.join().unwrap());
+    }
+
+    #[test]
+    fn missing_ldap_library_is_told_with_what_to_do() {
+        let told = |names: &[&CStr]| LdapLibrary::load(names).map(drop).unwrap_err();
+        let text = told(&[c"libnobody-1.so.7", c"libnobody-2.so.8"]);
+        assert!(text.starts_with("LDAP needs OpenLDAP's client library, please install libldap ("));
+        assert!(text.contains("libnobody-1.so.7: ") && text.contains("; libnobody-2.so.8: "));
+        // One that can be loaded and is something else.
+        let text = told(&[c"libcrypto.so.3"]);
+        assert!(text.contains("ldap_initialize"), "{text}");
     }
 }

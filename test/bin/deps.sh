@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes sure that what is named on the command line is there; on Debian and its relatives missing
 # packages are installed. Names: build, checks, postgresql, pgbouncer,
-# exporter, drivers, pam, ldap, bench, fuzzer. Silent if nothing is missing.
+# exporter, drivers, pam, libldap, ldap, bench, fuzzer. Silent if nothing is missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -40,7 +40,6 @@ want() {
         [ -n "${OPENSSL_DIR:-}" ] || pkg-config --exists openssl 2>/dev/null || packages+=(libssl-dev)
         pkg-config --exists 'libcares >= 1.18' 2>/dev/null || packages+=(libc-ares-dev)
         have_header security/pam_appl.h || packages+=(libpam0g-dev)
-        have_header ldap.h || packages+=(libldap-dev)
         ;;
     checks) ;;
     postgresql) have_postgresql && have psql || packages+=(postgresql) ;;
@@ -54,6 +53,12 @@ want() {
         have npm || [ -e /usr/share/nodejs/pg ] || packages+=(nodejs node-pg)
         ;;
     pam) compgen -G '/usr/lib/*/libpam_wrapper.so' >/dev/null || packages+=(libpam-wrapper) ;;
+    # The program loads it when it is needed. Its package has another name in each release of
+    # Debian; that of the headers, which nobody needs, always brings it.
+    libldap)
+        compgen -G '/usr/lib*/*/libldap*.so.*' >/dev/null ||
+            compgen -G '/usr/lib*/libldap*.so.*' >/dev/null || packages+=(libldap-dev)
+        ;;
     ldap)
         have slapd || [ -x /usr/sbin/slapd ] || packages+=(slapd)
         have openssl || packages+=(openssl)

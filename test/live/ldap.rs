@@ -10,6 +10,11 @@ use std::os::unix::fs::PermissionsExt;
 
 /// A pooler with these options, which trusts this certificate.
 pub(crate) fn start(options: &str, certificate: &str) -> Pooler {
+    start_with(options, &format!("LDAPTLS_CACERT={certificate}"))
+}
+
+/// A pooler with these options and this variable in its environment.
+fn start_with(options: &str, variable: &str) -> Pooler {
     let databases = format!(
         "shop = host=127.0.0.1 port={0} user=trusty dbname=template1\n\
          own = host=127.0.0.1 port={0} dbname=template1\n\
@@ -19,10 +24,7 @@ pub(crate) fn start(options: &str, certificate: &str) -> Pooler {
     let settings =
         format!("auth_type = ldap\npool_mode = transaction\nauth_ldap_options = {options}\n");
     let program = scratch().folder().join("program");
-    let text = format!(
-        "#!/bin/sh\nexport LDAPTLS_CACERT={certificate}\nexec {} \"$@\"\n",
-        binary().display()
-    );
+    let text = format!("#!/bin/sh\nexport {variable}\nexec {} \"$@\"\n", binary().display());
     write(&program, text);
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     Pooler::start_program(&program, &Setup { databases, settings, users: String::new() })
@@ -160,6 +162,32 @@ fn mistakes_in_options_appear_at_login() {
     setup.databases = "shop = host=127.0.0.1 port=1\n".into();
     let pooler = Pooler::start(&setup);
     assert_eq!(pooler.refusal("ann", "shop", "ann-pw"), "auth_ldap_options is null");
+}
+
+/// The library is loaded by the first login; without it the log says what to do, and once that is
+/// done logins work, without a restart. Empty files hide the system's library here.
+#[test]
+fn library_can_be_installed_later() {
+    let slapd = Slapd::start();
+    let folder = scratch().folder();
+    let hidden =
+        ["libldap-2.5.so.0", "libldap.so.2", "libldap_r-2.4.so.2"].map(|it| folder.join(it));
+    for file in &hidden {
+        write(file, "");
+    }
+    let options = format!(
+        "ldapserver=127.0.0.1 ldapport={} ldapprefix=uid= ldapsuffix=\",{PEOPLE}\"",
+        slapd.port
+    );
+    let pooler = start_with(&options, &format!("LD_LIBRARY_PATH={}", folder.display()));
+    assert_eq!(pooler.refusal("ann", "shop", "ann-pw"), FAILED);
+    pooler.wait_log("WARNING LDAP needs OpenLDAP's client library, please install libldap (");
+    pooler.wait_log("libldap-2.5.so.0: file too short");
+    for file in &hidden {
+        std::fs::remove_file(file).unwrap();
+    }
+    assert!(pooler.login("ann", "shop", "ann-pw").is_ok(), "{}", pooler.log());
+    assert_eq!(pooler.refusal("ann", "shop", "wrong"), FAILED);
 }
 
 /// An LDAP server that says nothing holds up nobody but those who wait for it.

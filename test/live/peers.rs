@@ -175,7 +175,8 @@ fn psql_cancels_behind_a_shared_port() {
             log.lines().filter(own).filter(|line| line.contains("successfully sent")).count()
         })
         .sum();
-    assert!((1..24).contains(&forwarded), "{forwarded} of 24 were forwarded");
+    // The kernel chooses at random: that all arrive at the right process has a chance of 3^-24.
+    assert!(forwarded > 0, "none was forwarded");
 }
 
 /// A key with the number of a process and so many hops left.

@@ -120,8 +120,7 @@ fn root_becomes_the_user_before_anything_is_made() {
     let Some(user) = unprivileged() else {
         return;
     };
-    // The warning about a parameter without effect is a line that is written early.
-    let settings = "user = root\nlogfile = log\npidfile = pid\nresolv_conf = x";
+    let settings = "user = root\nlogfile = log\npidfile = pid";
     let mut running = Run::new(settings).with_root().args(&["-d", "-u", &user.name]).start();
     running.follow_to_background();
     running.wait_for("process up: ");

@@ -19,7 +19,7 @@ fn traffic_stops_until_resume() {
     let (mut idle, mut busy) = (pooler.client(&database), pooler.client(&database));
     assert_eq!(idle.value("select 1"), "1");
     assert_eq!(tags(&busy.query("begin")), "CZ");
-    busy.send(&query("select 2 from pg_sleep(0.2)"));
+    busy.send(&query("select 2 from pg_sleep(3)"));
     wait_until("it runs", || crate::cancel::sleeping(&database));
     let mut console = pooler.console();
     suspended(&mut console);

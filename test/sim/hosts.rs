@@ -80,7 +80,11 @@ impl Plan {
 impl World {
     /// The name of the host that a server is at, or is to be.
     pub fn host_of(&self, id: ServerId) -> String {
-        self.core.target(id).map_or_else(String::new, |target| target.host)
+        let host = self.core.target(id).map_or_else(String::new, |target| target.host);
+        // Cancel requests go to an address.
+        let mut known = (1..).zip(HOSTS);
+        let named = known.find(|(last, _)| host == format!("127.0.0.{last}"));
+        named.map_or(host, |(_, name)| name.to_owned())
     }
 
     /// The address of a server's host.

@@ -33,6 +33,9 @@ pub struct Memory {
     unreachable: BTreeSet<PoolId>,
     /// Since when clients have been in their queue, as of the last turn.
     pub waits: BTreeMap<ClientId, Micros>,
+    /// Since when clients had been in it that were called and had no server at the end of the last
+    /// turn.
+    pub called: BTreeMap<ClientId, Micros>,
     /// Pools in which cancel requests waited at the end of the last turn.
     pub canceled: BTreeSet<PoolId>,
     /// Clients that have been told that they wait, and since when they did.
@@ -96,6 +99,7 @@ impl World {
         self.check_cancels();
         self.check_clocks();
         self.check_statistics();
+        (0..self.clients.len()).for_each(|at| self.note_canceled(at));
         self.check_statements();
         self.check_admissions();
         self.check_order();
@@ -327,7 +331,9 @@ impl World {
     fn remember_clients(&mut self) {
         let memory = &mut self.memory;
         let mut waiting = BTreeSet::new();
-        (memory.waits, memory.inside) = (BTreeMap::new(), BTreeSet::new());
+        let mut places = std::mem::take(&mut memory.waits);
+        places.append(&mut memory.called);
+        memory.inside.clear();
         for (id, client) in self.core.clients().iter() {
             match client.state() {
                 ClientState::Waiting => {
@@ -336,6 +342,10 @@ impl World {
                     memory.inside.insert(id);
                 }
                 ClientState::Active => {
+                    // Who was called has its place until it takes its server.
+                    let called = client.server().is_none() && client.query_start().is_some();
+                    let since = places.get(&id).copied().unwrap_or(self.now);
+                    memory.called.extend(called.then_some((id, since)));
                     memory.inside.insert(id);
                 }
                 _ => {}

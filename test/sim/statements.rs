@@ -92,6 +92,20 @@ impl World {
         }
     }
 
+    /// If its query was canceled while it waited, names that the ignored batch gave or took are as
+    /// they were: which ones that are, the model does not work out.
+    pub fn note_canceled(&mut self, at: usize) {
+        let client = &mut self.clients[at];
+        let canceled = self.watch.borrow().canceled.contains(&client.id);
+        let about_names = client.expected.iter().any(|e| matches!(e.tag, b'P' | b'C' | b'Q'));
+        if canceled && client.names.tracked && about_names {
+            client.names.hazy = true;
+            if client.names.mistake.is_some() {
+                client.leave(false);
+            }
+        }
+    }
+
     /// SET of the number of statements.
     pub fn set_limit(&mut self, limit: i32) {
         let settings = &mut self.plan.settings;

@@ -30,6 +30,8 @@ pub struct Speaker {
     /// Its pool, once it is logged in; consoles are not counted.
     pool: Option<PoolId>,
     logs_in: bool,
+    /// Its query was canceled while it waited: what is left of that is for nobody.
+    ignored: bool,
 }
 
 impl Speaker {
@@ -40,14 +42,30 @@ impl Speaker {
                 let client = core.clients().get(client);
                 let logs_in = client.is_some_and(|c| c.state() == ClientState::Login);
                 let counts = client.filter(|c| !logs_in && !c.is_console());
-                Speaker { id, pool: counts.and_then(|c| c.pool()), logs_in }
+                let ignored = client.is_some_and(|c| c.is_ignored());
+                Speaker { id, pool: counts.and_then(|c| c.pool()), logs_in, ignored }
             }
             Peer::Server(server) => {
                 let server = core.servers().get(server).filter(|server| {
                     !matches!(server.state(), ServerState::Login | ServerState::ActiveCancel)
                 });
-                Speaker { id, pool: server.map(|server| server.pool()), logs_in: false }
+                let pool = server.map(|server| server.pool());
+                Speaker { id, pool, logs_in: false, ignored: false }
             }
+        }
+    }
+
+    /// True if its packet is ignored.
+    pub fn is_ignored(self) -> bool {
+        self.ignored
+    }
+
+    /// True if its packet, a client's, has been handed on, or answered for the server.
+    pub fn is_taken(self, tag: u8, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Pass | Verdict::Replace { .. } => true,
+            Verdict::Drop => matches!(tag, b'P' | b'C' | b'H' | b'Q') && !self.ignored,
+            _ => false,
         }
     }
 }
@@ -67,7 +85,7 @@ impl Watch {
     ) {
         match speaker.id {
             Peer::Client(id) if speaker.logs_in => self.entered(id, core),
-            Peer::Client(_) if is_taken(tag, verdict) => {
+            Peer::Client(_) if speaker.is_taken(tag, verdict) => {
                 let Some(flow) = self.flow(speaker.pool) else { return };
                 flow.received += len;
             }
@@ -129,15 +147,6 @@ fn named(mut packets: &[u8], tag: u8) -> u64 {
         packets = rest;
     }
     count
-}
-
-/// True if a client's packet has been handed on, or answered for the server.
-pub fn is_taken(tag: u8, verdict: Verdict) -> bool {
-    match verdict {
-        Verdict::Pass | Verdict::Replace { .. } => true,
-        Verdict::Drop => matches!(tag, b'P' | b'C' | b'H' | b'Q'),
-        _ => false,
-    }
 }
 
 impl World {

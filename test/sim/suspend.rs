@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 /// A SUSPEND that is in force.
 pub struct Suspension {
     since: Micros,
+    /// Who has asked for it.
+    console: Option<ClientId>,
     /// Packets of each connection that had begun at the end of the last turn, and whether it could
     /// not rest yet.
     begun: BTreeMap<Key, (u64, bool)>,
@@ -40,8 +42,8 @@ impl World {
             self.facts.waits_anew = true;
         } else {
             let begun = self.begun();
-            self.suspended =
-                Some(Suspension { since: self.now, begun, frozen: None, loose: false });
+            let (since, console) = (self.now, self.suspender);
+            self.suspended = Some(Suspension { since, console, begun, frozen: None, loose: false });
         }
     }
 
@@ -99,22 +101,22 @@ impl World {
         if !self.core.is_suspended() {
             self.fail("SUSPEND: nobody is read, but it is over");
         }
-        let (was_complete, since) = (now.frozen.is_some(), now.since);
+        let (was_complete, since, console) = (now.frozen.is_some(), now.since, now.console);
         let limit = self.plan.settings.suspend_timeout;
         let is_over = limit.is_set() && self.now.since(since) > limit;
         self.facts.suspending |= !was_complete;
         if is_over && !was_complete {
             self.note_restless();
         }
-        let consoles = self.core.clients().iter().any(|(_, client)| client.is_console());
+        let is_there = console.is_some_and(|id| self.core.clients().get(id).is_some());
         let net = &self.net;
         self.core.check_suspension(|peer| net.is_quiet(peer));
         // What comes to rest while the core's wishes are performed is seen in the next turn.
         let left = self.restless();
         self.perform();
         let lasts = self.suspended.is_some();
-        if was_complete && lasts != consoles {
-            self.fail(&format!("SUSPEND: consoles {consoles}, still in force {lasts}"));
+        if was_complete && lasts != is_there {
+            self.fail(&format!("SUSPEND: its console {is_there}, still in force {lasts}"));
         }
         let all_rest = left.clients.is_empty() && left.servers.is_empty();
         let frozen = (!was_complete && (is_over || all_rest)).then(|| self.moved());

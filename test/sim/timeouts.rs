@@ -345,7 +345,11 @@ impl World {
                 Some(Status::Ready) => is.is_none() || server.is_some_and(|s| !s.is_clean()),
                 Some(Status::Busy | Status::Reserved) => is.is_some(),
                 Some(_) => true,
-                None => (client.state() != ClientState::Active) || is.is_none() || !ready,
+                // Who waited with its next query within this turn may have been called, but need more.
+                None => {
+                    let called = asked && is == Some(self.now) && self.facts.called;
+                    client.state() != ClientState::Active || is.is_none() || !ready || called
+                }
             };
             if !right || !fits {
                 self.fail(&format!(

@@ -4,7 +4,7 @@
 use crate::auth_query::Lookups;
 use crate::cancels;
 use crate::speech;
-use crate::statistics::{self, Flow, Speaker};
+use crate::statistics::{Flow, Speaker};
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pool::PoolId;
@@ -86,14 +86,15 @@ pub fn ask(
             let target = first.then(|| cancels::waiting_target(core, packet.seen)).flatten();
             let verdict = core.client_packet(id, packet, sink);
             watch.borrow_mut().revoked(target, core);
-            if statistics::is_taken(tag, verdict) && matches!(tag, b'P' | b'B' | b'D') {
+            if speaker.is_taken(tag, verdict) && matches!(tag, b'P' | b'B' | b'D') {
                 let pool = core.clients().get(id).and_then(|client| client.pool());
                 let mut bytes = vec![tag];
                 bytes.extend_from_slice(&(len - 1).to_be_bytes());
                 bytes.extend_from_slice(packet.seen);
                 watch.borrow_mut().prepared(pool, &bytes, &sink.to_server, core);
             }
-            watch.borrow_mut().client(id, state, (tag, verdict), core.now);
+            let ignored = speaker.is_ignored();
+            watch.borrow_mut().client(id, state, (tag, verdict, ignored), core.now);
             verdict
         }
         Peer::Server(id) => {
@@ -193,7 +194,7 @@ impl Watch {
         &mut self,
         id: ClientId,
         state: Option<ClientState>,
-        (tag, verdict): (u8, Verdict),
+        (tag, verdict, ignored): (u8, Verdict, bool),
         now: Micros,
     ) {
         // Who waits in the queue is not looked at, and a login's packet only when it is whole.
@@ -206,12 +207,12 @@ impl Watch {
             self.heard.insert(id, now);
         }
         // What the pooler answers for the server is asked all the same, but for Close.
-        let passes = verdict != Verdict::Drop || matches!(tag, b'P' | b'Q');
+        let passes = verdict != Verdict::Drop || matches!(tag, b'P' | b'Q') && !ignored;
         let for_server = b"QFPBDCESHdcf".contains(&tag) && passes;
         if state == Some(ClientState::Active) && for_server {
             self.asked.insert(id);
         }
-        if verdict == Verdict::Drop && matches!(tag, b'P' | b'C' | b'H') {
+        if verdict == Verdict::Drop && matches!(tag, b'P' | b'C' | b'H') && !ignored {
             self.answered.insert(id);
         }
     }

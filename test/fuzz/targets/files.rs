@@ -57,7 +57,6 @@ pub(super) fn ini(data: &[u8]) {
     for starting in [true, false] {
         let current = core.settings().clone();
         let (config, complete) = config::load(&current, "x.ini", starting, &mut read, &mut journal);
-        config::without_effect(&config);
         let mut copy = Settings::default();
         for param in PARAMS {
             if let Some(text) = (param.show)(&config.settings) {
