@@ -8,6 +8,7 @@ unitdir ?= $(prefix)/lib/systemd/system
 CARGO   ?= $(or $(shell command -v cargo),$(HOME)/.cargo/bin/cargo)
 BUILT    = target/release/pgturnstile
 MANUALS  = $(wildcard doc/*.1 doc/*.5)
+UNITS    = $(wildcard etc/*.service etc/*.socket)
 SAMPLES  = $(wildcard etc/*.ini) etc/userlist.txt
 
 export CARGO
@@ -60,8 +61,8 @@ install: ## copy to $(DESTDIR)$(prefix) what `make` has built; changes no runnin
 	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(datadir)/pgturnstile $(DESTDIR)$(unitdir)
 	install -m 755 $(BUILT) $(DESTDIR)$(bindir)/pgturnstile
 	install -m 644 $(SAMPLES) $(DESTDIR)$(datadir)/pgturnstile
-	sed 's|/usr/local/bin|$(bindir)|' etc/pgturnstile.service \
-		> $(DESTDIR)$(unitdir)/pgturnstile.service
+	$(foreach unit,$(UNITS),sed 's|/usr/local/bin|$(bindir)|' $(unit) \
+		> $(DESTDIR)$(unitdir)/$(notdir $(unit));)
 	$(foreach page,$(MANUALS),install -D -m 644 $(page) \
 		$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page));)
 

@@ -80,7 +80,7 @@ pub fn parse(argv: &[OsString], posixly_correct: bool, adns: &str) -> Args {
 /// The text of `-V`: one component a line (config 1.2).
 pub fn version_text(adns: &str) -> String {
     let tls = openssl::version::version();
-    format!("{COMPATIBLE} ({PRODUCT})\n{EVENTS}\nadns: {adns}\ntls: {tls}\n")
+    format!("{COMPATIBLE} ({PRODUCT})\n{EVENTS}\nadns: {adns}\ntls: {tls}\nsystemd: yes\n")
 }
 
 /// The last line of a start, without its level (config 6.7).

@@ -45,8 +45,9 @@ pub fn refuse_root() -> Result<(), String> {
 }
 
 /// `-d` (config 7.4): only a grandchild of the calling process returns from this. It leads no
-/// session, has no terminal, and its standard streams are /dev/null.
-pub fn go_to_background(pidfile: &str) -> Result<(), String> {
+/// session, has no terminal, and its standard streams are /dev/null, but standard error only if it is
+/// not to be kept.
+pub fn go_to_background(pidfile: &str, keeps_errors: bool) -> Result<(), String> {
     if pidfile.is_empty() {
         return Err("daemon needs pidfile configured".to_string());
     }
@@ -55,7 +56,7 @@ pub fn go_to_background(pidfile: &str) -> Result<(), String> {
     let null = null.map_err(|error| format!("could not open /dev/null: {}", reason(&error)))?;
     unistd::dup2_stdin(&null)
         .and_then(|()| unistd::dup2_stdout(&null))
-        .and_then(|()| unistd::dup2_stderr(&null))
+        .and_then(|()| if keeps_errors { Ok(()) } else { unistd::dup2_stderr(&null) })
         .map_err(failed("dup2"))?;
     sys::go_on_in_child().map_err(failed("fork"))?;
     unistd::setsid().map_err(failed("setsid"))?;
@@ -254,6 +255,6 @@ mod tests {
 
     #[test]
     fn switches_that_cannot_be_followed_are_refused() {
-        assert_eq!(go_to_background(""), Err("daemon needs pidfile configured".to_string()));
+        assert_eq!(go_to_background("", false), Err("daemon needs pidfile configured".to_string()));
     }
 }

@@ -6,6 +6,7 @@ pub mod daemon;
 mod files;
 pub mod log;
 mod options;
+mod service;
 pub mod signal;
 mod syslog;
 mod takeover;
@@ -20,6 +21,7 @@ use crate::net::{cares, listen, Net};
 use args::{Args, Run};
 use clock::Clock;
 use log::Log;
+use service::Service;
 use signal::Signals;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -81,6 +83,7 @@ impl Starting {
 
 /// The start in the order of config 7.1, then the loop until its end.
 fn start(run: &Run) -> Result<u8, Fatal> {
+    let service = Service::take(run.reboot);
     let mut starting = Starting { log: Log::new(run.quiet), journal: Journal::default() };
     let config = load(run, &mut starting)?;
     let settings = config.settings.clone();
@@ -101,16 +104,21 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     core.set_tls_modes(clients, servers);
     core.set_users(users.unwrap_or_default());
     core.set_rules(rules.unwrap_or_default());
-    let takeover = take_over(run, &settings, &mut core, &mut starting)?;
+    let has_sockets = !service.sockets.is_empty();
+    let takeover = match has_sockets {
+        true => takeover::not_found(run.reboot, &mut starting.journal),
+        false => take_over(run, &settings, &mut core, &mut starting)?,
+    };
     if takeover.is_none() {
-        refuse_second_instance(&settings, &mut starting)?;
+        refuse_second_instance(&settings, has_sockets, &mut starting)?;
     }
     if run.daemon {
-        starting.check(daemon::go_to_background(&settings.pidfile))?;
-        starting.log.set_quiet();
-    }
-    if std::env::var_os("NOTIFY_SOCKET").is_some() {
-        starting.say(Level::Warning, NOT_NOTIFIED.into())?;
+        // As part of a unit a successor writes to where the old process has.
+        let keeps_log = run.reboot && service.is_present();
+        starting.check(daemon::go_to_background(&settings.pidfile, keeps_log))?;
+        if !keeps_log {
+            starting.log.set_quiet();
+        }
     }
     let expected = expected_descriptors(&core, &settings);
     let limit = daemon::limit_line(i64::from(settings.max_client_conn), expected);
@@ -126,6 +134,7 @@ fn start(run: &Run) -> Result<u8, Fatal> {
         net,
         log: starting.log,
         signals,
+        service,
         next_tick: clock.now(),
         clock,
         exit: None,
@@ -141,9 +150,6 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     }
     Ok(code)
 }
-
-const NOT_NOTIFIED: &str =
-    "apparently running under systemd with notify socket, but systemd support was not built";
 
 /// `-R`: has a running process hand over what it has; `None` if there is none.
 fn take_over(
@@ -174,7 +180,7 @@ fn open(
     }
     let opened = match takeover {
         Some(takeover) => takeover.finish(process, &settings.pidfile),
-        None => process.net.listen(&options::listen(settings)).map_err(|_| Fatal),
+        None => listen(process, settings),
     };
     process.print();
     if opened.is_err() || process.exit.is_some() {
@@ -188,7 +194,22 @@ fn open(
         },
     };
     process.core.journal.line(Level::Log, args::process_up(&cares::version()));
+    process.print();
+    process.service.ready();
     Ok(pidfile)
+}
+
+/// Listens at the sockets of the service manager if it has passed some, otherwise at our own.
+fn listen(process: &mut Process, settings: &Settings) -> Result<(), Fatal> {
+    let options = options::listen(settings);
+    let sockets = std::mem::take(&mut process.service.sockets);
+    if sockets.is_empty() {
+        return process.net.listen(&options).map_err(|_| Fatal);
+    }
+    for text in service::ignored(settings) {
+        process.say(Level::Warning, text);
+    }
+    process.net.listen_at(sockets, &options).map_err(|_| Fatal)
 }
 
 fn fail(process: &mut Process, text: String) -> Fatal {
@@ -226,8 +247,12 @@ fn set_up_tls(settings: &Settings, starting: &mut Starting) -> Result<Tls, Fatal
 }
 
 /// Looks for another process at the Unix socket, then in the pidfile (config 7.3, 7.5).
-fn refuse_second_instance(settings: &Settings, starting: &mut Starting) -> Result<(), Fatal> {
-    if listen::unix_socket_in_use(&settings.unix_socket_dir, settings.listen_port) {
+fn refuse_second_instance(
+    settings: &Settings,
+    has_sockets: bool,
+    starting: &mut Starting,
+) -> Result<(), Fatal> {
+    if !has_sockets && listen::unix_socket_in_use(&settings.unix_socket_dir, settings.listen_port) {
         return starting.check(Err("unix socket is in use, cannot continue".into()));
     }
     if settings.pidfile.is_empty() {

@@ -40,9 +40,7 @@ pub(super) fn begin(
     journal: &mut Journal,
 ) -> Result<Option<Takeover>, String> {
     let Some(mut old) = Old::find(&settings.unix_socket_dir, settings.listen_port)? else {
-        let line = "old process not found, try to continue normally";
-        journal.line(Level::Log, line.into());
-        return Ok(None);
+        return Ok(not_found(true, journal));
     };
     journal.line(Level::Log, "takeover_init: launching connection".into());
     old.log_in()?;
@@ -54,6 +52,14 @@ pub(super) fn begin(
     journal.line(Level::Log, "SHOW FDS finished".into());
     journal.line(Level::Log, "disko over, going background".into());
     Ok(Some(takeover))
+}
+
+/// Says that there is no old process, if one was asked for.
+pub(super) fn not_found(asked: bool, journal: &mut Journal) -> Option<Takeover> {
+    if asked {
+        journal.line(Level::Log, "old process not found, try to continue normally".into());
+    }
+    None
 }
 
 /// Gives each socket its place.
@@ -100,6 +106,8 @@ impl Takeover {
     /// Ends the old process and goes on where it was. Everything else is ready.
     pub(super) fn finish(mut self, process: &mut Process, pidfile: &str) -> Result<(), Fatal> {
         process.say(Level::Log, "sending SHUTDOWN;".into());
+        // A unit whose main process ends has ended.
+        process.service.become_main();
         // The point of no return.
         self.old.send_shutdown();
         let mut steps = 0_u32;
@@ -143,6 +151,7 @@ fn wait_for_pidfile(process: &mut Process, path: &Path) {
 
 /// Counts a step; now and then tells an operator why nothing seems to happen.
 fn wait(process: &mut Process, steps: &mut u32, what: &str) {
+    process.report();
     *steps = steps.saturating_add(1);
     if *steps % LONG == 0 {
         let line = format!("still waiting for {what}; clients are not served until then");

@@ -2,6 +2,7 @@
 
 use super::clock::Clock;
 use super::log::{Broken, LocalZone, Log};
+use super::service::Service;
 use super::signal::{Signal, Signals};
 use super::{files, options};
 use crate::base::{Level, Micros, Objects};
@@ -33,6 +34,7 @@ pub(super) struct Process {
     pub(super) net: Net,
     pub(super) log: Log,
     pub(super) signals: Signals,
+    pub(super) service: Service,
     pub(super) clock: Clock,
     pub(super) next_tick: Micros,
     /// Set when the loop is to end.
@@ -124,6 +126,7 @@ impl Process {
             self.next_tick = self.core.now + TICK;
             self.core.tick();
             self.net.tick();
+            self.report();
             self.perform();
             if self.exit.is_some() {
                 return self.print();
@@ -168,13 +171,23 @@ impl Process {
         }
     }
 
+    /// Tells the service manager how we are.
+    pub(super) fn report(&mut self) {
+        self.service.tick(self.clock.now(), TICK);
+        if let Some(line) = self.core.status.take() {
+            self.service.status(&line);
+        }
+    }
+
     fn signals(&mut self) {
         for signal in self.signals.take() {
             let signal = match signal {
                 Signal::Hup => {
                     let line = "got SIGHUP, re-reading config".to_owned();
                     self.core.journal.line(Level::Log, line);
+                    self.service.reloading();
                     self.reload(None);
+                    self.service.ready();
                     continue;
                 }
                 Signal::Int => pause::Signal::Interrupt,
@@ -183,6 +196,9 @@ impl Process {
                 Signal::Usr1 => pause::Signal::Pause,
                 Signal::Usr2 => pause::Signal::Resume,
             };
+            if matches!(signal, pause::Signal::Interrupt | pause::Signal::Terminate) {
+                self.service.stopping();
+            }
             self.core.signalled(signal);
             self.perform();
             if self.exit.is_some() {

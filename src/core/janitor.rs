@@ -320,13 +320,15 @@ impl Core {
         if !is_due {
             return;
         }
-        if self.settings.log_stats.on() {
-            let mut sum = PoolStats::default();
-            for (_, pool) in self.pools.iter() {
-                sum.merge(&pool.stats);
-            }
-            self.journal.line(Level::Log, stats::line(&sum, elapsed));
+        let mut sum = PoolStats::default();
+        for (_, pool) in self.pools.iter() {
+            sum.merge(&pool.stats);
         }
+        let line = stats::line(&sum, elapsed);
+        if self.settings.log_stats.on() {
+            self.journal.line(Level::Log, line.clone());
+        }
+        self.status = Some(line);
         self.period.older = self.period.newer;
         self.period.newer = self.now;
         for (_, pool) in self.pools.iter_mut() {

@@ -115,6 +115,8 @@ pub struct Core {
     pub now: Micros,
     /// Lines to be logged.
     pub journal: Journal,
+    /// The latest line of statistics, until somebody takes it.
+    pub status: Option<String>,
     settings: Rc<Settings>,
     tracked: Rc<Tracked>,
     shared: Shared,
@@ -175,6 +177,7 @@ impl Core {
         let mut core = Core {
             now: around.now,
             journal: Journal::default(),
+            status: None,
             tracked: Rc::new(Tracked::new(&settings.track_extra_parameters)),
             shared: Shared::default(),
             databases: Arena::default(),

@@ -12,12 +12,12 @@ use mio::{Interest, Registry, Token};
 use nix::sys::socket::{
     self, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage,
 };
-use nix::unistd::{chown, Gid, Group};
+use nix::unistd::{chown, getuid, Gid, Group};
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 #[cfg(test)]
@@ -115,17 +115,44 @@ impl Listeners {
     ) -> Result<Listeners, Fatal> {
         let mut listeners = Listeners::default();
         for socket in sockets {
-            if let Err(error) = handoff::set_nonblocking(&socket) {
-                return fatal(journal, handoff::failed(handoff::LOOKING, &error));
-            }
-            match handoff::is_unix(&socket) {
-                Ok(true) => listeners.inherit_unix(UnixListener::from_std(socket.into())),
-                Ok(false) => listeners.inherit_tcp(TcpListener::from_std(socket.into())),
-                Err(text) => return fatal(journal, text),
+            if let Err(text) = listeners.inherit_one(socket) {
+                return fatal(journal, text);
             }
         }
         listeners.watch(registry, token, journal)?;
         Ok(listeners)
+    }
+
+    /// Those that a service manager listens at. Their files are not ours to remove.
+    pub(super) fn passed(
+        sockets: Vec<OwnedFd>,
+        options: &ListenOptions,
+        registry: &Registry,
+        token: fn(usize) -> Token,
+        journal: &mut Journal,
+    ) -> Result<Listeners, Fatal> {
+        let mut listeners = Listeners::default();
+        for socket in sockets {
+            let which = format!("passed from service manager (fd {})", socket.as_raw_fd());
+            journal.line(Level::Log, format!("socket {which}"));
+            let set_up = prepare_passed(&socket, options, journal);
+            if set_up.and_then(|()| listeners.inherit_one(socket)).is_err() {
+                return fatal(journal, format!("failed to set up socket {which}"));
+            }
+        }
+        listeners.socket_file = None;
+        listeners.watch(registry, token, journal)?;
+        Ok(listeners)
+    }
+
+    fn inherit_one(&mut self, socket: OwnedFd) -> Result<(), String> {
+        handoff::set_nonblocking(&socket)
+            .map_err(|error| handoff::failed(handoff::LOOKING, &error))?;
+        match handoff::is_unix(&socket)? {
+            true => self.inherit_unix(UnixListener::from_std(socket.into())),
+            false => self.inherit_tcp(TcpListener::from_std(socket.into())),
+        }
+        Ok(())
     }
 
     fn inherit_tcp(&mut self, listener: TcpListener) {
@@ -135,6 +162,9 @@ impl Listeners {
 
     fn inherit_unix(&mut self, listener: UnixListener) {
         let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(PathBuf::from));
+        // A service manager may have passed it to the old process: then root has made its file.
+        let path = path
+            .filter(|path| fs::metadata(path).is_ok_and(|file| file.uid() == getuid().as_raw()));
         self.socket_file = path.or(self.socket_file.take());
         self.all.push(Some(Listener::Unix(listener)));
     }
@@ -422,6 +452,28 @@ fn listen_tcp(
     socket::listen(&fd, backlog(options.backlog)).map_err(at("listen"))?;
     defer_accept(&fd, options.defer_accept, journal);
     Ok(TcpListener::from_std(fd.into()))
+}
+
+/// Sets the options of a socket that somebody else has opened. The error says nothing more: it is no
+/// listening stream socket, or the journal has a line.
+fn prepare_passed(
+    socket: &OwnedFd,
+    options: &ListenOptions,
+    journal: &mut Journal,
+) -> Result<(), String> {
+    if socket::getsockopt(socket, sockopt::SockType) != Ok(SockType::Stream)
+        || socket::getsockopt(socket, sockopt::AcceptConn) != Ok(true)
+    {
+        return Err(String::new());
+    }
+    if !handoff::is_unix(socket)? {
+        if let Err(failure) = options.sockets.apply(socket) {
+            journal.line(Level::Warning, failure.to_string());
+            return Err(String::new());
+        }
+        defer_accept(socket, options.defer_accept, journal);
+    }
+    Ok(())
 }
 
 fn defer_accept(fd: &impl AsFd, on: bool, journal: &mut Journal) {

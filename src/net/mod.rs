@@ -290,6 +290,18 @@ impl Net {
         Ok(())
     }
 
+    /// Listens at sockets that a service manager has opened, with these options.
+    pub fn listen_at(
+        &mut self,
+        sockets: Vec<OwnedFd>,
+        options: &ListenOptions,
+    ) -> Result<(), Fatal> {
+        let (registry, journal) = (&self.common.registry, &mut self.journal);
+        self.listeners = Listeners::passed(sockets, options, registry, listener_token, journal)?;
+        self.try_listeners();
+        Ok(())
+    }
+
     /// Listens where a process that is taken over did.
     pub fn inherit_listeners(&mut self, sockets: Vec<OwnedFd>) -> Result<(), Fatal> {
         let (registry, journal) = (&self.common.registry, &mut self.journal);

@@ -16,6 +16,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 
 /// More descriptors than this never come at once: one message carries at most 253.
@@ -33,6 +34,21 @@ pub fn go_on_in_child() -> nix::Result<()> {
         ForkResult::Parent { .. } => std::process::exit(0),
         ForkResult::Child => Ok(()),
     }
+}
+
+/// Descriptors that the parent process has left to us as sd_listen_fds(3) tells: this many from 3 on, as
+/// far as they are open. They are closed when a program is executed. Nothing the second time.
+pub fn passed_descriptors(count: u64) -> Vec<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if count == 0 || TAKEN.swap(true, Ordering::Relaxed) {
+        return vec![];
+    }
+    let end = RawFd::try_from(count.saturating_add(3)).unwrap_or(RawFd::MAX);
+    // SAFETY: only numbers are passed.
+    let is_open = |fd: &RawFd| unsafe { libc::fcntl(*fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+    // SAFETY: they are open, the caller says that they were meant for us, and as this happens once
+    // only, nobody else has got them from here.
+    (3..end).take_while(is_open).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()
 }
 
 /// Receives bytes and the descriptors that come with them, which are closed when a program is

@@ -46,6 +46,7 @@ mod replication;
 mod replication_tools;
 mod revoked;
 mod servers;
+mod service;
 mod sharing;
 mod shutdown;
 mod signals;

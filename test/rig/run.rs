@@ -1,5 +1,6 @@
 //! The program under test with any switches, settings and surroundings, up or not.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -18,6 +19,8 @@ pub(crate) struct Run {
     pub(crate) folder: PathBuf,
     pub(crate) port: u16,
     command: Command,
+    /// What the process starts with as its standard input and output.
+    streams: Option<(OwnedFd, OwnedFd)>,
 }
 
 impl Run {
@@ -33,7 +36,7 @@ impl Run {
         let mut command = command("/bin/sh");
         command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\"")]).arg(binary());
         command.arg("ini").current_dir(&folder);
-        let run = Self { folder, port: free_port(), command };
+        let run = Self { folder, port: free_port(), command, streams: None };
         write(&run.folder.join("users"), "\"admin\" \"\"\n\"trusty\" \"\"\n");
         run.rewrite(settings);
         run
@@ -63,6 +66,12 @@ impl Run {
         self
     }
 
+    /// These are the process's standard input and output instead of nothing and a file.
+    pub(crate) fn streams(mut self, input: impl Into<OwnedFd>, output: impl Into<OwnedFd>) -> Self {
+        self.streams = Some((input.into(), output.into()));
+        self
+    }
+
     /// With root's rights; only where the tests have them.
     pub(crate) fn with_root(mut self) -> Self {
         self.command.uid(0).gid(0);
@@ -78,8 +87,11 @@ impl Run {
     pub(crate) fn start(mut self) -> Running {
         let output = std::fs::File::create(self.folder.join("stdout")).unwrap();
         let errors = std::fs::File::create(self.folder.join("stderr")).unwrap();
-        let child =
-            self.command.stdout(output).stderr(errors).stdin(Stdio::null()).spawn().unwrap();
+        self.command.stdout(output).stderr(errors).stdin(Stdio::null());
+        if let Some((input, output)) = self.streams.take() {
+            self.command.stdin(input).stdout(output);
+        }
+        let child = self.command.spawn().unwrap();
         scratch().watch(child.id());
         let pid = i32::try_from(child.id()).unwrap();
         Running { run: self, child: Some(child), pid }
