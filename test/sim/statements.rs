@@ -96,13 +96,15 @@ impl World {
     /// they were: which ones that are, the model does not work out.
     pub fn note_canceled(&mut self, at: usize) {
         let client = &mut self.clients[at];
-        let canceled = self.watch.borrow().canceled.contains(&client.id);
-        let about_names = client.expected.iter().any(|e| matches!(e.tag, b'P' | b'C' | b'Q'));
-        if canceled && client.names.tracked && about_names {
-            client.names.hazy = true;
-            if client.names.mistake.is_some() {
-                client.leave(false);
-            }
+        let ignored = self.core.clients().get(client.id).is_some_and(|client| client.is_ignored());
+        let canceled = self.watch.borrow().canceled.contains(&client.id) || ignored;
+        if !canceled || !client.names.tracked {
+            return;
+        }
+        client.names.hazy |= client.expected.iter().any(|e| matches!(e.tag, b'P' | b'C' | b'Q'));
+        // A mistake that is ignored ends nothing, and the client would say no more.
+        if client.names.mistake.is_some() && client.lives() {
+            client.leave(false);
         }
     }
 
