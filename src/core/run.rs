@@ -2,6 +2,7 @@
 //! that pass as they are. Whatever else comes goes the long way, packet by packet, in `query`.
 
 use super::client::ClientState;
+use super::deallocate;
 use super::face::{ClientId, Run, ServerId, Sink};
 use super::pool::PoolId;
 use super::prepare::clears_all;
@@ -51,10 +52,15 @@ impl Core {
         }
         let Some(server) = self.servers.get_mut(server_id) else { return LONG_WAY };
         let mut rest = data;
-        while let Some((request, _, behind)) = first_request(framer, rest) {
+        while let Some((request, packet, behind)) = first_request(framer, rest) {
             server.replies.sent(request, Asker::Client);
             rest = behind;
-            if request == Request::CopyData {
+            if request == Request::Query {
+                // Statements of other clients are on the server, too.
+                if deallocate::may_clear(packet.get(5..).unwrap_or(&[])) {
+                    server.replies.clears();
+                }
+            } else if request == Request::CopyData {
                 // The queue notes the place once; as many as follow change nothing.
                 rest = behind_alike(framer, rest, b'd');
             }

@@ -100,7 +100,7 @@ fn connections_come_with_their_origin() {
     let origin = accept(1);
     let pid = std::process::id();
     assert_eq!(origin.remote, Addr::Unix { pid });
-    assert_eq!(origin.uid, Some(nix::unistd::getuid().as_raw()));
+    assert_eq!(origin.uid, Some(getuid().as_raw()));
 
     listeners.close_tcp();
     assert_eq!(listeners.open_ones(), [1]);
