@@ -229,6 +229,22 @@ fn nothing_is_trusted_behind_a_discard() {
 }
 
 #[test]
+fn a_close_by_somebody_else_ends_the_servers_unnamed_statement() {
+    let (mut scene, client, server) = prepared("");
+    asks(&mut scene, client, &parse("", "select 2"), true);
+    asks(&mut scene, client, SYNC, false);
+    says(&mut scene, server, &[b"1\0\0\0\x04", READY]);
+    // It takes the server with this very packet.
+    let other = scene.client("u");
+    let close = message(b'C', b"S\0");
+    assert_eq!(asks(&mut scene, other, &close, true).0, Verdict::Pass);
+    asks(&mut scene, other, SYNC, false);
+    says(&mut scene, server, &[b"3\0\0\0\x04", READY]);
+    let repeated = parse("", "select 2");
+    assert_eq!(asks(&mut scene, client, &bind(""), true).1, repeated);
+}
+
+#[test]
 fn names_are_found_in_packets() {
     use Request::{Bind, Close, Describe, Parse};
     for (request, body, want) in [

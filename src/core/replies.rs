@@ -200,8 +200,9 @@ impl Replies {
                     return;
                 }
             }
-            // Both replace the unnamed statement (protocol 55.2.3).
+            // These replace the unnamed statement (protocol 55.2.3), or may end it.
             Request::Query | Request::Parse => self.unnamed.number = 0,
+            Request::Close if asker == Asker::Client => self.unnamed.number = 0,
             Request::Sync => self.open_from = self.pushed.wrapping_add(1),
             _ => {}
         }
