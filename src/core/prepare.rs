@@ -469,10 +469,13 @@ impl Core {
         id: ClientId,
         kind: FromClient,
         packet: Packet<'_>,
+        sink: &mut Sink,
     ) -> Option<Verdict> {
         let request = match kind {
             FromClient::Parse => Request::Parse,
             FromClient::Close => Request::Close,
+            FromClient::Bind => Request::Bind,
+            FromClient::Describe => Request::Describe,
             FromClient::Query => {
                 self.end_unnamed(id);
                 return None;
@@ -482,6 +485,12 @@ impl Core {
         let Some(place) = name_in(request, packet.seen) else {
             return (!packet.is_whole()).then(|| self.incomplete(id, packet));
         };
+        if matches!(request, Request::Bind | Request::Describe) {
+            // Its unnamed statement is of the time before: its server may have somebody else's.
+            let number = self.clients.get(id)?.names.as_deref()?.number();
+            let is_its_own = place.is_empty() && place.start > 0 && number != 0;
+            return is_its_own.then(|| self.use_unnamed(id, request, packet, sink));
+        }
         let name = packet.seen.get(place.clone()).unwrap_or_default();
         if !name.is_empty() {
             let names = self.clients.get_mut(id)?.names.as_deref_mut()?;

@@ -57,7 +57,7 @@ impl Core {
         }
         let decided = match self.clients.get(id) {
             Some(client) if self.tracks(client) => self.tracked_packet(id, kind, packet, sink),
-            Some(client) if client.names.is_some() => self.untracked_packet(id, kind, packet),
+            Some(client) if client.names.is_some() => self.untracked_packet(id, kind, packet, sink),
             _ => None,
         };
         if let Some(verdict) = decided {
