@@ -100,7 +100,10 @@ fn rows_may_come_in_pieces_with_descriptors_in_one_heap_and_fewer_columns() {
         client.send(&terminate());
         assert!(client.rest().is_empty());
     }
-    assert_eq!(running.all().matches("closing because: client close request").count(), 2);
+    // A line follows what it tells of.
+    wait_until("both are told of", || {
+        running.all().matches("closing because: client close request").count() == 2
+    });
 }
 
 #[test]
