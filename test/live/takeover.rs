@@ -11,6 +11,7 @@ use crate::rig::old::{self, Old};
 use crate::rig::pooler::{binary, in_transactions};
 use crate::rig::raw::Raw;
 use crate::rig::run::{Run, Running};
+use crate::rig::wait_until;
 use crate::rig::wire::{error, last_error, msg, query, tags, terminate};
 
 /// The place of an old process, with the databases `one` and `own` (which forces a user) that point
