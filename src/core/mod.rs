@@ -10,6 +10,7 @@ mod auth_query;
 mod cancel;
 #[cfg(test)]
 mod cancel_tests;
+pub mod carry;
 pub mod client;
 mod close;
 mod connect;
