@@ -47,7 +47,7 @@ impl Core {
     }
 
     /// Changes settings one by one (SET); `apply` returns whether it did.
-    pub fn change_settings(&mut self, apply: impl FnOnce(&mut config::Settings) -> bool) -> bool {
+    pub fn change_settings(&mut self, apply: impl FnOnce(&mut Settings) -> bool) -> bool {
         let mut next = (*self.settings).clone();
         let changed = apply(&mut next);
         if changed {
