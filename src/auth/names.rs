@@ -21,6 +21,11 @@ impl Names {
         Names { dns: dns.collect(), ips: ips.collect(), common }
     }
 
+    /// All of them as they were given to [`Names::new`]: dNSName, iPAddress, common name.
+    pub fn parts(&self) -> (&[Box<[u8]>], &[Box<[u8]>], Option<&[u8]>) {
+        (&self.dns, &self.ips, self.common.as_deref())
+    }
+
     /// The common name, unless there is a NUL byte in it.
     pub fn common(&self) -> Option<&[u8]> {
         self.common.as_deref().filter(|name| !name.contains(&0))
