@@ -4,6 +4,8 @@ pub mod args;
 pub mod clock;
 pub mod daemon;
 mod files;
+mod handover;
+mod heir;
 pub mod log;
 mod options;
 mod service;
@@ -112,10 +114,13 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     if takeover.is_none() {
         refuse_second_instance(&settings, has_sockets, &mut starting)?;
     }
+    let mut news = None;
     if run.daemon {
         // As part of a unit a successor writes to where the old process has.
         let keeps_log = run.reboot && service.is_present();
-        starting.check(daemon::go_to_background(&settings.pidfile, keeps_log))?;
+        let is_awaited = matches!(takeover, Some(Takeover::Everything(_)));
+        let gone = daemon::go_to_background(&settings.pidfile, keeps_log, is_awaited);
+        news = starting.check(gone)?;
         if !keeps_log {
             starting.log.set_quiet();
         }
@@ -138,12 +143,21 @@ fn start(run: &Run) -> Result<u8, Fatal> {
         next_tick: clock.now(),
         clock,
         exit: None,
+        handover: None,
+        handed_over: None,
+        pidfile: None,
     };
-    let opened = open(&mut process, &settings, takeover);
-    let code = match opened {
-        Ok(_) => process.run(),
+    let code = match open(&mut process, &settings, takeover) {
+        Ok(()) => {
+            // Whoever has started us may go on.
+            let _ = news.take().map(|pipe| std::fs::File::from(pipe).write_all(b"!"));
+            process.run()
+        }
         Err(Fatal) => 1,
     };
+    if let Some(kept) = process.handed_over.take() {
+        return Ok(handover::keep(process, kept));
+    }
     // Another process may listen on it already.
     if !process.core.is_suspended() {
         process.net.listeners().remove_socket_file();
@@ -174,7 +188,7 @@ fn open(
     process: &mut Process,
     settings: &Settings,
     takeover: Option<Takeover>,
-) -> Result<Option<daemon::OwnPidfile>, Fatal> {
+) -> Result<(), Fatal> {
     if let Err(error) = process.net.watch(process.signals.source(), SIGNALS) {
         return Err(fail(process, setup_failed(error)));
     }
@@ -186,17 +200,16 @@ fn open(
     if opened.is_err() || process.exit.is_some() {
         return Err(Fatal);
     }
-    let pidfile = match settings.pidfile.as_str() {
-        "" => None,
-        name => match daemon::OwnPidfile::create(Path::new(name)) {
-            Ok(pidfile) => Some(pidfile),
+    if !settings.pidfile.is_empty() {
+        match daemon::OwnPidfile::create(Path::new(&settings.pidfile)) {
+            Ok(pidfile) => process.pidfile = Some(pidfile),
             Err(text) => return Err(fail(process, text)),
-        },
-    };
+        }
+    }
     process.core.journal.line(Level::Log, args::process_up(&cares::version()));
     process.print();
     process.service.ready();
-    Ok(pidfile)
+    Ok(())
 }
 
 /// Listens at the sockets of the service manager if it has passed some, otherwise at our own.

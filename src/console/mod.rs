@@ -226,6 +226,7 @@ static COMMANDS: &[Command] = &[
     command("SUSPEND", Access::Admin, Argument::None, &["SUSPEND"], control::suspend),
     command("SHUTDOWN", Access::Admin, Argument::OneOf(control::SHUTDOWN_WORDS),
         &["SHUTDOWN", "SHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS"], control::shutdown),
+    command("HANDOFF", Access::Admin, Argument::Any, &[], control::handoff),
     command("WAIT_CLOSE", Access::Admin, Argument::Any, &["WAIT_CLOSE [<db>]"], control::wait_close),
 ];
 

@@ -22,6 +22,7 @@ pub mod relay;
 pub mod resolve;
 mod shake;
 pub mod stream;
+pub mod successor;
 pub mod sys;
 pub mod tls;
 
@@ -345,8 +346,13 @@ impl Net {
 
     /// Stops accepting, and reading between two packets; or goes on.
     pub fn suspend(&mut self, suspended: bool) {
-        self.listeners.suspend(suspended);
         self.relay.suspend(suspended);
+        self.suspend_accepting(suspended);
+    }
+
+    /// Stops accepting, or goes on; everybody is served.
+    pub fn suspend_accepting(&mut self, suspended: bool) {
+        self.listeners.suspend(suspended);
         if !suspended {
             self.try_listeners();
         }
