@@ -5,6 +5,8 @@
 mod client;
 mod console;
 mod login;
+#[cfg(test)]
+mod login_tests;
 mod pool;
 mod process;
 mod server;

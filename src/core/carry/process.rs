@@ -11,7 +11,7 @@ use crate::tags;
 
 tags! {
     /// Fields of the process.
-    PROCESS:
+    PROCESS_TAGS:
     1 LAST_NUMBER "the last number that was given to a client or server",
     2 PERIOD_BEGAN "age of the statistics' period",
     3 PERIOD_BEFORE "age of the period before it",
@@ -22,7 +22,7 @@ tags! {
 
 tags! {
     /// Fields of a parameter that SET has changed since the files were read.
-    SETTING:
+    SETTING_TAGS:
     1 PARAMETER "its name",
     2 VALUE "the value as it was written",
 }

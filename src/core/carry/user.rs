@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 tags! {
     /// Fields of a user.
-    USER:
+    USER_TAGS:
     1 NAME "its name",
     2 DATABASE "of a user that auth_query has found: the database that it was looked up for",
     3 SECRET "the secret that was found there",
@@ -26,7 +26,7 @@ tags! {
 
 tags! {
     /// Fields of keys that were derived from a password.
-    SALTED_KEYS:
+    KEYS_TAGS:
     1 PASSWORD "the password",
     2 SALT "the server's salt",
     3 ITERATIONS "its count of iterations",
@@ -35,7 +35,7 @@ tags! {
 
 tags! {
     /// Fields of a database.
-    DATABASE_ROW:
+    DATABASE_TAGS:
     1 DATABASE_NAME "its name",
     2 IS_AUTO "it was made from `*`",
     3 IS_PAUSED "PAUSE is in force",
