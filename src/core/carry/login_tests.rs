@@ -1,6 +1,6 @@
 //! Logins that begin in one process and end in another one.
 
-use crate::auth::{ClientExchange, Credential, ScramSecret};
+use crate::auth::{Challenge, ClientExchange, Credential, SaltedKeys, ScramSecret};
 use crate::base::Micros;
 use crate::core::face::{Addr, ClientId, Decisions, Facts, Origin, Peer, Verdict};
 use crate::core::login::Stage;
@@ -147,7 +147,12 @@ fn a_bound_exchange_goes_on() {
             leave(&mut scene, &mut id, 2);
             let challenge = scene.heard(id).pop().unwrap().1;
             packet.clear();
-            write::sasl_response(&mut packet, &exchange.step(&challenge[4..]).unwrap());
+            let Ok(Challenge::Derive { salt, iterations }) = exchange.challenge(&challenge[4..])
+            else {
+                panic!("an odd challenge");
+            };
+            let keys = SaltedKeys::derive(password, &salt, iterations);
+            write::sasl_response(&mut packet, &exchange.answer(keys).unwrap());
             scene.say(id, &packet);
             assert_eq!(scene.outcome(id), want, "{at}");
         }
@@ -165,7 +170,7 @@ fn a_look_up_begins_anew_and_is_shared_again() {
                 false => first.beginner("found", "q"),
             };
             let ids = [one, first.beginner("found", "q"), first.beginner("found", "q")];
-            assert_eq!(ids.map(|id| first.outcome(id)), ["looked up"; 3]);
+            assert!(ids.iter().all(|id| first.core.is_looked_up(*id)));
             // Some say their password before they are asked for it.
             assert_eq!(first.say(ids[1], b"p\0\0\0\x0bpencil\0"), Verdict::Wait);
             let mut next = successor(&settings);

@@ -7,16 +7,34 @@ mod console;
 mod login;
 #[cfg(test)]
 mod login_tests;
-mod pool;
+pub(super) mod parts;
 mod process;
 mod server;
 mod statement;
 mod user;
 
-use super::face::{ClientId, Origin, Peer, ServerId};
+use super::face::{Action, ClientId, Origin, Peer, ServerId};
+use super::pool::PoolId;
 use super::statements::StatementId;
 use super::Core;
-use std::collections::BTreeMap;
+use crate::base::fields::Tag;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+pub use super::pool::POOL_TAGS;
+pub use super::replies::REPLIES_TAGS;
+pub use super::statements::{NAMES_TAGS, SHELF_TAGS};
+pub use crate::auth::EXCHANGE_TAGS;
+pub use client::CLIENT_TAGS;
+pub use console::{CONSOLE_TAGS, NAMED_TAGS, REQUEST_TAGS, WAIT_TAGS};
+pub use login::LOGIN_TAGS;
+pub use parts::{ADDRESS_TAGS, PLACE_TAGS, TLS_TAGS};
+pub use process::{PROCESS_TAGS, SETTING_TAGS};
+pub use server::SERVER_TAGS;
+pub use statement::STATEMENT_TAGS;
+pub use user::{DATABASE_TAGS, KEYS_TAGS, USER_TAGS};
+
+pub(super) use parts::{number_of, value_of};
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $variant:ident $word:literal,)+) => {
@@ -63,7 +81,7 @@ kinds! {
 }
 
 /// What is told of one thing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Row {
     /// What it is.
     pub kind: Kind,
@@ -71,6 +89,13 @@ pub struct Row {
     pub number: u64,
     /// Tagged fields (`base::fields`).
     pub state: Vec<u8>,
+}
+
+impl fmt::Debug for Row {
+    /// There may be secrets in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Row({} {}: {} bytes)", self.kind.word(), self.number, self.state.len())
+    }
 }
 
 /// What has become of rows.
@@ -89,6 +114,10 @@ pub(super) struct Known {
     numbers: BTreeMap<u64, Peer>,
     /// Statements by the numbers in their names.
     statements: BTreeMap<u64, StatementId>,
+    /// Pools whose servers would be somewhere else now.
+    pub(super) moved: BTreeSet<PoolId>,
+    /// The places of the parameters that the old process has tracked.
+    pub(super) tracked: BTreeSet<usize>,
 }
 
 impl Known {
@@ -114,9 +143,38 @@ impl Known {
     }
 }
 
+/// All tables of fields, each with what it is about.
+pub const TABLES: &[(&str, &[Tag])] = &[
+    ("process", PROCESS_TAGS),
+    ("setting", SETTING_TAGS),
+    ("user", USER_TAGS),
+    ("database", DATABASE_TAGS),
+    ("pool", POOL_TAGS),
+    ("statement", STATEMENT_TAGS),
+    ("client", CLIENT_TAGS),
+    ("server", SERVER_TAGS),
+    ("where a pool is found", PLACE_TAGS),
+    ("one end of a connection", ADDRESS_TAGS),
+    ("what is known of TLS", TLS_TAGS),
+    ("what a server owes", REPLIES_TAGS),
+    ("prepared statements of a server", SHELF_TAGS),
+    ("prepared statements of a client", NAMES_TAGS),
+    ("keys", KEYS_TAGS),
+    ("a client's login", LOGIN_TAGS),
+    ("an exchange", EXCHANGE_TAGS),
+    ("a console", CONSOLE_TAGS),
+    ("what has a name on the console", NAMED_TAGS),
+    ("a request of a console", REQUEST_TAGS),
+    ("what a console waits for", WAIT_TAGS),
+];
+
+/// Numbers of clients and servers are not larger: identifiers in the log are made of them.
+const NUMBER_MAX: u64 = 1 << 48;
+
 impl Core {
     /// All that a successor has to know, in the order of `Kind::ALL`, but for the console that asks
-    /// for it. Changes nothing. Each with the connection whose socket goes with it.
+    /// for it. Changes nothing. Each with the connection whose socket goes with it. To be called when
+    /// no action is left.
     pub fn hand_out(&self, except: ClientId) -> Vec<(Row, Option<Peer>)> {
         let mut rows = Vec::new();
         self.hand_out_process(&mut rows);
@@ -126,13 +184,13 @@ impl Core {
         self.hand_out_statements(&mut rows);
         let mut rows: Vec<_> = rows.into_iter().map(|row| (row, None)).collect();
         self.hand_out_clients(except, &mut rows);
-        self.hand_out_servers(except, &mut rows);
+        self.hand_out_servers(&mut rows);
         rows
     }
 
     /// Goes on with what another process knew, in a core that has been configured and has no clients
     /// yet. Rows of clients and servers come with the ends of their sockets. What can't be understood
-    /// closes one connection.
+    /// closes one connection. Actions follow, when the sockets are ours.
     pub fn take_in(&mut self, rows: Vec<(Row, Option<Origin>)>) -> TakenIn {
         let mut known = Known::default();
         let of = |kind| rows.iter().map(|(row, _)| row).filter(move |row| row.kind == kind);
@@ -140,11 +198,45 @@ impl Core {
         of(Kind::Setting).for_each(|row| self.take_in_setting(&row.state));
         of(Kind::User).for_each(|row| self.take_in_user(&row.state));
         of(Kind::Database).for_each(|row| self.take_in_database(&row.state));
-        of(Kind::Pool).for_each(|row| self.take_in_pool(&row.state));
+        of(Kind::Pool).for_each(|row| self.take_in_pool(&row.state, &mut known));
         of(Kind::Statement).for_each(|row| self.take_in_statement(row, &mut known));
-        let mut peers = self.take_in_clients(&rows, &mut known);
-        self.take_in_servers(&rows, &mut known, &mut peers);
+        let mut peers = vec![None; rows.len()];
+        let clients = self.take_in_clients(&rows, &mut known, &mut peers);
+        let servers = self.take_in_servers(&rows, &mut known, &mut peers);
+        self.settle_all_in(clients, &servers, &known);
+        self.statements.forget_unheld();
         self.begin_logins_anew(&known);
+        self.mark_all();
         TakenIn { peers, numbers: known.numbers }
+    }
+
+    /// Everybody is there: links are tied, and who can't go on is closed.
+    fn settle_all_in(
+        &mut self,
+        mut clients: Vec<client::Newcomer<'_>>,
+        servers: &[server::Newcomer],
+        known: &Known,
+    ) {
+        let wanted: BTreeMap<ClientId, u64> =
+            clients.iter().map(|newcomer| (newcomer.id, newcomer.server)).collect();
+        for newcomer in servers {
+            let wanted = known.client(newcomer.client).and_then(|id| wanted.get(&id));
+            self.tie_newcomer(newcomer, wanted.copied().unwrap_or(0), known);
+        }
+        let refused = servers.iter().filter(|newcomer| !self.settle_in_server(newcomer, known));
+        let refused: Vec<ServerId> = refused.map(|newcomer| newcomer.id).collect();
+        for newcomer in &mut clients {
+            if newcomer.refusal.is_none() {
+                newcomer.refusal = self.settle_in(newcomer, known).err();
+            }
+        }
+        for newcomer in &clients {
+            match &newcomer.refusal {
+                Some(fault) => self.close_client(newcomer.id, fault),
+                // It may have been on its way to be read again.
+                None => self.actions.push_back(Action::Resume(newcomer.id)),
+            }
+        }
+        self.close_newcomers(servers, &refused);
     }
 }
