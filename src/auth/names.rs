@@ -21,10 +21,9 @@ impl Names {
         Names { dns: dns.collect(), ips: ips.collect(), common }
     }
 
-    /// All of them as they are: names of kind dNSName and iPAddress, the common name.
-    pub fn parts(&self) -> ([&[Box<[u8]>]; 2], Option<&[u8]>) {
-        let Names { dns, ips, common } = self;
-        ([dns, ips], common.as_deref())
+    /// All of them as they were given to [`Names::new`]: dNSName, iPAddress, common name.
+    pub fn parts(&self) -> (&[Box<[u8]>], &[Box<[u8]>], Option<&[u8]>) {
+        (&self.dns, &self.ips, self.common.as_deref())
     }
 
     /// The common name, unless there is a NUL byte in it.

@@ -7,8 +7,10 @@
 
 pub mod address;
 pub mod cares;
+pub mod carry;
 pub mod conn;
 mod dial;
+pub mod facts;
 pub mod handoff;
 pub mod jobs;
 mod ldap;
