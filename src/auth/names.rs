@@ -21,10 +21,10 @@ impl Names {
         Names { dns: dns.collect(), ips: ips.collect(), common }
     }
 
-    /// All of them as they are: names of kind dNSName and iPAddress, the common name.
-    pub fn parts(&self) -> ([&[Box<[u8]>]; 2], Option<&[u8]>) {
+    /// All of them as they are: those of kind dNSName, of kind iPAddress, and the common name.
+    pub fn parts(&self) -> [&[Box<[u8]>]; 3] {
         let Names { dns, ips, common } = self;
-        ([dns, ips], common.as_deref())
+        [dns, ips, common.as_slice()]
     }
 
     /// The common name, unless there is a NUL byte in it.

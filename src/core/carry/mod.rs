@@ -22,9 +22,15 @@ pub use super::pool::POOL_TAGS;
 pub use super::replies::REPLIES_TAGS;
 pub use super::statements::{NAMES_TAGS, SHELF_TAGS};
 pub use client::CLIENT_TAGS;
+pub use console::{
+    CONSOLE as CONSOLE_TAGS, NAMED as NAMED_TAGS, REQUEST as REQUEST_TAGS, WAITING as WAIT_TAGS,
+};
+pub use login::LOGIN as LOGIN_TAGS;
 pub use parts::{ADDRESS_TAGS, PLACE_TAGS, TLS_TAGS};
+pub use process::{PROCESS as PROCESS_TAGS, SETTING as SETTING_TAGS};
 pub use server::SERVER_TAGS;
 pub use statement::STATEMENT_TAGS;
+pub use user::{DATABASE_ROW as DATABASE_TAGS, SALTED_KEYS as SALTED_KEYS_TAGS, USER as USER_TAGS};
 
 pub(super) use parts::{number_of, value_of};
 
@@ -130,10 +136,21 @@ impl Known {
 
 /// All tables of fields, each with what it is about.
 pub const TABLES: &[(&str, &[Tag])] = &[
+    ("process", PROCESS_TAGS),
+    ("setting", SETTING_TAGS),
+    ("user", USER_TAGS),
+    ("database", DATABASE_TAGS),
     ("pool", POOL_TAGS),
     ("statement", STATEMENT_TAGS),
     ("client", CLIENT_TAGS),
     ("server", SERVER_TAGS),
+    ("a client's login", LOGIN_TAGS),
+    ("an exchange of SCRAM", crate::auth::HANDED_EXCHANGE),
+    ("a console", CONSOLE_TAGS),
+    ("a console's statement or portal", NAMED_TAGS),
+    ("a console's request", REQUEST_TAGS),
+    ("what a console waits for", WAIT_TAGS),
+    ("derived keys", SALTED_KEYS_TAGS),
     ("where a pool is found", PLACE_TAGS),
     ("one end of a connection", ADDRESS_TAGS),
     ("what is known of TLS", TLS_TAGS),
