@@ -200,7 +200,7 @@ impl Core {
     }
 
     /// The database that another process knew by this name: ours, or one that is made from `*`.
-    pub(super) fn database_there(&mut self, name: &str) -> Option<DatabaseId> {
+    pub(in crate::core) fn database_there(&mut self, name: &str) -> Option<DatabaseId> {
         let known = self.database_names.get(name).copied();
         known.or_else(|| self.make_auto_database(name))
     }
