@@ -21,9 +21,10 @@ impl Names {
         Names { dns: dns.collect(), ips: ips.collect(), common }
     }
 
-    /// All of them as they were given to [`Names::new`]: dNSName, iPAddress, common name.
-    pub fn parts(&self) -> (&[Box<[u8]>], &[Box<[u8]>], Option<&[u8]>) {
-        (&self.dns, &self.ips, self.common.as_deref())
+    /// All of them as they are: those of kind dNSName, of kind iPAddress, and the common name.
+    pub fn parts(&self) -> [&[Box<[u8]>]; 3] {
+        let Names { dns, ips, common } = self;
+        [dns, ips, common.as_slice()]
     }
 
     /// The common name, unless there is a NUL byte in it.

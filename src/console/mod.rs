@@ -16,6 +16,8 @@ mod fds;
 mod fixture;
 mod grammar;
 #[cfg(test)]
+mod handoff_tests;
+#[cfg(test)]
 mod hold_tests;
 mod memory;
 #[cfg(test)]

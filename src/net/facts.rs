@@ -30,10 +30,10 @@ pub(super) fn write(facts: &Facts) -> Vec<u8> {
     fields.put(END_POINT, end_point);
     if let Some(names) = names {
         fields.group(SHOWN, |fields| {
-            let (dns, ips, common) = names.parts();
+            let [dns, ips, common] = names.parts();
             dns.iter().for_each(|name| fields.put(DNS, name));
             ips.iter().for_each(|name| fields.put(IP, name));
-            fields.put_some(COMMON, common);
+            common.iter().for_each(|name| fields.put(COMMON, name));
         });
     }
     let fields = fields.into_bytes();

@@ -154,10 +154,10 @@ pub(in crate::core) fn put_facts(fields: &mut Fields, tag: u16, facts: Option<&F
         fields.put(END_POINT, end_point);
         let Some(names) = names else { return };
         fields.group(CERTIFICATE, |fields| {
-            let (dns, ips, common) = names.parts();
+            let [dns, ips, common] = names.parts();
             dns.iter().for_each(|name| fields.put(DNS_NAME, name));
             ips.iter().for_each(|name| fields.put(IP_NAME, name));
-            fields.put_some(COMMON_NAME, common);
+            common.iter().for_each(|name| fields.put(COMMON_NAME, name));
         });
     });
 }

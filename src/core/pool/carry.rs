@@ -3,7 +3,6 @@
 
 use super::{Pool, PoolId, Welcome};
 use crate::base::fields::{read, Field, Fields};
-use crate::base::Id;
 use crate::core::carry::parts::{self, Place};
 use crate::core::carry::{Kind, Known, Row};
 use crate::core::stats::{Counters, PoolStats, COUNTERS};
@@ -132,7 +131,7 @@ impl Core {
             return self.peers.contains_key(&peer).then(|| self.pool_of_peer(peer));
         }
         let (database, user) = &place.names;
-        let database = self.find_database(database, Id::none())?;
+        let database = self.database_there(database)?;
         self.pool_of(database, user.as_str().into())
     }
 
