@@ -4,9 +4,11 @@
 use crate::moved::{Move, Moved};
 use crate::net::{key, peer_of};
 use crate::world::{World, OWN_UID};
+use pgturnstile::base::fields::{read, Field};
 use pgturnstile::base::Id;
 use pgturnstile::config::SslMode;
 use pgturnstile::core::carry::{Kind, Row, TakenIn};
+use pgturnstile::core::client::ClientState;
 use pgturnstile::core::{Addr, ClientId, Core, Origin, Peer, ServerId, Surroundings};
 
 /// Model connections of the old process that did not go over get indexes from here on.
@@ -72,32 +74,36 @@ impl World {
         moved
     }
 
-    /// What the successor would tell its own successor is what it has been told.
+    /// What the successor would tell its own successor is what it has been told. Of logins that are
+    /// begun anew it is something else, and then there may be connections that they need.
     fn check_again(&self, rows: &[Told], next: &Core) {
         let again = next.hand_out(Id::none());
-        for (row, peer) in rows {
-            let number = row.number;
-            let of = |peer: &Option<Peer>| match peer {
-                Some(Peer::Client(id)) => self.core.clients().get(*id).map(|c| c.state()),
-                _ => None,
+        let anew = self.core.clients().iter().any(|(_, client)| client.is_looked_up());
+        let is_inside = |peer: &Option<Peer>| match peer {
+            Some(Peer::Client(id)) => {
+                let client = self.core.clients().get(*id);
+                client.is_some_and(|client| client.state() != ClientState::Login)
+            }
+            _ => true,
+        };
+        for (row, peer) in rows.iter().filter(|(_, peer)| is_inside(peer)) {
+            let counts = match row.kind {
+                Kind::Client | Kind::Server | Kind::Statement => true,
+                Kind::Pool => !anew,
+                _ => false,
             };
-            // Logins may have been begun anew.
-            use pgturnstile::core::client::ClientState as S;
-            let begins = matches!(of(peer), Some(S::Login | S::Joined | S::Waiting));
-            let is_alike = match row.kind {
-                Kind::Client if begins => true,
-                Kind::Client | Kind::Server | Kind::Statement | Kind::Pool => {
-                    again.iter().any(|(other, _)| other == row)
+            if counts && !again.iter().any(|(other, _)| other == row) {
+                if anew && matches!(peer, Some(Peer::Client(id)) if self.is_looked_up(*id)) {
+                    continue;
                 }
-                _ => true,
-            };
-            if !is_alike {
-                let same = again.iter().find(|(o, _)| (o.kind, o.number) == (row.kind, number));
+                let alike = |other: &&Told| shared(&other.0, row) > 0;
+                let other = again.iter().filter(alike).max_by_key(|other| shared(&other.0, row));
                 self.fail(&format!(
-                    "HANDOFF: {:?} {number} was {:x?}, is {:x?}",
+                    "HANDOFF: {:?} {} was {:?}, is {:?}",
                     row.kind,
-                    row.state,
-                    same.map(|(row, _)| &row.state)
+                    row.number,
+                    besides(row, other),
+                    other.map(|(other, _)| besides(other, rows.iter().find(|(it, _)| it == row)))
                 ));
             }
         }
@@ -139,3 +145,22 @@ impl World {
 
 /// The ends of connections are told by the records.
 const NOWHERE: Origin = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
+
+/// How many fields two rows have in common.
+fn shared(one: &Row, other: &Row) -> usize {
+    let is_same = (one.kind, one.number) == (other.kind, other.number);
+    let fields = read(&one.state).filter(|field| read(&other.state).any(|it| it == *field));
+    if is_same {
+        fields.count()
+    } else {
+        0
+    }
+}
+
+/// The fields of a row that another one does not have.
+fn besides<'a>(row: &'a Row, other: Option<&'a Told>) -> Vec<Field<'a>> {
+    let has = |field: &Field<'_>| {
+        other.is_some_and(|(other, _)| read(&other.state).any(|it| it == *field))
+    };
+    read(&row.state).filter(|field| !has(field)).collect()
+}

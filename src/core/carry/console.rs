@@ -157,12 +157,14 @@ impl Core {
         }
         console.access = access.ok_or_else(|| Fault::formatted(UNREADABLE.into()))?;
         let Some(client) = self.clients.get_mut(id) else { return Ok(()) };
+        let has_asked = !console.queue.is_empty();
         client.console = Some(Box::new(console));
         self.waiters.extend(waits.into_iter().map(|what| Waiter { console: id, what }));
         match left {
             true => self.left_consoles.push_back(id),
             // Whatever may be run is run.
-            false => self.actions.push_back(Action::Console(id)),
+            false if has_asked => self.actions.push_back(Action::Console(id)),
+            false => {}
         }
         Ok(())
     }

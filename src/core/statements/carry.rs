@@ -101,14 +101,19 @@ impl Statements {
         self.all.get(id).map_or(0, |statement| statement.name.number())
     }
 
+    fn number_at(&self, at: Id<Instance>) -> u64 {
+        self.instances.get(at).map_or(0, |instance| self.number(instance.statement))
+    }
+
     /// Writes what a server has.
     pub fn hand_out_shelf(&self, shelf: &Shelf, fields: &mut Fields) {
         let Shelf { instances, recent, sent, is_inherited } = shelf;
-        let unwanted = instances
-            .values()
-            .filter(|at| self.instances.get(**at).is_some_and(|instance| !instance.is_wanted));
-        for at in recent.ids(&self.instances).iter().chain(unwanted) {
-            let Some(instance) = self.instances.get(*at) else { continue };
+        let is_unwanted =
+            |at: &Id<Instance>| self.instances.get(*at).is_some_and(|instance| !instance.is_wanted);
+        let mut unwanted: Vec<_> = instances.values().copied().filter(is_unwanted).collect();
+        unwanted.sort_unstable_by_key(|at| self.number_at(*at));
+        for at in recent.ids(&self.instances).into_iter().chain(unwanted) {
+            let Some(instance) = self.instances.get(at) else { continue };
             let Instance {
                 statement,
                 links: _links,
@@ -125,14 +130,11 @@ impl Statements {
                 fields.count(PLACE, *place);
             });
         }
-        let of = |at: &Id<Instance>| {
-            self.instances.get(*at).map_or(0, |instance| self.number(instance.statement))
-        };
         for sent in sent {
             fields.group(SENT, |fields| match sent {
-                Sent::Prepare(at) => fields.number(STATEMENT, of(at)),
+                Sent::Prepare(at) => fields.number(STATEMENT, self.number_at(*at)),
                 Sent::Discard(at) => {
-                    fields.number(STATEMENT, of(at));
+                    fields.number(STATEMENT, self.number_at(*at));
                     fields.flag(CLOSES, true);
                 }
                 Sent::Forget(name, statement) => {
