@@ -66,9 +66,9 @@ struct Pair {
     ended: bool,
     /// The successor takes no more, but may have said something.
     deaf: bool,
-    /// The successor has ended; the other side has still to be given its last words.
-    left: bool,
     queued: bool,
+    /// It is among those that leave.
+    leaves: bool,
 }
 
 /// What becomes of a pair.
@@ -202,8 +202,8 @@ impl Keeper {
             shaking,
             ended: false,
             deaf: false,
-            left: false,
             queued: true,
+            leaves: false,
         });
     }
 
@@ -287,7 +287,6 @@ impl Keeper {
     fn go_on(&mut self, index: usize) {
         let Some(pair) = self.pairs.get_mut(index) else { return };
         pair.queued = false;
-        let was_leaving = pair.is_leaving();
         let mut next = match pair.shaking.is_some() {
             true => pair.shake(&mut self.spare, &mut self.journal),
             false => Next::Again,
@@ -309,7 +308,7 @@ impl Keeper {
             }
             Next::End => return self.remove(index),
         }
-        if pair.is_leaving() && !was_leaving {
+        if pair.is_leaving() && !std::mem::replace(&mut pair.leaves, true) {
             let at = Instant::now().checked_add(LAST_WORDS);
             self.leaving.extend(at.map(|at| (at, index)));
         }
@@ -381,10 +380,10 @@ impl Pair {
         self.flush_near(spare);
         self.inwards(scratch, spare, journal);
         let near_is_done = self.near.unsent.is_empty();
-        if (self.left && self.far.unsent.is_empty()) || (self.ended && near_is_done) {
+        if self.ended && near_is_done {
             return Next::End;
         }
-        let goes_outwards = self.near.readable && self.far.unsent.is_empty() && !self.left;
+        let goes_outwards = self.near.readable && self.far.unsent.is_empty();
         let goes_inwards = self.far.readable && near_is_done && !self.is_unheard();
         match goes_outwards || goes_inwards {
             true => Next::Again,
@@ -394,18 +393,18 @@ impl Pair {
 
     /// True if nothing more is received from the other side.
     fn is_unheard(&self) -> bool {
-        self.ended || self.is_leaving()
+        self.ended || self.deaf
     }
 
-    /// True if the successor has closed its end.
+    /// True if the successor has closed its end; what it said last has still to be sent.
     fn is_leaving(&self) -> bool {
-        self.deaf || self.left
+        self.deaf || self.near.hangup
     }
 
-    /// Hands on what the successor says. An error means that the other side is gone.
+    /// Hands on what the successor says. An error means that one of both is gone.
     fn outwards(&mut self, scratch: &mut [u8], spare: &mut Spare) -> io::Result<()> {
         for _ in 0..ROUNDS {
-            if !self.near.readable || self.left || !self.far.unsent.is_empty() {
+            if !self.near.readable || !self.far.unsent.is_empty() {
                 break;
             }
             let count = match self.inside.read(scratch) {
@@ -414,10 +413,8 @@ impl Pair {
                     self.near.readable = false;
                     break;
                 }
-                Ok(0) | Err(_) => {
-                    self.left = true;
-                    break;
-                }
+                // All that it said before has been sent.
+                Ok(0) | Err(_) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => count,
             };
             self.near.readable = count == scratch.len() || self.near.hangup;
