@@ -238,7 +238,7 @@ fn client_that_vanishes_is_gone_for_its_successor() {
     // One that breaks the protocol.
     scene.kept.clear();
     scene.keep_one();
-    let client = scene.kept[0].client.as_mut().unwrap();
+    let mut client = scene.kept[0].client.take().unwrap();
     client.stream_mut().write_all(b"no record of TLS at all").unwrap();
     scene.until(|scene| scene.kept[0].ended[SUCCESSOR] && scene.keeper.is_empty());
     let (_, text) = scene.keeper.journal().pop().unwrap();
