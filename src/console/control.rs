@@ -232,12 +232,7 @@ pub(super) fn set(call: &mut Call<'_>, key: &str, value: &str) -> Outcome {
         return Ok(Answer::Noticed(reply, "SET".into()));
     }
     call.check(Access::Admin)?;
-    let mut result = Ok(());
-    call.core.change_settings(|settings| {
-        result = settings.assign(key, value, false);
-        result.is_ok()
-    });
-    let complaint = match result {
+    let complaint = match call.core.set_parameter(key, value) {
         Ok(()) => return changed(call, key, format!("SET {key}={value}")),
         Err(SetError::Unknown) => Some(format!("unknown parameter: pgbouncer/{key}")),
         Err(SetError::Refused(complaint)) => complaint.map(str::to_owned),

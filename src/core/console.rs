@@ -25,13 +25,13 @@ pub struct Console {
     /// What the extended protocol keeps from one packet to the next.
     pub extended: Extended,
     /// Requests that have not been run. If they may be run, `Action::Console` is on its way.
-    queue: VecDeque<Ask>,
+    pub(super) queue: VecDeque<Ask>,
     /// Simple queries that are not answered yet.
-    owed: u32,
+    pub(super) owed: u32,
     /// A command whose answer everything else has to wait for; how it came.
-    hold: Option<Way>,
+    pub(super) hold: Option<Way>,
     /// The client is not read until the queue is empty, or nothing in it would be missed.
-    stalled: bool,
+    pub(super) stalled: bool,
 }
 
 /// How a command came, and so how its answer ends.
