@@ -56,7 +56,7 @@ pub(super) enum Shaking<'a> {
     /// It has not said anything.
     Silent(&'a Socket),
     /// The handshake goes on.
-    Begun(&'a Socket),
+    Begun,
     /// A keeper makes the handshake, and has told these bytes of its facts.
     Told(&'a Socket, &'a [u8]),
 }
@@ -90,7 +90,7 @@ impl Net {
         match self.shaking_part(peer) {
             None => {}
             Some(Shaking::Silent(_)) => fields.flag(SILENT, true),
-            Some(Shaking::Begun(_)) => {
+            Some(Shaking::Begun) => {
                 fields.flag(KEPT, true);
                 fields.flag(SHAKING, true);
             }
@@ -110,7 +110,7 @@ impl Net {
             (Some(socket), _) | (_, Some(Shaking::Silent(socket) | Shaking::Told(socket, _))) => {
                 socket
             }
-            (None, Some(Shaking::Begun(_))) => return pair().map(Some),
+            (None, Some(Shaking::Begun)) => return pair().map(Some),
             (None, None) => return Ok(None),
         };
         match socket.stream() {

@@ -13,6 +13,7 @@ mod dial;
 pub mod facts;
 pub mod handoff;
 pub mod jobs;
+pub mod keeper;
 mod ldap;
 pub mod listen;
 mod names;
@@ -24,6 +25,7 @@ mod shake;
 pub mod stream;
 pub mod successor;
 pub mod sys;
+pub mod title;
 pub mod tls;
 
 use crate::base::{Journal, Level, Micros, Side};

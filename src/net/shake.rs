@@ -4,12 +4,13 @@
 //! millisecond of arithmetic, and everybody else has a turn in between.
 
 use super::conn::Wire;
-use super::stream::{Socket, Stream};
+use super::stream::Socket;
 use super::tls::{Progress, ServerTls};
 use super::{carry, facts, sys, token_of, Event, Net};
 use crate::base::Level;
 use crate::core::{Decisions, Facts, Loss, Peer};
 use crate::wire::write;
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::rc::Rc;
 
@@ -124,10 +125,21 @@ impl Net {
     pub(super) fn shaking_part(&self, peer: Peer) -> Option<carry::Shaking<'_>> {
         match &self.shaking.get(&token_of(peer).0)?.stage {
             Stage::Silent(socket) => Some(carry::Shaking::Silent(socket)),
-            Stage::Shaking(socket, Role::Accepts(_)) => Some(carry::Shaking::Begun(socket)),
+            Stage::Shaking(_, Role::Accepts(_)) => Some(carry::Shaking::Begun),
             Stage::Told(socket, heard) => Some(carry::Shaking::Told(socket, heard)),
             Stage::Shaking(_, Role::Connects(..)) | Stage::Asked(..) => None,
         }
+    }
+
+    /// Of those on their way, the clients whose handshake a keeper can make: their streams and the
+    /// hashes of the certificates that we show.
+    pub(super) fn into_handshakes(
+        shaking: BTreeMap<usize, Shaking>,
+    ) -> impl Iterator<Item = (usize, Socket, Rc<[u8]>)> {
+        shaking.into_iter().filter_map(|(token, shaking)| match shaking.stage {
+            Stage::Shaking(socket, Role::Accepts(end_point)) => Some((token, socket, end_point)),
+            _ => None,
+        })
     }
 
     /// Last words for a client that has not said anything: it has not asked for TLS either.
