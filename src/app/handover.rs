@@ -95,14 +95,6 @@ impl Process {
 /// Connections that a keeper pumps, with its ends of the socketpairs.
 pub(super) type Kept = Vec<(Peer, OwnedFd)>;
 
-/// What is left to be done when all has been handed over: pumps what the successor can't have; the
-/// exit code.
-pub(super) fn keep(process: Process, kept: Kept) -> u8 {
-    let Process { core, net, signals, log, .. } = process;
-    drop((core, net, signals, log, kept));
-    0
-}
-
 /// A row, and what goes with it.
 struct Parcel<'a> {
     row: Row,

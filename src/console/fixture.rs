@@ -342,6 +342,7 @@ impl Fixture {
                 Action::Send(Peer::Server(_), _)
                 | Action::StartTls(_)
                 | Action::Suspend(_)
+                | Action::Handoff(_)
                 | Action::Job(..)
                 | Action::Abandon(_) => {}
             }

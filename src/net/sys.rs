@@ -504,7 +504,7 @@ mod tests {
     fn process_with_threads_is_not_forked() {
         let (ended, wait) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || wait.recv().is_err());
-        assert_eq!(go_on_in_child(), Err(Errno::EBUSY));
+        assert_eq!(go_on_in_child(None, None), Err(Errno::EBUSY));
         drop(ended);
         assert!(other.join().unwrap());
     }

@@ -114,7 +114,7 @@ fn kills_of_the_successor_at_any_moment() {
 fn kills_of_the_old_process_at_any_moment() {
     let mut taken_over = 0;
     for moment in 0..MOMENTS {
-        let (mut pooler, database) = in_transactions("default_pool_size = 10\n");
+        let (pooler, database) = in_transactions("default_pool_size = 10\n");
         let mut crowd = Crowd::new(&pooler, &database);
         let mut new = pooler.attempt();
         std::thread::sleep(STEP * u32::try_from(moment).unwrap());

@@ -262,7 +262,7 @@ fn the_successor_in_the_background_has_the_pidfile_and_can_be_replaced_itself() 
             .status();
         assert!(status.unwrap().success(), "{}", first.all());
         let pid = || std::fs::read_to_string(folder.join("pid")).unwrap_or_default();
-        crate::rig::wait_until("the pidfile is the successor's", || {
+        wait_until("the pidfile is the successor's", || {
             pid().ends_with('\n') && pid().trim() != before.to_string()
         });
         before = pid().trim().parse().unwrap();
@@ -270,7 +270,5 @@ fn the_successor_in_the_background_has_the_pidfile_and_can_be_replaced_itself() 
         first.command("show version");
     }
     first.signal(Signal::SIGTERM);
-    crate::rig::wait_until("all files are gone", || {
-        !folder.join("pid").exists() && !first.socket().exists()
-    });
+    wait_until("all files are gone", || !folder.join("pid").exists() && !first.socket().exists());
 }
