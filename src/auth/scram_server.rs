@@ -9,7 +9,7 @@ use super::scram_text::{binding, decode, encode, until_nul, Reader};
 use std::borrow::Cow;
 use zeroize::Zeroizing;
 
-pub use handed::HANDED_EXCHANGE;
+pub use handed::EXCHANGE_TAGS;
 
 /// AuthenticationSASLContinue fits into 512 bytes, of which 9 are header.
 const MAX_FIRST: usize = 503;

@@ -335,9 +335,19 @@ impl Core {
     /// RELOAD: `app` reads the files and answers the console. It is a command like any other to who
     /// asks, so nothing passes it.
     pub fn request_reload(&mut self, id: ClientId) {
+        self.hold(id);
+        self.actions.push_back(Action::Reload(Some(id)));
+    }
+
+    /// HANDOFF: `app` hands over everything to who asks. Nothing passes it.
+    pub fn request_handoff(&mut self, id: ClientId) {
+        self.hold(id);
+        self.actions.push_back(Action::Handoff(id));
+    }
+
+    fn hold(&mut self, id: ClientId) {
         if let Some(console) = self.console_mut(id) {
             console.hold.get_or_insert(Way::Query);
         }
-        self.actions.push_back(Action::Reload(Some(id)));
     }
 }

@@ -288,6 +288,8 @@ impl World {
             Action::CloseTcpListeners => self.listening = false,
             Action::Reload(console) => self.reload(console),
             Action::Suspend(on) => self.suspend(on),
+            // The simulator's own move does that.
+            Action::Handoff(_) => {}
         }
     }
 

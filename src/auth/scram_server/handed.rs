@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 tags! {
     /// Fields of an exchange whose client has been challenged.
-    HANDED_EXCHANGE:
+    EXCHANGE_TAGS:
     1 SECRET "what the proof is held against, as PostgreSQL stores it; `SCRAM-SHA-256$...`",
     2 MOCK "why it fails in any case: 1 for want of a secret, 2 as the secret is an MD5 one",
     3 BINDING "what `c=` has to be in the client's last message",

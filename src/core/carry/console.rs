@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 tags! {
     /// Fields of a console.
-    CONSOLE:
+    CONSOLE_TAGS:
     1 ACCESS "what it may do: 1 SHOW, 2 everything",
     2 STATEMENT "a prepared statement; fields of what has a name",
     3 PORTAL "a portal; fields of what has a name",
@@ -30,7 +30,7 @@ tags! {
 
 tags! {
     /// Fields of a console's prepared statement or portal.
-    NAMED:
+    NAMED_TAGS:
     1 NAME "its name",
     2 COMMAND "a command's word; a statement without any of 2 to 5 is empty",
     3 ARGUMENT "the command's argument",
@@ -45,7 +45,7 @@ tags! {
 
 tags! {
     /// Fields of a console's request.
-    REQUEST:
+    REQUEST_TAGS:
     1 ASK "1 Query, 2 Parse, 3 Bind, 4 Describe, 5 Execute, 6 Close, 7 Sync, 8 something that makes no sense",
     2 TEXT "the text of a query or statement; why it makes no sense",
     3 OF "the name of a statement",
@@ -57,7 +57,7 @@ tags! {
 
 tags! {
     /// Fields of what a console waits for.
-    WAITING:
+    WAIT_TAGS:
     1 FOR "1 PAUSE, 2 PAUSE of a database, 3 WAIT_CLOSE",
     2 OF_DATABASE "the database, if it is about one",
 }

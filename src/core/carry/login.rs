@@ -13,7 +13,7 @@ use crate::tags;
 
 tags! {
     /// Fields of a login.
-    LOGIN:
+    LOGIN_TAGS:
     1 STAGE "what the client has to send next: 1 a start-up packet, 2 a TLS handshake, 3 a password, 4 the answer to an MD5 challenge, 5 SASLInitialResponse, 6 SASLResponse, 7 nothing, its user is looked up: begun anew, 8 a password for PAM, 9 one for LDAP, 10 the password that has been judged once again, 11 nothing, it waits for its welcome",
     2 SALT "stage 4: the salt",
     3 EXCHANGE "stage 6: fields of an exchange",
@@ -28,7 +28,6 @@ tags! {
     12 HELD_AGAINST "the proof counts only if the secret of this user is still the same: HMAC-SHA-256 of it under the process's `MOCK_KEY`",
     13 SYSTEM_USER "the name of the user at the other end of a Unix socket",
     14 ADMIN "what it will be allowed on the console: 1 SHOW, 2 everything",
-    15 WAITS "its packet has been looked at, and waits for a job that is done anew",
 }
 
 /// Values of [`STAGE`].
@@ -75,7 +74,6 @@ struct Told<'a> {
     held: Option<Key>,
     system_user: Option<Box<str>>,
     admin: Option<Access>,
-    waits: bool,
 }
 
 impl<'a> Told<'a> {
@@ -102,7 +100,6 @@ impl<'a> Told<'a> {
             SYSTEM_USER => self.system_user = Some(field.text().into()),
             ADMIN if field.number() == 2 => self.admin = Some(Access::Admin),
             ADMIN => self.admin = Some(Access::Stats),
-            WAITS => self.waits = true,
             _ => {}
         }
     }
@@ -140,7 +137,8 @@ impl Core {
             system_user,
             admin,
             held_against,
-            job,
+            // The packet that waits for it is looked at again.
+            job: _begun_anew,
         } = login;
         hand_out_stage(stage, fields);
         let name = database.and_then(|id| self.databases.get(id)).map(|it| it.name.as_bytes());
@@ -159,7 +157,6 @@ impl Core {
             Some(Access::Stats) => fields.number(ADMIN, 1),
             Some(Access::Admin) => fields.number(ADMIN, 2),
         }
-        fields.flag(WAITS, job.is_some());
     }
 
     /// Reads them: puts a `Login` into a client that is there already, listed by its state, with
@@ -199,9 +196,6 @@ impl Core {
         if let Some(client) = self.clients.get_mut(id) {
             client.login = Some(Box::new(login));
         }
-        if told.waits {
-            self.actions.push_back(Action::Resume(id));
-        }
         Ok(())
     }
 
@@ -224,11 +218,11 @@ impl Core {
             let mut sink = Sink::default();
             let begun = self.begin_authentication(id, &user, database, &mut sink);
             if !sink.to_client.is_empty() {
-                self.actions.push_back(Action::Send(Peer::Client(id), sink.to_client));
+                // What it is asked comes before it is read again, which has been decided already.
+                self.actions.push_front(Action::Send(Peer::Client(id), sink.to_client));
             }
-            match begun {
-                Ok(()) => self.actions.push_back(Action::Resume(id)),
-                Err(fault) => self.close_client(id, &fault),
+            if let Err(fault) = begun {
+                self.close_client(id, &fault);
             }
         }
     }

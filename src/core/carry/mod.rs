@@ -5,6 +5,8 @@
 mod client;
 mod console;
 mod login;
+#[cfg(test)]
+mod login_tests;
 pub(super) mod parts;
 mod process;
 mod server;
@@ -19,20 +21,20 @@ use super::statements::StatementId;
 use super::Core;
 use crate::base::fields::Tag;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 pub use super::pool::POOL_TAGS;
 pub use super::replies::REPLIES_TAGS;
 pub use super::statements::{NAMES_TAGS, SHELF_TAGS};
+pub use crate::auth::EXCHANGE_TAGS;
 pub use client::CLIENT_TAGS;
-pub use console::{
-    CONSOLE as CONSOLE_TAGS, NAMED as NAMED_TAGS, REQUEST as REQUEST_TAGS, WAITING as WAIT_TAGS,
-};
-pub use login::LOGIN as LOGIN_TAGS;
+pub use console::{CONSOLE_TAGS, NAMED_TAGS, REQUEST_TAGS, WAIT_TAGS};
+pub use login::LOGIN_TAGS;
 pub use parts::{ADDRESS_TAGS, PLACE_TAGS, TLS_TAGS};
-pub use process::{PROCESS as PROCESS_TAGS, SETTING as SETTING_TAGS};
+pub use process::{PROCESS_TAGS, SETTING_TAGS};
 pub use server::SERVER_TAGS;
 pub use statement::STATEMENT_TAGS;
-pub use user::{DATABASE_ROW as DATABASE_TAGS, SALTED_KEYS as SALTED_KEYS_TAGS, USER as USER_TAGS};
+pub use user::{DATABASE_TAGS, KEYS_TAGS, USER_TAGS};
 
 pub(super) use parts::{number_of, value_of};
 
@@ -81,7 +83,7 @@ kinds! {
 }
 
 /// What is told of one thing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Row {
     /// What it is.
     pub kind: Kind,
@@ -89,6 +91,13 @@ pub struct Row {
     pub number: u64,
     /// Tagged fields (`base::fields`).
     pub state: Vec<u8>,
+}
+
+impl fmt::Debug for Row {
+    /// There may be secrets in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Row({} {}: {} bytes)", self.kind.word(), self.number, self.state.len())
+    }
 }
 
 /// What has become of rows.
@@ -146,19 +155,19 @@ pub const TABLES: &[(&str, &[Tag])] = &[
     ("statement", STATEMENT_TAGS),
     ("client", CLIENT_TAGS),
     ("server", SERVER_TAGS),
-    ("a client's login", LOGIN_TAGS),
-    ("an exchange of SCRAM", crate::auth::HANDED_EXCHANGE),
-    ("a console", CONSOLE_TAGS),
-    ("a console's statement or portal", NAMED_TAGS),
-    ("a console's request", REQUEST_TAGS),
-    ("what a console waits for", WAIT_TAGS),
-    ("derived keys", SALTED_KEYS_TAGS),
     ("where a pool is found", PLACE_TAGS),
     ("one end of a connection", ADDRESS_TAGS),
     ("what is known of TLS", TLS_TAGS),
     ("what a server owes", REPLIES_TAGS),
     ("prepared statements of a server", SHELF_TAGS),
     ("prepared statements of a client", NAMES_TAGS),
+    ("keys", KEYS_TAGS),
+    ("a client's login", LOGIN_TAGS),
+    ("an exchange", EXCHANGE_TAGS),
+    ("a console", CONSOLE_TAGS),
+    ("what has a name on the console", NAMED_TAGS),
+    ("a request of a console", REQUEST_TAGS),
+    ("what a console waits for", WAIT_TAGS),
 ];
 
 /// Numbers of clients and servers are not larger: identifiers in the log are made of them.

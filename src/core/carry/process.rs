@@ -3,7 +3,7 @@
 use super::super::login::Stage;
 use super::super::pause::Mode;
 use super::super::Core;
-use super::{Kind, Row};
+use super::{Kind, Row, NUMBER_MAX};
 use crate::base::fields::{self, Fields};
 use crate::base::Level;
 use crate::config::SetError;
@@ -11,7 +11,7 @@ use crate::tags;
 
 tags! {
     /// Fields of the process.
-    PROCESS:
+    PROCESS_TAGS:
     1 LAST_NUMBER "the last number that was given to a client or server",
     2 PERIOD_BEGAN "age of the statistics' period",
     3 PERIOD_BEFORE "age of the period before it",
@@ -22,13 +22,11 @@ tags! {
 
 tags! {
     /// Fields of a parameter that SET has changed since the files were read.
-    SETTING:
+    SETTING_TAGS:
     1 PARAMETER "its name",
     2 VALUE "the value as it was written",
 }
 
-/// Numbers are shown multiplied; no process gets this far.
-const NUMBER_MAX: u64 = 1 << 48;
 /// The file that is read at a reload is the one that this process has been started with.
 const NOT_REPEATED: &str = "conffile";
 
@@ -55,15 +53,26 @@ impl Core {
 
     /// The rows of the process and of its settings.
     pub(super) fn hand_out_process(&self, rows: &mut Vec<Row>) {
+        rows.push(Row { kind: Kind::Process, number: 0, state: self.process_fields() });
+        for (name, value) in &self.set_by_hand {
+            let mut fields = Fields::default();
+            fields.put(PARAMETER, name.as_bytes());
+            fields.put(VALUE, value.as_bytes());
+            rows.push(Row { kind: Kind::Setting, number: 0, state: fields.into_bytes() });
+        }
+    }
+
+    /// Everything that a core has is named here: a new field has to be decided about.
+    fn process_fields(&self) -> Vec<u8> {
         let Core {
             now,
             journal: _lines_are_printed_here,
             status: _told_to_the_service_manager_of_this_process,
             settings: _read_from_files,
-            set_by_hand,
+            set_by_hand: _rows_of_their_own,
             tracked: _from_settings,
             shared: _made_while_reading,
-            databases: _rows_of_their_own,
+            databases: _have_rows_of_their_own,
             database_names: _of_databases,
             autodb: _read_from_files_too,
             users: _rows_of_their_own_too,
@@ -110,13 +119,7 @@ impl Core {
         fields.flag(STATISTICS_ENDED, *stats_period < 0);
         fields.flag(PAUSED, *mode == Mode::Paused);
         fields.put(MOCK_KEY, mock_key);
-        rows.push(Row { kind: Kind::Process, number: 0, state: fields.into_bytes() });
-        for (name, value) in set_by_hand {
-            let mut fields = Fields::default();
-            fields.put(PARAMETER, name.as_bytes());
-            fields.put(VALUE, value.as_bytes());
-            rows.push(Row { kind: Kind::Setting, number: 0, state: fields.into_bytes() });
-        }
+        fields.into_bytes()
     }
 
     /// What the process was doing.
@@ -158,5 +161,113 @@ impl Core {
             }
         };
         self.journal.line(level, format!("{name} {what}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::face::ClientId;
+    use super::super::super::login_scene::Scene;
+    use super::super::super::pause::{Shutdown, Signal};
+    use super::*;
+    use crate::base::Micros;
+
+    fn number(scene: &Scene, id: ClientId) -> u64 {
+        scene.core.clients.get(id).unwrap().number()
+    }
+
+    #[test]
+    fn numbers_periods_and_pause_go_on() {
+        let mut first = Scene::new("auth_type = plain\nclient_login_timeout = 0");
+        let ids = [(); 3].map(|()| first.beginner("plain", "d"));
+        first.core.now = Micros::from_secs(1300);
+        first.core.tick();
+        first.core.now = Micros::from_secs(1310);
+        first.core.signalled(Signal::Pause);
+        first.act();
+        let period = first.core.period();
+        let mut next = Scene::new("auth_type = plain");
+        next.core.now = Micros::from_secs(9000);
+        let there = first.hand_over(&mut next);
+        assert_eq!(ids.map(|id| number(&next, there[&id])), ids.map(|id| number(&first, id)));
+        let fresh = next.beginner("plain", "d");
+        assert!(number(&next, fresh) > number(&first, ids[2]));
+        assert_eq!(next.core.mode(), Mode::Paused);
+        let ages =
+            |core: &Core| (core.now.since(core.period.newer), core.now.since(core.period.older));
+        assert_eq!(ages(&next.core), ages(&first.core));
+        assert_eq!(first.core.period().newer, period.newer);
+        assert_eq!(next.core.mock_key, first.core.mock_key);
+        assert_ne!(next.core.random.bytes::<8>(), [0; 8]);
+    }
+
+    #[test]
+    fn what_was_set_is_set_again_as_far_as_it_is_known() {
+        let mut first = Scene::new("");
+        for (name, value) in [
+            ("default_pool_size", "7"),
+            ("auth_ldap_options", "ldapbindpasswd=x"),
+            ("conffile", "elsewhere"),
+            ("query_timeout", "1.5"),
+        ] {
+            first.core.set_parameter(name, value).unwrap();
+        }
+        let mut next = Scene::new("default_pool_size = 3\nquery_wait_timeout = 9");
+        let row = |name: &[u8], value: &[u8]| {
+            let mut fields = Fields::default();
+            fields.put(PARAMETER, name);
+            fields.put(VALUE, value);
+            fields.into_bytes()
+        };
+        next.core.take_in_setting(&row(b"of_tomorrow", b"1"));
+        next.core.take_in_setting(&row(b"query_timeout", b"of tomorrow"));
+        next.core.take_in_setting(b"");
+        first.hand_over(&mut next);
+        let settings = next.core.settings();
+        assert_eq!(settings.default_pool_size, 7);
+        assert_eq!(settings.query_timeout, Micros(1_500_000));
+        assert_eq!(settings.query_wait_timeout, Micros::from_secs(9));
+        assert_eq!(settings.conffile, None);
+        let log = next.log();
+        assert!(log.contains("Log default_pool_size is as SET in the old process\n"), "{log}");
+        assert!(log.contains("Warning of_tomorrow was SET in the old process, unknown here\n"));
+        assert!(!log.contains("ldapbindpasswd"));
+        // The one after the next knows it, too.
+        let mut third = Scene::new("");
+        next.hand_over(&mut third);
+        assert_eq!(third.core.settings().default_pool_size, 7);
+    }
+
+    #[test]
+    fn who_ends_or_is_suspended_is_not_handed_over() {
+        let refusal = |change: fn(&mut Core)| {
+            let mut scene = Scene::new("");
+            change(&mut scene.core);
+            scene.core.refuses_handoff()
+        };
+        assert_eq!(refusal(|_| {}), None);
+        assert_eq!(refusal(|core| core.pause_all(None)), None);
+        assert_eq!(
+            refusal(|core| core.suspend(ClientId::none())),
+            Some("already suspended/paused")
+        );
+        for how in [Shutdown::WaitForClients, Shutdown::WaitForServers] {
+            let mut scene = Scene::new("");
+            scene.core.begin_shutdown(how);
+            assert_eq!(scene.core.refuses_handoff(), Some("pooler is shutting down"));
+        }
+    }
+
+    #[test]
+    fn nonsense_is_survived() {
+        let mut scene = Scene::new("");
+        let mut fields = Fields::default();
+        fields.number(LAST_NUMBER, u64::MAX);
+        fields.number(PERIOD_BEGAN, u64::MAX);
+        fields.put(MOCK_KEY, b"short");
+        fields.put(99, b"of tomorrow");
+        scene.core.take_in_process(&fields.into_bytes());
+        let id = scene.beginner("plain", "d");
+        assert_eq!(number(&scene, id), NUMBER_MAX + 1);
     }
 }

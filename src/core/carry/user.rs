@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 tags! {
     /// Fields of a user.
-    USER:
+    USER_TAGS:
     1 NAME "its name",
     2 DATABASE "of a user that auth_query has found: the database that it was looked up for",
     3 SECRET "the secret that was found there",
@@ -26,7 +26,7 @@ tags! {
 
 tags! {
     /// Fields of keys that were derived from a password.
-    SALTED_KEYS:
+    KEYS_TAGS:
     1 PASSWORD "the password",
     2 SALT "the server's salt",
     3 ITERATIONS "its count of iterations",
@@ -35,7 +35,7 @@ tags! {
 
 tags! {
     /// Fields of a database.
-    DATABASE_ROW:
+    DATABASE_TAGS:
     1 DATABASE_NAME "its name",
     2 IS_AUTO "it was made from `*`",
     3 IS_PAUSED "PAUSE is in force",
@@ -275,5 +275,109 @@ fn hand_out_database(database: &Database, now: Micros, fields: &mut Fields) {
     fields.since_some(IDLE_SINCE, *idle_since, now);
     if let Some(salted) = salted {
         put_kept_keys(fields, ENTRY_KEYS, salted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::login_scene::{stored, users_but, Scene};
+    use super::*;
+    use crate::base::Id;
+
+    fn keys(number: u8) -> PassKeys {
+        PassKeys { client_key: Key::new([number; 32]), server_key: Key::new([number + 1; 32]) }
+    }
+
+    fn kept(password: &[u8]) -> KeptKeys {
+        let salt = b"salt".to_vec();
+        let keys = SaltedKeys { iterations: 3, salt, keys: keys(7) };
+        KeptKeys { password: password.to_vec().into(), keys }
+    }
+
+    fn user_mut<'a>(scene: &'a mut Scene, name: &str) -> &'a mut User {
+        let id = scene.core.user(name);
+        scene.core.users.get_mut(id).unwrap()
+    }
+
+    #[test]
+    fn what_came_from_a_secret_is_kept_while_it_is_the_same() {
+        let mut first = Scene::new("auth_type = plain");
+        user_mut(&mut first, "scram").keys = Some(keys(1));
+        user_mut(&mut first, "plain").salted = Some(kept(b"pencil"));
+        user_mut(&mut first, "pam").proved = Some(b"proved".to_vec().into());
+        for (name, secret, want) in [
+            ("", None, (true, true, true)),
+            ("scram", None, (false, true, true)),
+            ("scram", Some(&b"other"[..]), (false, true, true)),
+            ("scram", Some(&stored()), (true, true, true)),
+            ("plain", Some(b"other"), (true, false, true)),
+            ("pam", Some(b"listed"), (true, true, false)),
+        ] {
+            let mut next = Scene::new("auth_type = plain");
+            next.core.set_users(users_but(name, secret.filter(|_| !name.is_empty())));
+            first.hand_over(&mut next);
+            let scram = user_mut(&mut next, "scram").keys == Some(keys(1));
+            let plain = user_mut(&mut next, "plain").salted.as_ref().is_some_and(|salted| {
+                *salted.password == *b"pencil" && salted.keys == kept(b"").keys
+            });
+            let proved = user_mut(&mut next, "pam").proved.as_ref().map(|it| it.to_vec());
+            assert_eq!((scram, plain, proved == Some(b"proved".to_vec())), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn no_secret_of_a_list_is_told() {
+        let scene = Scene::new("");
+        let rows = scene.core.hand_out(Id::none());
+        for (row, _) in rows {
+            let has = |what: &[u8]| row.state.windows(what.len()).any(|part| part == what);
+            assert!(!has(b"pencil") && !has(&stored()), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn databases_are_as_they_were() {
+        let mut first = Scene::new("auth_type = plain");
+        let there = |scene: &mut Scene, name: &str| scene.core.database_there(name).unwrap();
+        for (name, change) in [
+            ("d", (|it| it.paused = true) as fn(&mut Database)),
+            ("q", |it| it.disabled = true),
+            ("made", |it| it.idle_since = Some(Micros::from_secs(400))),
+            ("used", |it| it.salted = Some(kept(b"x"))),
+            ("gone", |it| it.forced_user = Some("forced".into())),
+        ] {
+            let id = there(&mut first, name);
+            change(first.core.databases.get_mut(id).unwrap());
+        }
+        let mut next = Scene::new("auth_type = plain");
+        next.core.now = Micros::from_secs(5000);
+        first.hand_over(&mut next);
+        let mut facts = Vec::new();
+        for (_, it) in next.core.databases() {
+            facts.push((
+                it.name.to_string(),
+                (it.paused, it.disabled, it.salted.is_some()),
+                it.idle_since.map(|since| since.secs()),
+                it.forced_user.as_deref().map(str::to_owned),
+            ));
+        }
+        let forced = Some("forced".to_owned());
+        let (no, name) = ((false, false, false), str::to_owned);
+        assert_eq!(
+            facts,
+            [
+                (name("d"), (true, false, false), None, None),
+                (name("gone"), no, None, forced),
+                (name("made"), no, Some(4400), None),
+                ("pgbouncer".into(), no, None, Some("pgbouncer".into())),
+                (name("q"), (false, true, false), None, None),
+                (name("used"), (false, false, true), None, None),
+            ]
+        );
+        // Where nothing is made from `*`, nobody is made up.
+        let mut without = Scene::new("auth_type = plain");
+        without.core.autodb = None;
+        first.hand_over(&mut without);
+        assert!(!without.core.database_names.contains_key("made"));
     }
 }
