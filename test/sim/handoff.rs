@@ -28,7 +28,7 @@ impl World {
     /// Now and then somebody else takes over; in a turn of its own.
     pub fn may_hand_off(&mut self) {
         let share = self.handoffs;
-        if share == 0 || !self.successor_dice.chance(share) || !self.net.may_hand_off() {
+        if share == 0 || !self.successor_dice.chance(share) {
             return;
         }
         if self.core.refuses_handoff().is_some() || self.exit.is_some() {
@@ -67,6 +67,13 @@ impl World {
         let moved = self.who_is_who(&rows, &taken, &next);
         self.core = next;
         self.follow(&moved);
+        // The first wait tells of everything that can be read.
+        for peer in self.net.peers() {
+            let line = self.net.line(peer);
+            if line.is_some_and(|line| line.borrow().has_bytes() || line.borrow().at_end()) {
+                self.net.readable(peer, &mut self.core);
+            }
+        }
     }
 
     /// The ends of a connection are in its record.
