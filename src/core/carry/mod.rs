@@ -11,6 +11,8 @@ pub(super) mod parts;
 mod process;
 mod server;
 mod statement;
+#[cfg(test)]
+mod tests;
 mod user;
 
 use super::face::{Action, ClientId, Origin, Peer, ServerId};
