@@ -201,7 +201,7 @@ mod tests {
         fields.group(INNER, |inner| inner.group(INNER, |inner| inner.number(COUNT, 300)));
         let bytes = fields.into_bytes();
         assert!(is_whole(&bytes));
-        let all: Vec<Field> = read(&bytes).collect();
+        let all: Vec<Field<'_>> = read(&bytes).collect();
         let tags: Vec<u16> = all.iter().map(|field| field.tag).collect();
         assert_eq!(tags, [NAME, COUNT, COUNT, AGE, MARKED, INNER]);
         assert_eq!((all[0].text().as_str(), all[1].number()), ("Zoë", 0));
