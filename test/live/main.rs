@@ -28,6 +28,7 @@ mod garbage;
 mod handoff;
 mod handoff_kills;
 mod handoff_scene;
+mod handoff_tls;
 mod hba;
 mod hosts;
 mod jobs;
