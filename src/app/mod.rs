@@ -1,5 +1,6 @@
 //! A process: arguments, privileges, signals, log files, the loop.
 
+mod adopt;
 pub mod args;
 pub mod clock;
 pub mod daemon;
@@ -18,7 +19,8 @@ use crate::core::{Core, Surroundings};
 use crate::net::options::reason;
 use crate::net::tls::Tls;
 use crate::net::{cares, listen, Net};
-use args::{Args, Run};
+use adopt::Adoption;
+use args::{Adopt, Args, Run};
 use clock::Clock;
 use log::Log;
 use service::Service;
@@ -48,6 +50,16 @@ pub fn run(argv: &[OsString]) -> u8 {
 
 /// Something ended the start; a FATAL line has been written.
 struct Fatal;
+
+/// What there is to begin with.
+enum Inheritance {
+    /// Nothing.
+    None,
+    /// Everything that an old process had.
+    All(Takeover),
+    /// The listening sockets of an old process.
+    Listeners(Box<Adoption>),
+}
 
 /// A log with the lines that wait for it.
 struct Starting {
@@ -105,11 +117,14 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     core.set_users(users.unwrap_or_default());
     core.set_rules(rules.unwrap_or_default());
     let has_sockets = !service.sockets.is_empty();
-    let takeover = match has_sockets {
-        true => takeover::not_found(run.reboot, &mut starting.journal),
+    let inheritance = match has_sockets {
+        true => {
+            takeover::not_found(run.reboot, &mut starting.journal);
+            Inheritance::None
+        }
         false => take_over(run, &settings, &mut core, &mut starting)?,
     };
-    if takeover.is_none() {
+    if matches!(inheritance, Inheritance::None) {
         refuse_second_instance(&settings, has_sockets, &mut starting)?;
     }
     if run.daemon {
@@ -137,9 +152,10 @@ fn start(run: &Run) -> Result<u8, Fatal> {
         service,
         next_tick: clock.now(),
         clock,
+        successor: None,
         exit: None,
     };
-    let opened = open(&mut process, &settings, takeover);
+    let opened = open(&mut process, &settings, inheritance);
     let code = match opened {
         Ok(_) => process.run(),
         Err(Fatal) => 1,
@@ -151,17 +167,23 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     Ok(code)
 }
 
-/// `-R`: has a running process hand over what it has; `None` if there is none.
+/// `-R`: has a running process hand over what it has.
 fn take_over(
     run: &Run,
     settings: &Settings,
     core: &mut Core,
     starting: &mut Starting,
-) -> Result<Option<Takeover>, Fatal> {
+) -> Result<Inheritance, Fatal> {
     if !run.reboot {
-        return Ok(None);
+        return Ok(Inheritance::None);
     }
-    let begun = takeover::begin(settings, core, &mut starting.journal);
+    let begun = match run.adopt {
+        Adopt::Full => takeover::begin(settings, core, &mut starting.journal)
+            .map(|takeover| takeover.map_or(Inheritance::None, Inheritance::All)),
+        Adopt::Soft => adopt::begin(settings, &mut starting.journal).map(|adoption| {
+            adoption.map_or(Inheritance::None, |it| Inheritance::Listeners(Box::new(it)))
+        }),
+    };
     while let Some((level, text)) = core.journal.pop() {
         starting.journal.line(level, text);
     }
@@ -173,14 +195,17 @@ fn take_over(
 fn open(
     process: &mut Process,
     settings: &Settings,
-    takeover: Option<Takeover>,
+    inheritance: Inheritance,
 ) -> Result<Option<daemon::OwnPidfile>, Fatal> {
     if let Err(error) = process.net.watch(process.signals.source(), SIGNALS) {
         return Err(fail(process, setup_failed(error)));
     }
-    let opened = match takeover {
-        Some(takeover) => takeover.finish(process, &settings.pidfile),
-        None => listen(process, settings),
+    let opened = match inheritance {
+        Inheritance::All(takeover) => takeover.finish(process, settings),
+        Inheritance::Listeners(adoption) => adoption
+            .finish(process, settings)
+            .map(|successor| process.successor = Some(successor)),
+        Inheritance::None => listen(process, settings),
     };
     process.print();
     if opened.is_err() || process.exit.is_some() {
@@ -188,6 +213,8 @@ fn open(
     }
     let pidfile = match settings.pidfile.as_str() {
         "" => None,
+        // The old process has it as long as it lives.
+        _ if process.successor.is_some() => None,
         name => match daemon::OwnPidfile::create(Path::new(name)) {
             Ok(pidfile) => Some(pidfile),
             Err(text) => return Err(fail(process, text)),

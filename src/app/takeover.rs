@@ -4,12 +4,13 @@
 
 use super::daemon::{self, Pidfile};
 use super::turn::Process;
-use super::Fatal;
+use super::{adopt, options, Fatal};
 use crate::base::{Journal, Level};
 use crate::config::Settings;
 use crate::core::record::Record;
 use crate::core::{Addr, Core, Peer};
 use crate::net::handoff::{self, Inherited, Old};
+use crate::net::listen;
 use crate::net::stream::Stream;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -44,6 +45,7 @@ pub(super) fn begin(
     };
     journal.line(Level::Log, "takeover_init: launching connection".into());
     old.log_in()?;
+    adopt::refuse_second(&old, &settings.pidfile)?;
     journal.line(Level::Log, "login OK, sending SUSPEND".into());
     old.suspend()?;
     journal.line(Level::Log, "SUSPEND finished, sending SHOW FDS".into());
@@ -95,7 +97,8 @@ fn sort(
     Ok(takeover)
 }
 
-fn listening_at(socket: &OwnedFd, settings: &Settings) -> String {
+/// Where a listening socket of the old process listens.
+pub(super) fn listening_at(socket: &OwnedFd, settings: &Settings) -> String {
     match handoff::local(socket) {
         Addr::Inet(at) => at.to_string(),
         Addr::Unix { .. } | Addr::Unknown => format!("unix:{}", settings.listen_port),
@@ -104,7 +107,12 @@ fn listening_at(socket: &OwnedFd, settings: &Settings) -> String {
 
 impl Takeover {
     /// Ends the old process and goes on where it was. Everything else is ready.
-    pub(super) fn finish(mut self, process: &mut Process, pidfile: &str) -> Result<(), Fatal> {
+    pub(super) fn finish(
+        mut self,
+        process: &mut Process,
+        settings: &Settings,
+    ) -> Result<(), Fatal> {
+        let pidfile = &settings.pidfile;
         process.say(Level::Log, "sending SHUTDOWN;".into());
         // A unit whose main process ends has ended.
         process.service.become_main();
@@ -120,6 +128,8 @@ impl Takeover {
         }
         process.say(Level::Log, "old process killed, resuming work".into());
         let done = process.net.inherit_listeners(self.listeners);
+        let path = listen::socket_path(&options::listen(settings));
+        process.net.listeners().claim_socket_file(path);
         for (peer, stream) in self.streams {
             process.net.inherit(peer, stream, &mut process.core);
         }

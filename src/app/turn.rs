@@ -1,5 +1,6 @@
 //! One turn of the loop, and the only place where actions are performed.
 
+use super::adopt::Successor;
 use super::clock::Clock;
 use super::log::{Broken, LocalZone, Log};
 use super::service::Service;
@@ -9,9 +10,10 @@ use crate::base::{Level, Micros, Objects};
 use crate::config::{AuthType, Settings};
 use crate::console::{self, Around, Listening};
 use crate::core::pause;
-use crate::core::{Action, ClientId, Core, Peer};
+use crate::core::{Action, ClientId, Core, Origin, Peer};
 use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
+use crate::net::stream::Stream;
 use crate::net::tls::Tls;
 use crate::net::{Event, Net};
 use nix::unistd::User;
@@ -21,6 +23,8 @@ use std::time::Duration;
 
 /// The number under which the loop watches for signals.
 pub(super) const SIGNALS: u32 = 0;
+/// The same for the end of an old process.
+pub(super) const OLD_PROCESS: u32 = 1;
 
 /// The janitor comes three times a second.
 const TICK: Micros = Micros(333_333);
@@ -37,6 +41,8 @@ pub(super) struct Process {
     pub(super) service: Service,
     pub(super) clock: Clock,
     pub(super) next_tick: Micros,
+    /// Set if an old process was left with its clients.
+    pub(super) successor: Option<Successor>,
     /// Set when the loop is to end.
     pub(super) exit: Option<u8>,
 }
@@ -114,6 +120,7 @@ impl Process {
             match event {
                 Event::Accept(listener) => self.accept(listener),
                 Event::Internal(SIGNALS) => self.signals(),
+                Event::Internal(OLD_PROCESS) => self.tend_succession(),
                 event => self.net.handle(event, &mut self.core),
             }
             self.perform();
@@ -126,6 +133,7 @@ impl Process {
             self.next_tick = self.core.now + TICK;
             self.core.tick();
             self.net.tick();
+            self.tend_succession();
             self.report();
             self.perform();
             if self.exit.is_some() {
@@ -153,12 +161,17 @@ impl Process {
 
     fn accept(&mut self, listener: usize) {
         while let Some((stream, origin)) = self.net.accept(listener) {
-            let id = self.core.accepted(origin);
-            if origin.uid.is_some() {
-                self.name_peers();
-            }
-            self.net.add_client(id, stream, &mut self.core);
+            self.welcome(stream, origin);
         }
+    }
+
+    /// Takes a new client.
+    pub(super) fn welcome(&mut self, stream: Stream, origin: Origin) {
+        let id = self.core.accepted(origin);
+        if origin.uid.is_some() {
+            self.name_peers();
+        }
+        self.net.add_client(id, stream, &mut self.core);
     }
 
     /// Looks up who is at the other end of Unix sockets, if that is asked for. The system's user

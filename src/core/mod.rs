@@ -135,6 +135,8 @@ pub struct Core {
     pool_names: BTreeMap<(Rc<str>, Rc<str>), PoolId>,
     /// The pools of peers that something has been forwarded to.
     peer_pools: BTreeMap<u32, PoolId>,
+    /// The process whose place we have taken, while it goes on with its clients.
+    elder: Option<PeerEntry>,
     clients: Arena<Client>,
     servers: Arena<Server>,
     login_clients: List<Client>,
@@ -192,6 +194,7 @@ impl Core {
             pools: Arena::default(),
             pool_names: BTreeMap::new(),
             peer_pools: BTreeMap::new(),
+            elder: None,
             clients: Arena::default(),
             servers: Arena::default(),
             login_clients: List::default(),

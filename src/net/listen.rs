@@ -3,6 +3,7 @@
 use super::address::{listening_path, unix_addr, Place};
 use super::handoff;
 use super::options::{reason, SocketOptions};
+use super::socket_file::SocketFile;
 use super::stream::Stream;
 use super::sys;
 use crate::base::{Journal, Level, Micros};
@@ -12,12 +13,12 @@ use mio::{Interest, Registry, Token};
 use nix::sys::socket::{
     self, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage,
 };
-use nix::unistd::{chown, getuid, Gid, Group};
+use nix::unistd::{chown, Gid, Group};
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 #[cfg(test)]
@@ -63,7 +64,7 @@ enum Listener {
 #[derive(Default)]
 pub struct Listeners {
     all: Vec<Option<Listener>>,
-    socket_file: Option<PathBuf>,
+    socket_file: Option<SocketFile>,
     suspended: bool,
     failed_at: Option<Micros>,
     /// What the TCP sockets were given when they were opened: accepted ones inherit it.
@@ -76,6 +77,11 @@ pub fn unix_socket_in_use(dir: &str, port: i32) -> bool {
     !dir.is_empty() && !dir.starts_with('@') && {
         std::os::unix::net::UnixStream::connect(listening_path(dir, port)).is_ok()
     }
+}
+
+/// Where the Unix socket's file of these options is.
+pub fn socket_path(options: &ListenOptions) -> PathBuf {
+    listening_path(&options.unix_dir, options.port).into()
 }
 
 fn fatal<T>(journal: &mut Journal, text: String) -> Result<T, Fatal> {
@@ -145,6 +151,32 @@ impl Listeners {
         Ok(listeners)
     }
 
+    /// The TCP sockets of a process that goes on without them, and a Unix socket of our own. If it
+    /// has no TCP sockets any more, ours are opened.
+    pub(super) fn adopt(
+        tcp: Vec<OwnedFd>,
+        unix: OwnedFd,
+        options: &ListenOptions,
+        registry: &Registry,
+        token: fn(usize) -> Token,
+        journal: &mut Journal,
+    ) -> Result<Listeners, Fatal> {
+        let mut listeners = Listeners::default();
+        if tcp.is_empty() {
+            listeners.inherited = Some(options.sockets);
+            listeners.open_tcp(options, journal)?;
+        }
+        for socket in tcp.into_iter().chain([unix]) {
+            if let Err(text) = listeners.inherit_one(socket) {
+                return fatal(journal, text);
+            }
+        }
+        // It goes by another name than it was bound to.
+        listeners.socket_file = None;
+        listeners.watch(registry, token, journal)?;
+        Ok(listeners)
+    }
+
     fn inherit_one(&mut self, socket: OwnedFd) -> Result<(), String> {
         handoff::set_nonblocking(&socket)
             .map_err(|error| handoff::failed(handoff::LOOKING, &error))?;
@@ -163,9 +195,7 @@ impl Listeners {
     fn inherit_unix(&mut self, listener: UnixListener) {
         let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(PathBuf::from));
         // A service manager may have passed it to the old process: then root has made its file.
-        let path = path
-            .filter(|path| fs::metadata(path).is_ok_and(|file| file.uid() == getuid().as_raw()));
-        self.socket_file = path.or(self.socket_file.take());
+        self.socket_file = path.and_then(SocketFile::at).or(self.socket_file.take());
         self.all.push(Some(Listener::Unix(listener)));
     }
 
@@ -245,22 +275,22 @@ impl Listeners {
             let _ = fs::remove_file(&path);
         }
         let place = Place::Unix(path.clone());
-        let listener = match listen_unix(&path, options.backlog) {
-            Ok(listener) => listener,
+        let (listener, file) = match listen_unix(&path, options.backlog) {
+            Ok(opened) => opened,
             Err((step, error)) => {
                 warn_cannot_listen(journal, &place, step, &error);
                 return fatal(journal, "failed to create unix socket".to_owned());
             }
         };
         if is_file {
-            self.socket_file = Some(PathBuf::from(&path));
+            self.socket_file = file;
             if let Err(text) = set_owner_and_mode(&path, options) {
                 self.remove_socket_file();
                 return fatal(journal, text);
             }
         }
         journal.line(Level::Log, format!("listening on {place}"));
-        Ok(listener)
+        Ok(UnixListener::from_std(listener.into()))
     }
 
     /// The next connection that waits at a listening socket, with its options set. `None` if there
@@ -369,13 +399,19 @@ impl Listeners {
 
     /// Unlinks the Unix socket, as a process does when it ends (except while suspended).
     pub fn remove_socket_file(&mut self) {
-        if let Some(path) = self.socket_file.take() {
-            let _ = fs::remove_file(path);
+        if let Some(file) = self.socket_file.take() {
+            file.remove();
         }
+    }
+
+    /// The file at this path is that of our Unix socket, whatever name that was bound to.
+    pub fn claim_socket_file(&mut self, path: PathBuf) {
+        self.socket_file = SocketFile::at(path).or(self.socket_file.take());
     }
 }
 
-type Step = (&'static str, io::Error);
+/// The call that has failed, and how.
+pub(super) type Step = (&'static str, io::Error);
 
 fn at<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> Step {
     move |error| (step, error.into())
@@ -485,16 +521,18 @@ fn defer_accept(fd: &impl AsFd, on: bool, journal: &mut Journal) {
     }
 }
 
-fn listen_unix(path: &str, count: i32) -> Result<UnixListener, Step> {
-    let fd: OwnedFd =
-        socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None).map_err(at("socket"))?;
+/// A socket that listens, and its file if it has one.
+pub(super) fn listen_unix(path: &str, count: i32) -> Result<(OwnedFd, Option<SocketFile>), Step> {
+    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None);
+    let fd: OwnedFd = fd.map_err(at("socket"))?;
     let addr = unix_addr(path).map_err(at("bind"))?;
     socket::bind(fd.as_raw_fd(), &addr).map_err(at("bind"))?;
+    let file = addr.path().and_then(|path| SocketFile::at(path.to_path_buf()));
     socket::listen(&fd, backlog(count)).map_err(at("listen"))?;
-    Ok(UnixListener::from_std(fd.into()))
+    Ok((fd, file))
 }
 
-fn set_owner_and_mode(path: &str, options: &ListenOptions) -> Result<(), String> {
+pub(super) fn set_owner_and_mode(path: &str, options: &ListenOptions) -> Result<(), String> {
     if !options.unix_group.is_empty() {
         let group = &options.unix_group;
         let Some(gid) = group_id(group) else {
@@ -517,6 +555,16 @@ fn group_id(group: &str) -> Option<Gid> {
         return Some(Gid::from_raw(number));
     }
     Group::from_name(group).ok()?.map(|found| found.gid)
+}
+
+/// The connections that wait at a Unix socket of another process, which does not accept any at the
+/// moment.
+pub fn accept_waiting(listener: OwnedFd) -> Vec<(Stream, Origin)> {
+    if handoff::set_nonblocking(&listener).is_err() {
+        return vec![];
+    }
+    let listener = UnixListener::from_std(listener.into());
+    std::iter::from_fn(|| listener.accept().ok()).map(|(unix, _)| welcome_unix(unix)).collect()
 }
 
 /// An accepted TCP socket, with its options set where it has not inherited them. The error is a log

@@ -19,7 +19,9 @@ mod pam;
 pub mod relay;
 pub mod resolve;
 mod shake;
+mod socket_file;
 pub mod stream;
+pub mod swap;
 pub mod sys;
 pub mod tls;
 
@@ -306,6 +308,21 @@ impl Net {
     pub fn inherit_listeners(&mut self, sockets: Vec<OwnedFd>) -> Result<(), Fatal> {
         let (registry, journal) = (&self.common.registry, &mut self.journal);
         self.listeners = Listeners::inherit(sockets, registry, listener_token, journal)?;
+        self.try_listeners();
+        Ok(())
+    }
+
+    /// Listens where a process did that goes on without these sockets, and at a Unix socket of our
+    /// own.
+    pub fn adopt_listeners(
+        &mut self,
+        tcp: Vec<OwnedFd>,
+        unix: OwnedFd,
+        options: &ListenOptions,
+    ) -> Result<(), Fatal> {
+        let (registry, journal) = (&self.common.registry, &mut self.journal);
+        self.listeners =
+            Listeners::adopt(tcp, unix, options, registry, listener_token, journal)?;
         self.try_listeners();
         Ok(())
     }

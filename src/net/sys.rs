@@ -6,7 +6,7 @@ use foreign_types::ForeignTypeRef;
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags};
+use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags, UnixCredentials};
 use nix::unistd::{fork, ForkResult};
 use openssl::error::ErrorStack;
 use openssl::nid::Nid;
@@ -51,24 +51,80 @@ pub fn passed_descriptors(count: u64) -> Vec<OwnedFd> {
     (3..end).take_while(is_open).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()
 }
 
-/// Receives bytes and the descriptors that come with them, which are closed when a program is
-/// executed. 0 bytes are the end of the stream.
+/// What one receive has brought.
+pub(super) struct Received {
+    /// So many bytes; 0 are the end of the stream.
+    pub(super) count: usize,
+    /// Descriptors that came with them. They are closed when a program is executed.
+    pub(super) descriptors: Vec<OwnedFd>,
+    /// The process that has sent them, where the socket has SO_PASSCRED; `None` also if it is in
+    /// another world of process ids.
+    pub(super) sender: Option<i32>,
+}
+
+/// Receives bytes and what comes with them. ENOBUFS if not all descriptors could be received.
 pub(super) fn receive_with_descriptors(
     stream: &UnixStream,
     bytes: &mut [u8],
-) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = cmsg_space!([RawFd; DESCRIPTORS]);
+) -> io::Result<Received> {
+    let mut space = cmsg_space!([RawFd; DESCRIPTORS], UnixCredentials);
     let mut room = [IoSliceMut::new(bytes)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let got = recvmsg::<()>(stream.as_raw_fd(), &mut room, Some(&mut space), flags)?;
-    let mut descriptors = Vec::new();
+    let mut received = Received { count: got.bytes, descriptors: vec![], sender: None };
     for part in got.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = part {
-            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
-            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        match part {
+            ControlMessageOwned::ScmRights(raw) => {
+                let raw = raw.into_iter();
+                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows
+                // them.
+                received.descriptors.extend(raw.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+            ControlMessageOwned::ScmCredentials(who) => {
+                received.sender = Some(who.pid()).filter(|pid| *pid > 0);
+            }
+            _ => {}
         }
     }
-    Ok((got.bytes, descriptors))
+    Ok(received)
+}
+
+/// A descriptor that becomes readable when this process ends.
+pub fn open_process(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: only numbers are passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match RawFd::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// True if the process of this descriptor from [`open_process`] has ended.
+pub fn has_ended(process: &OwnedFd) -> bool {
+    let mut ask = libc::pollfd { fd: process.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: there is one entry, which is written to, and the descriptor is open.
+    unsafe { libc::poll(&mut ask, 1, 0) == 1 }
+}
+
+/// Has a TCP socket ignore whoever wants to begin a connection: the packets with SYN, and nothing
+/// else, are dropped as if the network had lost them.
+pub(super) fn ignore_newcomers(fd: &impl AsFd) -> io::Result<()> {
+    let step = |code: u32, jump_if, jump_else, k| libc::sock_filter {
+        code: code as u16,
+        jt: jump_if,
+        jf: jump_else,
+        k,
+    };
+    // The filter sees the TCP header; its flags are the byte at 13, SYN is the second bit.
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 13),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, 2),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
 /// Switches TCP_DEFER_ACCEPT of a listening socket on (with the value 1, pooling 5.7) or off.
@@ -83,16 +139,20 @@ pub(super) fn acknowledge(fd: &impl AsFd) -> io::Result<()> {
 }
 
 fn set_tcp(fd: &impl AsFd, option: libc::c_int, on: bool) -> io::Result<()> {
-    let value = libc::c_int::from(on);
+    set(fd, libc::IPPROTO_TCP, option, &libc::c_int::from(on))
+}
+
+/// `T` is what the option's documentation says; what it points to is read before this returns.
+fn set<T>(fd: &impl AsFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
     // SAFETY: the descriptor is open as long as it is borrowed, and the kernel reads exactly the
     // bytes of `value`.
     let result = unsafe {
         libc::setsockopt(
             fd.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
+            level,
             option,
-            std::ptr::from_ref(&value).cast(),
-            size_of_val(&value) as libc::socklen_t,
+            std::ptr::from_ref(value).cast(),
+            size_of_val(value) as libc::socklen_t,
         )
     };
     match result {
