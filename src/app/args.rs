@@ -325,10 +325,7 @@ mod tests {
     fn mistakes_get_the_exact_two_lines() {
         let cases: [(&[&str], &str); 18] = [
             (&["--adopt=soft", "x"], "option '--adopt' needs '-R'"),
-            (
-                &["-R", "--adopt=hard", "x"],
-                "argument of option '--adopt' must be 'full' or 'soft'",
-            ),
+            (&["-R", "--adopt=hard", "x"], "argument of option '--adopt' must be 'full' or 'soft'"),
             (&[], "no configuration file specified"),
             (&["a", "b"], "no configuration file specified"),
             (&["--", "-q", "x"], "no configuration file specified"),

@@ -202,9 +202,9 @@ fn open(
     }
     let opened = match inheritance {
         Inheritance::All(takeover) => takeover.finish(process, settings),
-        Inheritance::Listeners(adoption) => adoption
-            .finish(process, settings)
-            .map(|successor| process.successor = Some(successor)),
+        Inheritance::Listeners(adoption) => {
+            adoption.finish(process, settings).map(|successor| process.successor = Some(successor))
+        }
         Inheritance::None => listen(process, settings),
     };
     process.print();

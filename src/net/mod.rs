@@ -321,8 +321,7 @@ impl Net {
         options: &ListenOptions,
     ) -> Result<(), Fatal> {
         let (registry, journal) = (&self.common.registry, &mut self.journal);
-        self.listeners =
-            Listeners::adopt(tcp, unix, options, registry, listener_token, journal)?;
+        self.listeners = Listeners::adopt(tcp, unix, options, registry, listener_token, journal)?;
         self.try_listeners();
         Ok(())
     }

@@ -3,6 +3,7 @@
 #[path = "../rig/mod.rs"]
 mod rig;
 
+mod adopt;
 mod attrs;
 mod auth;
 mod auth_query;

@@ -50,6 +50,13 @@ impl Old {
         self.say(&[msg(b'R', &[0; 4]), msg(b'Z', b"I")].concat());
     }
 
+    /// A row without descriptors, as SHOW VERSION is answered.
+    pub(crate) fn version(&mut self, text: &str) {
+        self.hear("SHOW VERSION;");
+        self.say(&row(&[Some(text)]));
+        self.complete("SHOW");
+    }
+
     /// The successor says this, in one piece.
     pub(crate) fn hear(&mut self, sql: &str) {
         let mut said = vec![0; sql.len() + 6];

@@ -58,15 +58,14 @@ impl Old {
         self.outcome()?
     }
 
-    /// How a command has ended, after everything that belongs to its answer.
+    /// How a command has ended. Its ReadyForQuery is left, as that of the one before may have been.
     fn outcome(&mut self) -> Result<Result<(), String>, String> {
-        let mut outcome = Ok(());
         loop {
             let (tag, body) = self.packet()?;
             match tag {
-                b'C' | b'N' | b'S' => {}
-                b'E' => outcome = Err(refusal(&body)),
-                b'Z' => return Ok(outcome),
+                b'C' => return Ok(Ok(())),
+                b'E' => return Ok(Err(refusal(&body))),
+                b'Z' | b'N' | b'S' => {}
                 other => return Err(unexpected(other)),
             }
         }
