@@ -133,6 +133,7 @@ impl Process {
             self.next_tick = self.core.now + TICK;
             self.core.tick();
             self.net.tick();
+            self.drain_listeners();
             self.tend_succession();
             self.report();
             self.perform();
@@ -162,6 +163,28 @@ impl Process {
     fn accept(&mut self, listener: usize) {
         while let Some((stream, origin)) = self.net.accept(listener) {
             self.welcome(stream, origin);
+        }
+    }
+
+    /// Who waits for clients to leave leaves nobody out who has connected already.
+    fn stop_listening(&mut self) {
+        match self.core.shutdown() {
+            Some(pause::Shutdown::WaitForClients) => {
+                self.net.drain_tcp_listeners();
+                self.drain_listeners();
+            }
+            _ => self.net.close_tcp_listeners(),
+        }
+    }
+
+    /// Accepts who is left at listening sockets that are being closed.
+    fn drain_listeners(&mut self) {
+        if self.net.listeners().is_draining() {
+            for listener in self.net.listeners().open_ones() {
+                self.accept(listener);
+            }
+            let is_done = self.net.close_drained();
+            self.core.set_draining(!is_done);
         }
     }
 
@@ -236,7 +259,7 @@ impl Process {
                 Action::Console(id) => self.console(id),
                 Action::Reload(console) => self.reload(console),
                 Action::Suspend(on) => self.net.suspend(on),
-                Action::CloseTcpListeners => self.net.close_tcp_listeners(),
+                Action::CloseTcpListeners => self.stop_listening(),
                 Action::Exit(code) => {
                     self.exit.get_or_insert(code);
                 }

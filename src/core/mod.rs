@@ -156,6 +156,7 @@ pub struct Core {
     mode: Mode,
     tls: Modes,
     shutdown: Option<Shutdown>,
+    is_draining: bool,
     waiters: Vec<Waiter>,
     /// Consoles that are read again from the end of this turn on.
     stalled: Vec<ClientId>,
@@ -209,6 +210,7 @@ impl Core {
             mode: Mode::Active,
             tls: Modes::default(),
             shutdown: None,
+            is_draining: false,
             waiters: Vec::new(),
             stalled: Vec::new(),
             left_consoles: VecDeque::new(),

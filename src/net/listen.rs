@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+mod drain;
 #[cfg(test)]
 mod tests;
 
@@ -67,6 +68,10 @@ pub struct Listeners {
     socket_file: Option<SocketFile>,
     suspended: bool,
     failed_at: Option<Micros>,
+    /// Since when the TCP sockets take nobody who comes anew.
+    draining: Option<Micros>,
+    /// Another process has got them, too.
+    is_shared: bool,
     /// What the TCP sockets were given when they were opened: accepted ones inherit it.
     inherited: Option<SocketOptions>,
 }
@@ -349,13 +354,14 @@ impl Listeners {
 
     /// Closes the TCP sockets; Unix sockets stay.
     pub(super) fn close_tcp(&mut self) {
+        self.draining = None;
         for listener in &mut self.all {
             listener.take_if(|listener| matches!(listener, Listener::Tcp(..)));
         }
     }
 
     /// Numbers of the open sockets.
-    pub(super) fn open_ones(&self) -> Vec<usize> {
+    pub fn open_ones(&self) -> Vec<usize> {
         let open = self.all.iter().enumerate().filter(|(_, l)| l.is_some());
         open.map(|(index, _)| index).collect()
     }

@@ -366,9 +366,20 @@ impl Net {
         }
     }
 
-    /// Closes the TCP listening sockets.
+    /// Closes the TCP listening sockets; those who wait to be accepted are lost.
     pub fn close_tcp_listeners(&mut self) {
         self.listeners.close_tcp();
+    }
+
+    /// Begins to close the TCP listening sockets. Those who wait are to be accepted, then
+    /// [`Net::close_drained`] is asked, until it says true.
+    pub fn drain_tcp_listeners(&mut self) {
+        self.listeners.drain_tcp(self.now);
+    }
+
+    /// True if the TCP listening sockets are closed.
+    pub fn close_drained(&mut self) -> bool {
+        self.listeners.close_drained(self.now)
     }
 
     /// Switches `tcp_defer_accept` of the listening sockets.
@@ -421,6 +432,9 @@ impl Net {
         socket: Handed,
         core: &mut D,
     ) {
+        if matches!(socket, Handed::Listener(_)) {
+            self.listeners.share();
+        }
         let listeners = &self.listeners;
         self.relay.send_row(id, row, socket, core, &|number| listeners.descriptor(number));
     }

@@ -46,6 +46,7 @@ mod protocol;
 mod replication;
 mod replication_tools;
 mod revoked;
+mod rolling;
 mod servers;
 mod service;
 mod sharing;
