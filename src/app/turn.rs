@@ -29,6 +29,9 @@ pub(super) const OLD_PROCESS: u32 = 1;
 /// The janitor comes three times a second.
 const TICK: Micros = Micros(333_333);
 
+/// So often it is looked whether listening sockets can be closed that are to be.
+const DRAIN: Micros = Micros(10_000);
+
 /// So often pools are looked after at the end of one turn; what is left waits for the next one.
 const ROUNDS: usize = 16;
 
@@ -109,6 +112,10 @@ impl Process {
             true => Micros(0),
             false => self.next_tick.since(self.clock.now()),
         };
+        let until_tick = match self.net.listeners().is_draining() {
+            true => until_tick.min(DRAIN),
+            false => until_tick,
+        };
         if let Err(error) = self.net.wait(Duration::from_micros(until_tick.0)) {
             let text = format!("waiting for events failed: {error}");
             self.core.journal.line(Level::Fatal, text);
@@ -129,11 +136,11 @@ impl Process {
                 return self.print();
             }
         }
+        self.drain_listeners();
         if self.core.now >= self.next_tick {
             self.next_tick = self.core.now + TICK;
             self.core.tick();
             self.net.tick();
-            self.drain_listeners();
             self.tend_succession();
             self.report();
             self.perform();

@@ -314,9 +314,13 @@ impl Listeners {
         let options = (self.inherited != Some(*options)).then_some(options);
         loop {
             let accepted = match listener {
-                Listener::Tcp(tcp, local) => {
-                    tcp.accept().map(|(tcp, remote)| welcome_tcp(tcp, *local, remote, options))
-                }
+                Listener::Tcp(tcp, local) => tcp.accept().map(|(tcp, remote)| {
+                    if self.draining.is_some() {
+                        // If that fails the client hears nothing, as if the network had failed.
+                        let _ = drain::hear(&tcp, Ok(remote), true);
+                    }
+                    welcome_tcp(tcp, *local, remote, options)
+                }),
                 Listener::Unix(unix) => unix.accept().map(|(unix, _)| Ok(welcome_unix(unix))),
             };
             match accepted {

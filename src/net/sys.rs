@@ -107,25 +107,20 @@ pub fn has_ended(process: &OwnedFd) -> bool {
     unsafe { libc::poll(&mut ask, 1, 0) == 1 }
 }
 
-/// Has a TCP socket ignore whoever wants to begin a connection: the packets with SYN, and nothing
-/// else, are dropped as if the network had lost them.
-pub(super) fn ignore_newcomers(fd: &impl AsFd) -> io::Result<()> {
-    let step = |code: u32, jump_if, jump_else, k| libc::sock_filter {
-        code: code as u16,
-        jt: jump_if,
-        jf: jump_else,
-        k,
-    };
-    // The filter sees the TCP header; its flags are the byte at 13, SYN is the second bit.
-    let mut steps = [
-        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 13),
-        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, 2),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
-    ];
-    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
-    set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+/// Has a TCP socket ignore packets that have come over a router, and those of the usual senders, who
+/// give them fewer hops than 255 to begin with: so a listening one takes nobody who comes anew, as
+/// if the network had lost the packet. Handshakes that have begun come to their end; the sockets
+/// that they lead to are as deaf as the listening one, until this is switched off for them.
+pub(super) fn ignore_packets(fd: &impl AsFd, is_v6: bool, on: bool) -> io::Result<()> {
+    let least: libc::c_int = if on { 255 } else { 0 };
+    match is_v6 {
+        true => set(fd, libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, &least),
+        false => set(fd, libc::IPPROTO_IP, libc::IP_MINTTL, &least),
+    }
 }
+
+/// From Linux's in6.h.
+const IPV6_MINHOPCOUNT: libc::c_int = 73;
 
 /// Switches TCP_DEFER_ACCEPT of a listening socket on (with the value 1, pooling 5.7) or off.
 pub(super) fn set_defer_accept(fd: &impl AsFd, on: bool) -> io::Result<()> {
