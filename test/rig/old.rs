@@ -73,6 +73,11 @@ impl Old {
         self.0.write_all(bytes).unwrap();
     }
 
+    /// Says it although the successor may have hung up; false if it has.
+    pub(crate) fn try_say(&mut self, bytes: &[u8]) -> bool {
+        self.0.write_all(bytes).is_ok()
+    }
+
     pub(crate) fn complete(&mut self, tag: &str) {
         self.say(&[msg(b'C', &[tag.as_bytes(), b"\0"].concat()), msg(b'Z', b"I")].concat());
     }
