@@ -9,8 +9,7 @@ use super::{options, Fatal};
 use crate::base::{Journal, Level};
 use crate::config::Settings;
 use crate::net::handoff::{self, Old};
-use crate::net::listen;
-use crate::net::swap::Swap;
+use crate::net::swap::{self, Swap};
 use crate::net::sys;
 use mio::unix::SourceFd;
 use nix::errno::Errno;
@@ -92,7 +91,7 @@ impl Adoption {
         }
         process.net.listeners().claim_socket_file(swap.path().to_path_buf());
         // The old process does not accept anybody now, and nobody else can come to it any more.
-        let waiting: Vec<_> = unix.into_iter().flat_map(listen::accept_waiting).collect();
+        let waiting: Vec<_> = unix.into_iter().flat_map(swap::accept_waiting).collect();
         process.say(Level::Log, "sending SHUTDOWN WAIT_FOR_CLIENTS;".into());
         // A unit whose main process ends has ended.
         process.service.become_main();

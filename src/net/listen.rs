@@ -567,16 +567,6 @@ fn group_id(group: &str) -> Option<Gid> {
     Group::from_name(group).ok()?.map(|found| found.gid)
 }
 
-/// The connections that wait at a Unix socket of another process, which does not accept any at the
-/// moment.
-pub fn accept_waiting(listener: OwnedFd) -> Vec<(Stream, Origin)> {
-    if handoff::set_nonblocking(&listener).is_err() {
-        return vec![];
-    }
-    let listener = UnixListener::from_std(listener.into());
-    std::iter::from_fn(|| listener.accept().ok()).map(|(unix, _)| welcome_unix(unix)).collect()
-}
-
 /// An accepted TCP socket, with its options set where it has not inherited them. The error is a log
 /// line; the connection is dropped.
 fn welcome_tcp(
@@ -593,7 +583,7 @@ fn welcome_tcp(
 }
 
 /// An accepted Unix socket, and who is at the other end.
-fn welcome_unix(unix: UnixStream) -> (Stream, Origin) {
+pub(super) fn welcome_unix(unix: UnixStream) -> (Stream, Origin) {
     let stream = Stream::Unix(unix);
     let (pid, uid) = stream.peer().map_or((0, None), |(pid, uid)| (pid, Some(uid)));
     let origin = Origin { remote: Addr::Unix { pid }, local: Addr::Unix { pid: 0 }, uid };

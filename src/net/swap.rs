@@ -6,8 +6,12 @@
 //! end; and one with the usual name to the old process's socket.
 
 use super::address::{listening_path, socket_path, PATH_MAX};
-use super::listen::{listen_unix, set_owner_and_mode, ListenOptions};
+use super::handoff;
+use super::listen::{listen_unix, set_owner_and_mode, welcome_unix, ListenOptions};
 use super::options::reason;
+use super::stream::Stream;
+use crate::core::Origin;
+use mio::net::UnixListener;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -94,6 +98,16 @@ impl Drop for Swap {
     fn drop(&mut self) {
         remove(&self.dir);
     }
+}
+
+/// The connections that wait at a Unix socket of another process, which does not accept any at the
+/// moment.
+pub fn accept_waiting(listener: OwnedFd) -> Vec<(Stream, Origin)> {
+    if handoff::set_nonblocking(&listener).is_err() {
+        return vec![];
+    }
+    let listener = UnixListener::from_std(listener.into());
+    std::iter::from_fn(|| listener.accept().ok()).map(|(unix, _)| welcome_unix(unix)).collect()
 }
 
 /// A new directory that nobody else may enter, named after the socket. Those that dead processes
