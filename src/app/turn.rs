@@ -2,6 +2,8 @@
 
 use super::adopt::Successor;
 use super::clock::Clock;
+use super::daemon::OwnPidfile;
+use super::handover::{self, Handover, Kept};
 use super::log::{Broken, LocalZone, Log};
 use super::service::Service;
 use super::signal::{Signal, Signals};
@@ -48,6 +50,11 @@ pub(super) struct Process {
     pub(super) successor: Option<Successor>,
     /// Set when the loop is to end.
     pub(super) exit: Option<u8>,
+    /// A successor has asked for everything.
+    pub(super) handover: Option<Handover>,
+    /// A successor goes on with everything; these connections are left to be kept.
+    pub(super) handed_over: Option<Kept>,
+    pub(super) pidfile: Option<OwnPidfile>,
 }
 
 /// What the console asks the process for.
@@ -110,6 +117,7 @@ impl Process {
         let is_due = self.core.is_pending() || self.core.has_left(|id| is_heard(net, id));
         let until_tick = match is_due {
             true => Micros(0),
+            false if self.handover.is_some() => handover::LOOK,
             false => self.next_tick.since(self.clock.now()),
         };
         let until_tick = match self.net.listeners().is_draining() {
@@ -164,6 +172,7 @@ impl Process {
             self.core.check_suspension(|peer| net.is_quiet(peer));
             self.perform();
         }
+        self.hand_over_when_settled();
         self.print();
     }
 
@@ -266,6 +275,7 @@ impl Process {
                 Action::Console(id) => self.console(id),
                 Action::Reload(console) => self.reload(console),
                 Action::Suspend(on) => self.net.suspend(on),
+                Action::Handoff(console) => self.begin_handover(console),
                 Action::CloseTcpListeners => self.stop_listening(),
                 Action::Exit(code) => {
                     self.exit.get_or_insert(code);
@@ -327,7 +337,7 @@ impl Process {
     }
 
     /// Sets TLS up again; on failure all stays as it was.
-    fn reload_tls(&mut self) -> bool {
+    pub(super) fn reload_tls(&mut self) -> bool {
         match self.net.tls().renewed(self.core.settings()) {
             Ok(tls) => {
                 self.set_tls(tls);

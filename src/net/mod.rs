@@ -7,10 +7,13 @@
 
 pub mod address;
 pub mod cares;
+pub mod carry;
 pub mod conn;
 mod dial;
+pub mod facts;
 pub mod handoff;
 pub mod jobs;
+pub mod keeper;
 mod ldap;
 pub mod listen;
 mod names;
@@ -21,8 +24,10 @@ pub mod resolve;
 mod shake;
 mod socket_file;
 pub mod stream;
+pub mod successor;
 pub mod swap;
 pub mod sys;
+pub mod title;
 pub mod tls;
 
 use crate::base::{Journal, Level, Micros, Side};
@@ -312,20 +317,6 @@ impl Net {
         Ok(())
     }
 
-    /// Listens where a process did that goes on without these sockets, and at a Unix socket of our
-    /// own.
-    pub fn adopt_listeners(
-        &mut self,
-        tcp: Vec<OwnedFd>,
-        unix: OwnedFd,
-        options: &ListenOptions,
-    ) -> Result<(), Fatal> {
-        let (registry, journal) = (&self.common.registry, &mut self.journal);
-        self.listeners = Listeners::adopt(tcp, unix, options, registry, listener_token, journal)?;
-        self.try_listeners();
-        Ok(())
-    }
-
     /// Takes over a stream of another process. On failure the core is told that it is lost.
     pub fn inherit<D: Decisions>(&mut self, peer: Peer, stream: Stream, core: &mut D) {
         match (peer, Socket::reading(stream, token_of(peer), &self.common)) {
@@ -359,8 +350,13 @@ impl Net {
 
     /// Stops accepting, and reading between two packets; or goes on.
     pub fn suspend(&mut self, suspended: bool) {
-        self.listeners.suspend(suspended);
         self.relay.suspend(suspended);
+        self.suspend_accepting(suspended);
+    }
+
+    /// Stops accepting, or goes on; everybody is served.
+    pub fn suspend_accepting(&mut self, suspended: bool) {
+        self.listeners.suspend(suspended);
         if !suspended {
             self.try_listeners();
         }
@@ -369,17 +365,6 @@ impl Net {
     /// Closes the TCP listening sockets; those who wait to be accepted are lost.
     pub fn close_tcp_listeners(&mut self) {
         self.listeners.close_tcp();
-    }
-
-    /// Begins to close the TCP listening sockets. Those who wait are to be accepted, then
-    /// [`Net::close_drained`] is asked, until it says true.
-    pub fn drain_tcp_listeners(&mut self) {
-        self.listeners.drain_tcp(self.now);
-    }
-
-    /// True if the TCP listening sockets are closed.
-    pub fn close_drained(&mut self) -> bool {
-        self.listeners.close_drained(self.now)
     }
 
     /// Switches `tcp_defer_accept` of the listening sockets.

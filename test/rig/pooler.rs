@@ -125,6 +125,13 @@ impl Pooler {
 
     /// Starts another program with `-R` and the same files; it takes over, and this is it then.
     pub(crate) fn replace(&mut self, program: &PathBuf) {
+        let mut old = self.succeed(program);
+        wait_until("the old one ends", || old.try_wait().unwrap().is_some());
+        assert_eq!(old.wait().unwrap().code(), Some(0), "{}", self.log());
+    }
+
+    /// As `replace`; the old process, which may stay for the connections that it keeps.
+    pub(crate) fn succeed(&mut self, program: &PathBuf) -> Child {
         let ups = self.log().matches("process up: ").count();
         let mut child = Self::spawn(program, &self.folder, &["-R"]);
         wait_until("the successor is up or gone", || {
@@ -132,8 +139,13 @@ impl Pooler {
         });
         let errors = std::fs::read_to_string(self.folder.join("stderr")).unwrap();
         assert!(self.log().matches("process up: ").count() > ups, "{errors}{}", self.log());
-        assert_eq!(self.wait_exit().code(), Some(0), "{}", self.log());
-        (self.child, self.reaped) = (child, None);
+        self.reaped = None;
+        std::mem::replace(&mut self.child, child)
+    }
+
+    /// Begins to replace it, by itself.
+    pub(crate) fn attempt(&self) -> Child {
+        Self::spawn(binary(), &self.folder, &["-R"])
     }
 
     /// Starts the program under test with `-R --adopt=soft`, which takes the old process's place and

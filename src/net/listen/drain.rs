@@ -10,7 +10,7 @@
 
 use super::{Listener, Listeners};
 use crate::base::Micros;
-use crate::net::sys;
+use crate::net::{sys, Net};
 use mio::net::TcpListener;
 use nix::sys::socket::{getsockopt, sockopt};
 use std::io;
@@ -68,6 +68,19 @@ impl Listeners {
 /// Whether a socket at this address hears the packets that come to it.
 pub(super) fn hear(socket: &impl AsFd, local: io::Result<SocketAddr>, on: bool) -> io::Result<()> {
     sys::ignore_packets(socket, local?.is_ipv6(), !on)
+}
+
+impl Net {
+    /// Begins to close the TCP listening sockets. Those who wait are to be accepted, then
+    /// [`Net::close_drained`] is asked, until it says true.
+    pub fn drain_tcp_listeners(&mut self) {
+        self.listeners.drain_tcp(self.now);
+    }
+
+    /// True if the TCP listening sockets are closed.
+    pub fn close_drained(&mut self) -> bool {
+        self.listeners.close_drained(self.now)
+    }
 }
 
 fn system_migrates() -> bool {
