@@ -149,7 +149,7 @@ impl Listeners {
             if let Err(text) = listeners.inherit_one(socket) {
                 return fatal(journal, text);
             }
-            socket_file = file.or(socket_file);
+            socket_file = file.and_then(SocketFile::at).or(socket_file);
         }
         listeners.socket_file = socket_file;
         listeners.watch(registry, token, journal)?;
@@ -161,8 +161,9 @@ impl Listeners {
     pub(super) fn file_of(&self, number: u32) -> Option<PathBuf> {
         let Some(Some(Listener::Unix(unix))) = self.all.get(number as usize) else { return None };
         let at = unix.local_addr().ok()?;
-        let ours = self.socket_file.as_deref()?;
-        let is_its_own = at.as_pathname()?.file_name() == ours.file_name();
+        let ours = self.socket_file.as_ref()?.path();
+        let bound = at.as_pathname()?.file_name();
+        let is_its_own = bound == ours.file_name() || bound == Some("spare".as_ref());
         std::path::absolute(ours).ok().filter(|_| is_its_own)
     }
 

@@ -3,7 +3,7 @@
 use nix::unistd::getuid;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A file that is to go with its process.
 #[derive(Debug)]
@@ -23,6 +23,11 @@ impl SocketFile {
     pub(super) fn at(path: PathBuf) -> Option<SocketFile> {
         let file = fs::symlink_metadata(&path).ok()?;
         (file.uid() == getuid().as_raw()).then(|| SocketFile { id: id(&file), path })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Removes it, unless it has been replaced.
