@@ -3,6 +3,7 @@
 #[path = "../rig/mod.rs"]
 mod rig;
 
+mod adopt;
 mod attrs;
 mod auth;
 mod auth_query;
@@ -49,6 +50,7 @@ mod protocol;
 mod replication;
 mod replication_tools;
 mod revoked;
+mod rolling;
 mod servers;
 mod service;
 mod sharing;

@@ -94,6 +94,8 @@ impl Core {
             mode,
             tls: _set_up_there,
             shutdown: _refused,
+            is_draining: _only_during_a_shutdown,
+            elder: _forgotten_with_its_cancel_requests,
             waiters: _with_their_consoles,
             stalled: _with_their_consoles_too,
             left_consoles: _with_consoles,
