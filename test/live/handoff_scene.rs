@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::rig::pooler::{binary, in_transactions, Pooler, Setup};
-use crate::rig::postgres::postgres;
+use crate::rig::postgres::{postgres, primary};
 use crate::rig::raw::Raw;
 use crate::rig::wait_until;
 use crate::rig::wire::{bind, execute, last_error, msg, parse, query, rows, startup, sync, tags};
@@ -247,6 +247,39 @@ fn what_the_operator_has_said_stays_in_force() {
     assert_eq!(tags(&console.query("RESUME")), "CZ");
     assert_eq!(cell(&open.until(b'Z')), "6");
     open.send(&terminate());
+}
+
+#[test]
+fn replication_connections_go_on() {
+    let server = primary();
+    let mut setup = Setup::trust("pool_mode = transaction\n");
+    setup.databases = format!("* = host={} port={}\n", server.folder.display(), server.port);
+    let mut pooler = Pooler::start(&setup);
+    let database = server.new_database();
+    let parameters =
+        [("user", "trusty"), ("database", database.as_str()), ("replication", "database")];
+    let mut client = pooler.tcp().login_with(&startup(0, &parameters), "trusty", "").unwrap().0;
+    let identity = client.value("IDENTIFY_SYSTEM");
+    let slot = format!("CREATE_REPLICATION_SLOT s{} TEMPORARY LOGICAL test_decoding", pooler.port);
+    assert!(tags(&client.query(&slot)).ends_with("CZ"));
+    server.value(&database, "create table t (x int)");
+    for _ in 0..2 {
+        pooler.replace(binary());
+        assert_eq!(pooler.show("CLIENTS", "replication", ("database", &database)), ["logical"]);
+        assert_eq!(client.value("IDENTIFY_SYSTEM"), identity);
+    }
+    let start = format!("START_REPLICATION SLOT s{} LOGICAL 0/0", pooler.port);
+    client.send(&query(&start));
+    client.until(b'W');
+    for text in ["first", "second"] {
+        server.value(&database, "insert into t values (1)");
+        // A keepalive, BEGIN, the row, COMMIT; they come while nobody asks.
+        let is_row = |msg: &Msg| String::from_utf8_lossy(&msg.body).contains("table public.t");
+        while !is_row(&client.recv().unwrap()) {}
+        if text == "first" {
+            pooler.replace(binary());
+        }
+    }
 }
 
 #[test]

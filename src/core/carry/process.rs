@@ -36,6 +36,9 @@ impl Core {
         if self.shutdown.is_some() {
             return Some("pooler is shutting down");
         }
+        if self.elder.is_some() {
+            return Some("the process before this one still has clients; use --adopt=soft again");
+        }
         (self.is_suspended() || self.mode == Mode::Suspended).then_some("already suspended/paused")
     }
 
