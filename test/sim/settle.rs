@@ -331,6 +331,7 @@ impl World {
                 self.round(100_000);
             }
         }
+        self.end_searches();
         if self.exit.is_some() {
             return;
         }
@@ -344,6 +345,16 @@ impl World {
             self.fail(&format!("SHUTDOWN: {mode:?} does not end with {states:?}"));
         }
         self.check_empty();
+    }
+
+    /// A pool that tries its hosts for the right kind of server comes to an end of that, too.
+    fn end_searches(&mut self) {
+        for _ in 0..100 {
+            if self.exit.is_some() || !self.is_searching() {
+                return;
+            }
+            self.round(100_000);
+        }
     }
 
     fn check_empty(&self) {

@@ -92,8 +92,9 @@ impl Server {
             self.fail_with(b"25P02", &format!("aborted {about}"), true);
         } else if command == "PFAIL" {
             self.fail_with(b"42601", &format!("syntax {about}"), true);
-        } else if self.statements.contains_key(name) {
-            if is_pooled(name) {
+        } else if let Some(has) = self.statements.get(name) {
+            // The same again is how the pooler has a client told that its name is in use.
+            if is_pooled(name) && (has.sql != sql || has.types != types) {
                 return Err(format!("STATEMENTS: Parse of {name:?}, which the server has"));
             }
             self.fail_with(b"42P05", &format!("{name} exists {about}"), true);
