@@ -111,7 +111,8 @@ impl Core {
         self.touch(id);
         let answer = answer(left, kind);
         if answer.error {
-            // Either would have been the end of it before anything else (protocol 55.2.3).
+            // Either would have been the end of it before anything else (protocol 55.2.3); so would
+            // Close, which has ended it before it waited.
             if kind == FromClient::Query
                 || kind == FromClient::Parse && packet.seen.starts_with(&[0])
             {

@@ -41,6 +41,8 @@ pub struct Expected {
     pub text: Option<Text>,
     /// It may be about a statement that does not exist.
     pub may_miss: bool,
+    /// It was said behind a request that forgets all names, before that was answered.
+    pub behind_clear: bool,
     /// What it does to the client's names.
     pub op: Op,
     /// It is about a name in a way that can't be done.

@@ -227,12 +227,15 @@ impl Names {
         match request.op {
             Op::Use(name) => {
                 request.text = known(name).map(|known| known.text);
-                request.may_miss = request.text.is_none() || self.is_clearing();
+                request.behind_clear |= self.is_clearing();
+                request.may_miss = request.text.is_none() || request.behind_clear;
                 request.wrong = wrong(name, Wrong::Missing).filter(|_| request.text.is_none());
             }
             Op::Prepare(name, text) => {
-                request.text = Some(text);
                 request.wrong = wrong(name, Wrong::Taken).filter(|_| known(name).is_some());
+                // Who is told that the name is in use is told of what it stands for.
+                let told = known(name).filter(|_| request.wrong.is_some());
+                request.text = Some(told.map_or(text, |known| known.text));
             }
             Op::Forget(name) => request.may_miss = known(name).is_none(),
             Op::Clear => {
@@ -331,8 +334,8 @@ impl Client {
     }
 
     /// ReadyForQuery behind an error: what was skipped. The pooler keeps names of Parses that were
-    /// not done, but nobody can say what the unnamed statement is then; of a batch that it has
-    /// ignored itself it keeps nothing.
+    /// not done, but nobody can say what the unnamed statement is then. Of a batch that it has
+    /// ignored itself nothing is kept, but what the first request does to the unnamed statement.
     pub fn end_failed(&mut self, count: usize) {
         let ignored = std::mem::take(&mut self.names.ignored);
         let skipped: Vec<Expected> = self.expected.drain(..count).collect();
@@ -340,7 +343,7 @@ impl Client {
         let answered = &mut self.names.answered;
         match skipped.first() {
             Some(first) if ignored => {
-                if of_none(first) || first.op == Op::Query {
+                if of_none(first) || matches!(first.op, Op::Query | Op::Close(Name::NONE)) {
                     answered.end_unnamed();
                 }
             }

@@ -347,13 +347,17 @@ impl World {
         self.check_empty();
     }
 
-    /// A pool that tries its hosts for the right kind of server comes to an end of that, too.
+    /// A pool that tries its hosts for the right kind of server comes to an end of that, too, and who
+    /// has waited for it is served.
     fn end_searches(&mut self) {
-        for _ in 0..100 {
-            if self.exit.is_some() || !self.is_searching() {
+        let mut left = 0;
+        for _ in 0..200 {
+            left = if self.is_searching() { 20 } else { left };
+            if left == 0 || self.exit.is_some() {
                 return;
             }
             self.round(100_000);
+            left -= 1;
         }
     }
 
