@@ -163,10 +163,13 @@ impl World {
         match word {
             "PAUSE" => {
                 self.facts.paused = true;
-                self.pausing.insert(id);
+                // Whoever asks when the end is decided gets no answer any more.
+                if self.exit.is_none() {
+                    self.pausing.insert(id);
+                }
             }
             "SUSPEND" if active => self.suspender = Some(id),
-            "WAIT_CLOSE" => {
+            "WAIT_CLOSE" if self.exit.is_none() => {
                 self.closing.insert(id, name.to_owned());
             }
             "RESUME" => self.facts.resumed = true,

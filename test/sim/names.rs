@@ -362,6 +362,13 @@ impl Client {
         }
     }
 
+    /// True if it is using an unnamed statement without having one, and nobody looks after it any
+    /// more: whatever the server has is run.
+    pub fn runs_anything(&self) -> bool {
+        let uses_none = |e: &Expected| e.op == Op::Use(Name::NONE) && e.text.is_none();
+        self.names.hazy && self.expected.front().is_some_and(uses_none)
+    }
+
     /// What a reply shows of the statement that was run.
     pub fn check_text(&self, head: &Expected, tag: u8, body: &[u8]) -> Result<(), String> {
         let print = texts::find_print(body);

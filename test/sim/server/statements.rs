@@ -22,7 +22,10 @@ pub struct Statement {
 /// A statement that has been bound.
 pub struct Portal {
     statement: Statement,
+    /// What replies carry.
     mark: Mark,
+    /// The Bind's own, if it has one.
+    asker: Mark,
 }
 
 /// True if the pooler has made up this name: clients use lower-case letters.
@@ -123,13 +126,14 @@ impl Server {
         let Some(mark) = own.or(value) else {
             return Err(format!("HEART: Bind of {name:?} without a mark"));
         };
-        self.enter(mark, &[])?;
+        let asker = value.unwrap_or(mark);
+        self.enter(asker, &[])?;
         let (_, command) = speech::read_request(&statement.sql);
         if self.refuses(command) {
             self.fail(mark, true, "aborted");
             return Ok(());
         }
-        self.portals.insert(portal.to_owned(), Portal { statement, mark });
+        self.portals.insert(portal.to_owned(), Portal { statement, mark, asker });
         self.say(|out| write::packet(out, b'2', |_| {}));
         Ok(())
     }
@@ -172,8 +176,8 @@ impl Server {
         let Some(portal) = self.portals.get(name) else {
             return Err(format!("HEART: Execute of unknown portal {name:?}"));
         };
-        let (statement, mark) = (portal.statement.clone(), portal.mark);
-        self.enter(mark, &[])?;
+        let (statement, mark, asker) = (portal.statement.clone(), portal.mark, portal.asker);
+        self.enter(asker, &[])?;
         self.print = statement.print;
         let (_, command) = speech::read_request(&statement.sql);
         self.execute(mark, command, true, dice);
