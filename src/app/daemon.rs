@@ -3,11 +3,13 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::resource::{getrlimit, Resource};
 use nix::sys::signal::kill;
 use nix::unistd::{self, Pid, User};
@@ -46,8 +48,13 @@ pub fn refuse_root() -> Result<(), String> {
 
 /// `-d` (config 7.4): only a grandchild of the calling process returns from this. It leads no
 /// session, has no terminal, and its standard streams are /dev/null, but standard error only if it is
-/// not to be kept.
-pub fn go_to_background(pidfile: &str, keeps_errors: bool) -> Result<(), String> {
+/// not to be kept. With `is_awaited` the calling process ends when a byte is written to what is
+/// returned, with exit code 1 if that is closed without one.
+pub fn go_to_background(
+    pidfile: &str,
+    keeps_errors: bool,
+    is_awaited: bool,
+) -> Result<Option<OwnedFd>, String> {
     if pidfile.is_empty() {
         return Err("daemon needs pidfile configured".to_string());
     }
@@ -58,10 +65,13 @@ pub fn go_to_background(pidfile: &str, keeps_errors: bool) -> Result<(), String>
         .and_then(|()| unistd::dup2_stdout(&null))
         .and_then(|()| if keeps_errors { Ok(()) } else { unistd::dup2_stderr(&null) })
         .map_err(failed("dup2"))?;
-    sys::go_on_in_child().map_err(failed("fork"))?;
+    let pipe = is_awaited.then(|| unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe")));
+    let (awaited, news) = pipe.transpose()?.unzip();
+    sys::go_on_in_child(awaited, news.as_ref()).map_err(failed("fork"))?;
     unistd::setsid().map_err(failed("setsid"))?;
     // The leader of a session could come by a terminal again; its child can't.
-    sys::go_on_in_child().map_err(failed("fork"))
+    sys::go_on_in_child(None, None).map_err(failed("fork"))?;
+    Ok(news)
 }
 
 /// What a look at the pidfile before the start found.
@@ -255,6 +265,7 @@ mod tests {
 
     #[test]
     fn switches_that_cannot_be_followed_are_refused() {
-        assert_eq!(go_to_background("", false), Err("daemon needs pidfile configured".to_string()));
+        let refused = go_to_background("", false, false).err();
+        assert_eq!(refused.as_deref(), Some("daemon needs pidfile configured"));
     }
 }

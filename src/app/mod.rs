@@ -4,6 +4,9 @@ pub mod args;
 pub mod clock;
 pub mod daemon;
 mod files;
+mod handover;
+mod heir;
+mod keep;
 pub mod log;
 mod options;
 mod service;
@@ -25,6 +28,7 @@ use service::Service;
 use signal::Signals;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use takeover::Takeover;
 use turn::{Process, SIGNALS};
@@ -112,14 +116,57 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     if takeover.is_none() {
         refuse_second_instance(&settings, has_sockets, &mut starting)?;
     }
-    if run.daemon {
-        // As part of a unit a successor writes to where the old process has.
-        let keeps_log = run.reboot && service.is_present();
-        starting.check(daemon::go_to_background(&settings.pidfile, keeps_log))?;
-        if !keeps_log {
-            starting.log.set_quiet();
+    let is_awaited = matches!(takeover, Some(Takeover::Everything(_)));
+    let news = go_to_background(run, &settings, &service, is_awaited, &mut starting)?;
+    let mut process = assemble(core, tls, service, clock, starting)?;
+    let code = match open(&mut process, &settings, takeover) {
+        Ok(()) => {
+            // Whoever has started us may go on.
+            let _ = news.map(|pipe| std::fs::File::from(pipe).write_all(b"!"));
+            process.run()
         }
+        Err(Fatal) => 1,
+    };
+    if let Some(kept) = process.handed_over.take() {
+        return Ok(keep::keep(process, kept));
     }
+    // Another process may listen on it already.
+    if !process.core.is_suspended() {
+        process.net.listeners().remove_socket_file();
+    }
+    Ok(code)
+}
+
+/// `-d`; what is returned is told when the start is over, if somebody awaits that.
+fn go_to_background(
+    run: &Run,
+    settings: &Settings,
+    service: &Service,
+    is_awaited: bool,
+    starting: &mut Starting,
+) -> Result<Option<OwnedFd>, Fatal> {
+    if !run.daemon {
+        return Ok(None);
+    }
+    // As part of a unit a successor writes to where the old process has.
+    let keeps_log = run.reboot && service.is_present();
+    let gone = daemon::go_to_background(&settings.pidfile, keeps_log, is_awaited);
+    let news = starting.check(gone)?;
+    if !keeps_log {
+        starting.log.set_quiet();
+    }
+    Ok(news)
+}
+
+/// All that a process needs but its listening sockets.
+fn assemble(
+    core: Core,
+    tls: Tls,
+    service: Service,
+    clock: Clock,
+    mut starting: Starting,
+) -> Result<Process, Fatal> {
+    let settings = core.settings().clone();
     let expected = expected_descriptors(&core, &settings);
     let limit = daemon::limit_line(i64::from(settings.max_client_conn), expected);
     starting.say(Level::Log, limit)?;
@@ -129,7 +176,7 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let mut net = starting.check(net.map_err(setup_failed))?;
     net.set_tls(tls);
     let signals = starting.check(Signals::install().map_err(setup_failed))?;
-    let mut process = Process {
+    Ok(Process {
         core,
         net,
         log: starting.log,
@@ -138,17 +185,10 @@ fn start(run: &Run) -> Result<u8, Fatal> {
         next_tick: clock.now(),
         clock,
         exit: None,
-    };
-    let opened = open(&mut process, &settings, takeover);
-    let code = match opened {
-        Ok(_) => process.run(),
-        Err(Fatal) => 1,
-    };
-    // Another process may listen on it already.
-    if !process.core.is_suspended() {
-        process.net.listeners().remove_socket_file();
-    }
-    Ok(code)
+        handover: None,
+        handed_over: None,
+        pidfile: None,
+    })
 }
 
 /// `-R`: has a running process hand over what it has; `None` if there is none.
@@ -174,7 +214,7 @@ fn open(
     process: &mut Process,
     settings: &Settings,
     takeover: Option<Takeover>,
-) -> Result<Option<daemon::OwnPidfile>, Fatal> {
+) -> Result<(), Fatal> {
     if let Err(error) = process.net.watch(process.signals.source(), SIGNALS) {
         return Err(fail(process, setup_failed(error)));
     }
@@ -186,17 +226,16 @@ fn open(
     if opened.is_err() || process.exit.is_some() {
         return Err(Fatal);
     }
-    let pidfile = match settings.pidfile.as_str() {
-        "" => None,
-        name => match daemon::OwnPidfile::create(Path::new(name)) {
-            Ok(pidfile) => Some(pidfile),
+    if !settings.pidfile.is_empty() {
+        match daemon::OwnPidfile::create(Path::new(&settings.pidfile)) {
+            Ok(pidfile) => process.pidfile = Some(pidfile),
             Err(text) => return Err(fail(process, text)),
-        },
-    };
+        }
+    }
     process.core.journal.line(Level::Log, args::process_up(&cares::version()));
     process.print();
     process.service.ready();
-    Ok(pidfile)
+    Ok(())
 }
 
 /// Listens at the sockets of the service manager if it has passed some, otherwise at our own.

@@ -3,6 +3,7 @@
 //! itself when this one is gone.
 
 use super::daemon::{self, Pidfile};
+use super::heir;
 use super::turn::Process;
 use super::Fatal;
 use crate::base::{Journal, Level};
@@ -22,8 +23,16 @@ const PATIENCE: u32 = 5;
 /// After so many steps it is said that this takes long.
 const LONG: u32 = 100;
 
+/// How we come by what an old process has.
+pub(super) enum Takeover {
+    /// It is a PgBouncer, or an older one of us; this is what it has handed over.
+    Sockets(Box<Sockets>),
+    /// It is one of us, and will hand over everything when we are ready for it.
+    Everything(Box<Old>),
+}
+
 /// What an old process has handed over, and the line to it.
-pub(super) struct Takeover {
+pub(super) struct Sockets {
     old: Old,
     listeners: Vec<OwnedFd>,
     /// Connections that go on.
@@ -44,14 +53,17 @@ pub(super) fn begin(
     };
     journal.line(Level::Log, "takeover_init: launching connection".into());
     old.log_in()?;
+    if old.knows_handoff()? {
+        return Ok(Some(Takeover::Everything(Box::new(old))));
+    }
     journal.line(Level::Log, "login OK, sending SUSPEND".into());
     old.suspend()?;
     journal.line(Level::Log, "SUSPEND finished, sending SHOW FDS".into());
     let sockets = old.sockets()?;
-    let takeover = sort(old, sockets, settings, core, journal)?;
+    let sockets = sort(old, sockets, settings, core, journal)?;
     journal.line(Level::Log, "SHOW FDS finished".into());
     journal.line(Level::Log, "disko over, going background".into());
-    Ok(Some(takeover))
+    Ok(Some(Takeover::Sockets(Box::new(sockets))))
 }
 
 /// Says that there is no old process, if one was asked for.
@@ -69,8 +81,8 @@ fn sort(
     settings: &Settings,
     core: &mut Core,
     journal: &mut Journal,
-) -> Result<Takeover, String> {
-    let mut takeover = Takeover { old, listeners: vec![], streams: vec![], idle: vec![] };
+) -> Result<Sockets, String> {
+    let mut takeover = Sockets { old, listeners: vec![], streams: vec![], idle: vec![] };
     let mut rows = Vec::new();
     let mut streams = Vec::new();
     for Inherited { record, socket } in sockets {
@@ -104,7 +116,25 @@ fn listening_at(socket: &OwnedFd, settings: &Settings) -> String {
 
 impl Takeover {
     /// Ends the old process and goes on where it was. Everything else is ready.
-    pub(super) fn finish(mut self, process: &mut Process, pidfile: &str) -> Result<(), Fatal> {
+    pub(super) fn finish(self, process: &mut Process, pidfile: &str) -> Result<(), Fatal> {
+        match self {
+            Takeover::Sockets(sockets) => sockets.finish(process, pidfile),
+            Takeover::Everything(mut old) => {
+                if let Err(text) = heir::go_on(process, &mut old) {
+                    process.say(Level::Fatal, text);
+                    return Err(Fatal);
+                }
+                if !pidfile.is_empty() {
+                    wait_for_pidfile(process, Path::new(pidfile));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Sockets {
+    fn finish(mut self, process: &mut Process, pidfile: &str) -> Result<(), Fatal> {
         process.say(Level::Log, "sending SHUTDOWN;".into());
         // A unit whose main process ends has ended.
         process.service.become_main();

@@ -1,6 +1,8 @@
 //! One turn of the loop, and the only place where actions are performed.
 
 use super::clock::Clock;
+use super::daemon::OwnPidfile;
+use super::handover::{self, Handover, Kept};
 use super::log::{Broken, LocalZone, Log};
 use super::service::Service;
 use super::signal::{Signal, Signals};
@@ -39,6 +41,11 @@ pub(super) struct Process {
     pub(super) next_tick: Micros,
     /// Set when the loop is to end.
     pub(super) exit: Option<u8>,
+    /// A successor has asked for everything.
+    pub(super) handover: Option<Handover>,
+    /// A successor goes on with everything; these connections are left to be kept.
+    pub(super) handed_over: Option<Kept>,
+    pub(super) pidfile: Option<OwnPidfile>,
 }
 
 /// What the console asks the process for.
@@ -101,6 +108,7 @@ impl Process {
         let is_due = self.core.is_pending() || self.core.has_left(|id| is_heard(net, id));
         let until_tick = match is_due {
             true => Micros(0),
+            false if self.handover.is_some() => handover::LOOK,
             false => self.next_tick.since(self.clock.now()),
         };
         if let Err(error) = self.net.wait(Duration::from_micros(until_tick.0)) {
@@ -148,6 +156,7 @@ impl Process {
             self.core.check_suspension(|peer| net.is_quiet(peer));
             self.perform();
         }
+        self.hand_over_when_settled();
         self.print();
     }
 
@@ -223,6 +232,7 @@ impl Process {
                 Action::Console(id) => self.console(id),
                 Action::Reload(console) => self.reload(console),
                 Action::Suspend(on) => self.net.suspend(on),
+                Action::Handoff(console) => self.begin_handover(console),
                 Action::CloseTcpListeners => self.net.close_tcp_listeners(),
                 Action::Exit(code) => {
                     self.exit.get_or_insert(code);
@@ -284,7 +294,7 @@ impl Process {
     }
 
     /// Sets TLS up again; on failure all stays as it was.
-    fn reload_tls(&mut self) -> bool {
+    pub(super) fn reload_tls(&mut self) -> bool {
         match self.net.tls().renewed(self.core.settings()) {
             Ok(tls) => {
                 self.set_tls(tls);

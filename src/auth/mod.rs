@@ -19,5 +19,5 @@ pub use names::Names;
 pub use scram::{mock_salt, PassKeys, SaltedKeys, ScramSecret, MECHANISM, MECHANISM_PLUS};
 pub use scram_client::{Challenge, ClientExchange, Credential};
 pub use scram_error::ScramError;
-pub use scram_server::{mechanisms, Accepted, ServerExchange, Verifier};
+pub use scram_server::{mechanisms, Accepted, ServerExchange, Verifier, EXCHANGE_TAGS};
 pub use secret::{check_md5, check_plain, Secret};

@@ -21,6 +21,12 @@ impl Names {
         Names { dns: dns.collect(), ips: ips.collect(), common }
     }
 
+    /// All of them as they are: those of kind dNSName, of kind iPAddress, and the common name.
+    pub fn parts(&self) -> [&[Box<[u8]>]; 3] {
+        let Names { dns, ips, common } = self;
+        [dns, ips, common.as_slice()]
+    }
+
     /// The common name, unless there is a NUL byte in it.
     pub fn common(&self) -> Option<&[u8]> {
         self.common.as_deref().filter(|name| !name.contains(&0))

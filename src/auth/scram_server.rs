@@ -1,11 +1,15 @@
 //! SCRAM-SHA-256 towards clients: we are the one who verifies (auth 5.1, 5.2).
 
+mod handed;
+
 use super::key::{same, Key};
 use super::scram::{hash, hmac, PassKeys, ScramSecret, GS2_BOUND, MECHANISM, MECHANISM_PLUS};
 use super::scram_error::ScramError;
 use super::scram_text::{binding, decode, encode, until_nul, Reader};
 use std::borrow::Cow;
 use zeroize::Zeroizing;
+
+pub use handed::EXCHANGE_TAGS;
 
 /// AuthenticationSASLContinue fits into 512 bytes, of which 9 are header.
 const MAX_FIRST: usize = 503;

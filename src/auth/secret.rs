@@ -1,8 +1,8 @@
 //! Stored secrets and how they judge what a client sends.
 
-use super::key::same;
+use super::key::{same, Key};
 use super::md5::{md5_answer, md5_answer_from_password, md5_hash, Md5Hash};
-use super::scram::ScramSecret;
+use super::scram::{hmac, ScramSecret};
 use super::scram_error::ScramError;
 use std::fmt;
 use zeroize::Zeroizing;
@@ -56,6 +56,12 @@ impl Secret {
             Self::Md5(hash) => Ok(md5_answer(hash.as_bytes(), salt)),
             Self::Scram(_) => Err(ScramError::Md5WithScramSecret),
         }
+    }
+
+    /// Tells two processes that know `process_key` whether they have the same secret, and nobody
+    /// else anything.
+    pub fn fingerprint(&self, process_key: &[u8; 32]) -> Key {
+        hmac(process_key, &[&self.cleartext_answer()])
     }
 }
 
@@ -139,6 +145,17 @@ mod tests {
             ("SCRAM-SHA-256$1:$:".into(), "Plain(..)"),
         ] {
             assert_eq!(format!("{:?}", Secret::classify(text.as_bytes())), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn fingerprints_are_equal_where_secrets_are() {
+        for (at, one) in of_each_kind().iter().enumerate() {
+            for (other_at, other) in of_each_kind().iter().enumerate() {
+                let same = one.fingerprint(&[1; 32]) == other.fingerprint(&[1; 32]);
+                assert_eq!(same, at == other_at, "{one:?} {other:?}");
+            }
+            assert_ne!(one.fingerprint(&[1; 32]), one.fingerprint(&[2; 32]));
         }
     }
 

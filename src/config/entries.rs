@@ -169,6 +169,22 @@ impl DatabaseEntry {
                 == other.target_session_attrs.unwrap_or_default()
     }
 
+    /// All that `connects_like` compares, as a text for another process.
+    pub fn place(&self) -> String {
+        let balance = self.load_balance_hosts.unwrap_or_default().word();
+        let attrs = self.target_session_attrs.unwrap_or_default().word();
+        let names = [
+            &self.dbname,
+            &self.host,
+            &self.ports().show(),
+            &self.user,
+            &self.connect_query,
+            &self.auth_dbname,
+            &self.auth_query,
+        ];
+        format!("{names:?} {balance} {attrs} ")
+    }
+
     fn ports(&self) -> Ports {
         self.port.clone().unwrap_or(SERVER_PORT.into())
     }
@@ -529,6 +545,7 @@ mod tests {
         ] {
             let other = database("a", string).0.unwrap_or_default();
             assert_eq!(base.connects_like(&other), alike, "{string}");
+            assert_eq!(base.place() == other.place(), alike, "{string}");
         }
     }
 }

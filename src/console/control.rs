@@ -1,12 +1,14 @@
 //! Commands that do something (admin 4).
 
 use super::show::parameter;
+use super::table::{long, Table};
 use super::{Answer, Call, Outcome, Refusal, TLS_KEPT};
 use crate::base::Level;
 use crate::config::SetError;
 use crate::core::client::Access;
 use crate::core::database::{DatabaseId, Source};
 use crate::core::pause::{Mode, Shutdown};
+use crate::net::handoff::FORMAT;
 use crate::wire::write;
 use std::borrow::Cow;
 
@@ -202,6 +204,26 @@ pub(super) fn reload(call: &mut Call<'_>, _: &str) -> Outcome {
     Ok(Answer::Later)
 }
 
+/// HANDOFF 0: which format of a handoff is known. HANDOFF n: hands over everything (doc/handoff.md).
+/// For anybody but the process's own user there is no such command.
+pub(super) fn handoff(call: &mut Call<'_>, format: &str) -> Outcome {
+    if !call.core.is_own_user(call.id) {
+        return Err(Refusal::Invalid);
+    }
+    match format {
+        "0" => Ok(Answer::Rows(Table::new(&[long("format", |format| *format)], [FORMAT]))),
+        format if format.parse() == Ok(FORMAT) => {
+            if let Some(text) = call.core.refuses_handoff() {
+                return Err(text.into());
+            }
+            call.log_issued("HANDOFF", "");
+            call.core.request_handoff(call.id);
+            Ok(Answer::Later)
+        }
+        other => Err(format!("unknown format of a handoff: {other}").into()),
+    }
+}
+
 /// SHUTDOWN: at once there is no answer, as nobody is left to give it.
 pub(super) fn shutdown(call: &mut Call<'_>, how: &str) -> Outcome {
     let how = match how.to_ascii_uppercase().as_str() {
@@ -232,12 +254,7 @@ pub(super) fn set(call: &mut Call<'_>, key: &str, value: &str) -> Outcome {
         return Ok(Answer::Noticed(reply, "SET".into()));
     }
     call.check(Access::Admin)?;
-    let mut result = Ok(());
-    call.core.change_settings(|settings| {
-        result = settings.assign(key, value, false);
-        result.is_ok()
-    });
-    let complaint = match result {
+    let complaint = match call.core.set_parameter(key, value) {
         Ok(()) => return changed(call, key, format!("SET {key}={value}")),
         Err(SetError::Unknown) => Some(format!("unknown parameter: pgbouncer/{key}")),
         Err(SetError::Refused(complaint)) => complaint.map(str::to_owned),

@@ -171,6 +171,26 @@ impl Fixture {
         id
     }
 
+    /// Another process goes on with everybody but the console that asks for it; who they are there.
+    pub(super) fn hand_over(&mut self, except: ClientId) -> (Fixture, Vec<(Peer, Peer)>) {
+        let mut to = Fixture::new();
+        to.core.now = Micros(START.0 * 3);
+        let rows = self.core.hand_out(except);
+        let from = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
+        let ends = rows.iter().map(|(row, peer)| (row.clone(), peer.map(|_| from)));
+        let taken = to.core.take_in(ends.collect());
+        let pairs = rows.iter().map(|(_, peer)| *peer).zip(taken.peers);
+        let there = pairs.filter_map(|(old, new)| old.zip(new)).collect::<Vec<_>>();
+        for (old, new) in &there {
+            if let (Peer::Client(old), Peer::Client(new)) = (old, new) {
+                to.unread.extend(self.unread.get(old).map(|bytes| (*new, bytes.clone())));
+                to.waiting.extend(self.waiting.get(old).map(|_| *new));
+            }
+        }
+        to.pump();
+        (to, there)
+    }
+
     /// A client that has not said anything yet.
     pub(super) fn stranger(&mut self) -> ClientId {
         let remote = Addr::Inet("127.0.0.1:4001".parse().unwrap());
@@ -322,6 +342,7 @@ impl Fixture {
                 Action::Send(Peer::Server(_), _)
                 | Action::StartTls(_)
                 | Action::Suspend(_)
+                | Action::Handoff(_)
                 | Action::Job(..)
                 | Action::Abandon(_) => {}
             }

@@ -16,6 +16,8 @@ mod fds;
 mod fixture;
 mod grammar;
 #[cfg(test)]
+mod handoff_tests;
+#[cfg(test)]
 mod hold_tests;
 mod memory;
 #[cfg(test)]
@@ -226,6 +228,7 @@ static COMMANDS: &[Command] = &[
     command("SUSPEND", Access::Admin, Argument::None, &["SUSPEND"], control::suspend),
     command("SHUTDOWN", Access::Admin, Argument::OneOf(control::SHUTDOWN_WORDS),
         &["SHUTDOWN", "SHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS"], control::shutdown),
+    command("HANDOFF", Access::Admin, Argument::Any, &[], control::handoff),
     command("WAIT_CLOSE", Access::Admin, Argument::Any, &["WAIT_CLOSE [<db>]"], control::wait_close),
 ];
 

@@ -200,7 +200,7 @@ impl Client {
 /// What `Core::prefix` shows of an object: an identifier made from its number, stable while it
 /// lives and never used again, in the form of the reference's addresses.
 pub fn pointer(number: u64) -> u64 {
-    0x0055_0000_0000 + number * 0x400
+    number.wrapping_mul(0x400).wrapping_add(0x0055_0000_0000)
 }
 
 #[cfg(test)]

@@ -25,13 +25,13 @@ pub struct Console {
     /// What the extended protocol keeps from one packet to the next.
     pub extended: Extended,
     /// Requests that have not been run. If they may be run, `Action::Console` is on its way.
-    queue: VecDeque<Ask>,
+    pub(super) queue: VecDeque<Ask>,
     /// Simple queries that are not answered yet.
-    owed: u32,
+    pub(super) owed: u32,
     /// A command whose answer everything else has to wait for; how it came.
-    hold: Option<Way>,
+    pub(super) hold: Option<Way>,
     /// The client is not read until the queue is empty, or nothing in it would be missed.
-    stalled: bool,
+    pub(super) stalled: bool,
 }
 
 /// How a command came, and so how its answer ends.
@@ -335,9 +335,19 @@ impl Core {
     /// RELOAD: `app` reads the files and answers the console. It is a command like any other to who
     /// asks, so nothing passes it.
     pub fn request_reload(&mut self, id: ClientId) {
+        self.hold(id);
+        self.actions.push_back(Action::Reload(Some(id)));
+    }
+
+    /// HANDOFF: `app` hands over everything to who asks. Nothing passes it.
+    pub fn request_handoff(&mut self, id: ClientId) {
+        self.hold(id);
+        self.actions.push_back(Action::Handoff(id));
+    }
+
+    fn hold(&mut self, id: ClientId) {
         if let Some(console) = self.console_mut(id) {
             console.hold.get_or_insert(Way::Query);
         }
-        self.actions.push_back(Action::Reload(Some(id)));
     }
 }

@@ -177,13 +177,19 @@ impl Core {
         if let Some(id) = self.existing_database(name) {
             return Some(id);
         }
+        let id = self.make_auto_database(name)?;
+        self.client_log(client, Level::Log, &format!("registered new auto-database: {name}"));
+        Some(id)
+    }
+
+    /// A database made from the `*` entry if there is one, for a name that is not known.
+    pub(super) fn make_auto_database(&mut self, name: &str) -> Option<DatabaseId> {
         let string = self.autodb.clone()?;
         if name.len() > DATABASE_NAME_MAX {
             self.journal.line(Level::Warning, format!("too long db name: {name}"));
             return None;
         }
         let entry = config::parse_autodb(name, &string, &mut self.journal)?;
-        self.client_log(client, Level::Log, &format!("registered new auto-database: {name}"));
         Some(self.add_database(name, entry, Source::Auto))
     }
 

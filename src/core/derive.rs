@@ -5,7 +5,7 @@ use super::database::{DatabaseId, UserId};
 use super::face::{Action, ClientId, Peer, ServerId};
 use super::fault::{self, Fault};
 use super::jobs::{Awaited, Derivation, Job, JobId, Outcome};
-use super::login::Proof;
+use super::login::{Proof, Stage};
 use super::pool::PoolId;
 use super::Core;
 use crate::auth::{self, SaltedKeys, ScramError, ScramSecret, Secret, Verifier};
@@ -188,6 +188,7 @@ impl Core {
     }
 
     fn derive_from(&mut self, id: ClientId, given: &[u8], salt: Vec<u8>, iterations: u32) {
+        self.set_stage(id, Stage::Plain);
         let password = Zeroizing::new(given.to_vec());
         let job = Job::Derive(Derivation { password, salt, iterations });
         let job = self.start_job(job, Awaited::Password(id));
@@ -301,8 +302,8 @@ impl Core {
 
 /// Keys from the last SCRAM login to a server, with the password that they were derived from.
 pub(super) struct KeptKeys {
-    password: Zeroizing<Vec<u8>>,
-    keys: SaltedKeys,
+    pub(super) password: Zeroizing<Vec<u8>>,
+    pub(super) keys: SaltedKeys,
 }
 
 impl KeptKeys {

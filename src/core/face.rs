@@ -180,6 +180,8 @@ pub enum Action {
     Console(ClientId),
     /// Read the configuration again; the console client, if any, awaits the answer.
     Reload(Option<ClientId>),
+    /// Hand over everything to the successor behind this console.
+    Handoff(ClientId),
     /// Close the TCP listening sockets.
     CloseTcpListeners,
     /// Stop accepting clients and reading between packets (SUSPEND); or go on. Said again when

@@ -86,6 +86,18 @@ impl Hosts {
         self.round.any_will_do
     }
 
+    /// What a successor goes on from: which element is next, when no standby was found. A round
+    /// begins anew, as its connection is not carried over.
+    pub(super) fn hand_out(&self) -> (u32, Option<Micros>) {
+        let Hosts { next, round: _round, no_standby } = self;
+        (*next, *no_standby)
+    }
+
+    /// Goes on where a predecessor was.
+    pub(super) fn take_in(&mut self, next: u32, no_standby: Option<Micros>) {
+        (self.next, self.no_standby) = (next, no_standby);
+    }
+
     /// The list is another one.
     pub(super) fn start_over(&mut self) {
         self.round = Round::default();

@@ -69,6 +69,18 @@ impl Core {
         }
     }
 
+    /// A client counts for whom it says; see [`Core::uncount`].
+    pub(super) fn count_client(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get(id) else { return };
+        let (database, user) = self.counted_by(client);
+        if let Some(database) = database.and_then(|database| self.databases.get_mut(database)) {
+            database.clients = database.clients.saturating_add(1);
+        }
+        if let Some(user) = user.and_then(|user| self.users.get_mut(user)) {
+            user.clients = user.clients.saturating_add(1);
+        }
+    }
+
     /// A client that is gone, or has turned into a cancel request, counts no more.
     pub(super) fn uncount(&mut self, (database, user): (Option<DatabaseId>, Option<UserId>)) {
         if let Some(database) = database.and_then(|database| self.databases.get_mut(database)) {

@@ -33,7 +33,7 @@ pub(super) struct Login {
     pub(super) method: Option<Method>,
     /// Name of the user at the other end of a Unix socket, if some rule asks for it.
     pub(super) system_user: Option<Box<str>>,
-    admin: Option<Access>,
+    pub(super) admin: Option<Access>,
     /// The version of the user's secret that its proof is held against.
     pub(super) held_against: Option<u64>,
     /// The job that has to end before it is read on.

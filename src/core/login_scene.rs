@@ -6,7 +6,7 @@ use super::face::{Action, Addr, ClientId, Decisions, Origin, Packet, Peer, Serve
 use super::jobs::{Job, JobId, Outcome};
 use super::{Core, Surroundings};
 use crate::auth::{self, Challenge, ClientExchange, Credential, SaltedKeys, ScramSecret};
-use crate::base::{Journal, Micros};
+use crate::base::{Id, Journal, Micros};
 use crate::config::{self, hba, ident::IdentMaps, Settings};
 use crate::wire::write;
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ pub(super) struct Scene {
     /// All that was sent to each connection.
     pub(super) sent: Vec<(Peer, Vec<u8>)>,
     /// Packets that wait for the end of something.
-    unread: BTreeMap<ClientId, Vec<u8>>,
+    pub(super) unread: BTreeMap<ClientId, Vec<u8>>,
 }
 
 pub(super) fn packet(bytes: &[u8]) -> Packet<'_> {
@@ -112,6 +112,31 @@ impl Scene {
             self.core.server_packet(id, packet(bytes), &mut Sink::default());
         }
         self.act();
+    }
+
+    /// Another core goes on with everybody: who they are there. What they have heard and what waits
+    /// of theirs goes with them.
+    pub(super) fn hand_over(&self, to: &mut Scene) -> BTreeMap<ClientId, ClientId> {
+        let at = Addr::Inet(([127, 0, 0, 1], 4000).into());
+        let from = Origin { remote: at, local: Addr::Unknown, uid: None };
+        let (rows, peers): (Vec<_>, Vec<_>) = self.core.hand_out(Id::none()).into_iter().unzip();
+        let ends = peers.iter().map(|peer| peer.map(|_| from));
+        let taken = to.core.take_in(rows.into_iter().zip(ends).collect());
+        let pairs = peers.into_iter().zip(taken.peers).filter_map(|pair| match pair {
+            (Some(Peer::Client(old)), Some(Peer::Client(new))) => Some((old, new)),
+            _ => None,
+        });
+        let there: BTreeMap<ClientId, ClientId> = pairs.collect();
+        for (peer, bytes) in &self.sent {
+            if let Some(new) = old_client(*peer).and_then(|old| there.get(&old)) {
+                to.sent.push((Peer::Client(*new), bytes.clone()));
+            }
+        }
+        for (old, bytes) in &self.unread {
+            to.unread.extend(there.get(old).map(|new| (*new, bytes.clone())));
+        }
+        to.act();
+        there
     }
 
     /// Ends the job that was handed out first.
@@ -233,6 +258,13 @@ impl Scene {
             }
         }
         unreachable!()
+    }
+}
+
+fn old_client(peer: Peer) -> Option<ClientId> {
+    match peer {
+        Peer::Client(id) => Some(id),
+        Peer::Server(_) => None,
     }
 }
 

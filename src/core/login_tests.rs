@@ -8,7 +8,7 @@ use crate::base::Micros;
 use crate::config;
 use crate::wire::write;
 
-const TYPES: &[(&str, &str)] = &[
+pub(super) const TYPES: &[(&str, &str)] = &[
     ("plain", "plain"),
     ("plain", "md"),
     ("plain", "scram"),
@@ -186,11 +186,16 @@ fn packet_of((tag, body): &(u8, Vec<u8>)) -> Vec<u8> {
 }
 
 /// A client whose user is being looked up by this server.
-fn looked_up(scene: &mut Scene) -> (ClientId, ServerId) {
+pub(super) fn looked_up(scene: &mut Scene) -> (ClientId, ServerId) {
     let id = scene.beginner("found", "q");
     assert_eq!(scene.outcome(id), "looked up");
     scene.core.turn_end();
     scene.act();
+    (id, serve(scene))
+}
+
+/// The server that is to be connected logs in.
+pub(super) fn serve(scene: &mut Scene) -> ServerId {
     let server = scene.connects.pop().unwrap();
     scene.core.connected(server, Addr::Unknown, Addr::Unknown);
     let welcome: [&[u8]; 4] = [
@@ -202,11 +207,11 @@ fn looked_up(scene: &mut Scene) -> (ClientId, ServerId) {
     scene.server_says(server, &welcome);
     scene.core.turn_end();
     scene.act();
-    (id, server)
+    server
 }
 
 /// The answer to a look-up: a row with this secret, if there is one.
-fn answer_lookup(scene: &mut Scene, server: ServerId, secret: Option<&[u8]>) {
+pub(super) fn answer_lookup(scene: &mut Scene, server: ServerId, secret: Option<&[u8]>) {
     let mut row = Vec::new();
     if let Some(secret) = secret {
         write::data_row(&mut row, [Some(&b"found"[..]), Some(secret)].into_iter());

@@ -10,6 +10,7 @@ mod auth_query;
 mod cancel;
 #[cfg(test)]
 mod cancel_tests;
+pub mod carry;
 pub mod client;
 mod close;
 mod connect;
@@ -118,6 +119,8 @@ pub struct Core {
     /// The latest line of statistics, until somebody takes it.
     pub status: Option<String>,
     settings: Rc<Settings>,
+    /// What SET has changed since the files were read, by the parameter's name, as it was written.
+    set_by_hand: BTreeMap<&'static str, String>,
     tracked: Rc<Tracked>,
     shared: Shared,
     databases: Arena<Database>,
@@ -179,6 +182,7 @@ impl Core {
             journal: Journal::default(),
             status: None,
             tracked: Rc::new(Tracked::new(&settings.track_extra_parameters)),
+            set_by_hand: BTreeMap::new(),
             shared: Shared::default(),
             databases: Arena::default(),
             database_names: BTreeMap::new(),

@@ -131,7 +131,8 @@ impl Core {
         Ok(())
     }
 
-    fn pool_of_peer(&mut self, peer: u32) -> PoolId {
+    /// The pool of a peer, made if it does not exist.
+    pub(super) fn pool_of_peer(&mut self, peer: u32) -> PoolId {
         if let Some(id) = self.peer_pools.get(&peer) {
             return *id;
         }

@@ -1,6 +1,10 @@
 //! Pools: the clients and servers of one database and user, listed by state. The only functions
 //! that change a state or a link are here.
 
+mod carry;
+
+pub use carry::POOL_TAGS;
+
 use super::client::{Client, ClientState};
 use super::database::{Database, DatabaseId, User, UserId};
 use super::face::{ClientId, ServerId};
@@ -281,7 +285,7 @@ impl Core {
         let Some(client) = self.clients.get(id) else {
             return;
         };
-        let (from, pool) = (client.state, client.pool);
+        let from = client.state;
         if !from.may_become(to) {
             let prefix = self.client_prefix(id);
             let line = format!("{prefix}impossible change of state: {from:?} to {to:?}");
@@ -292,10 +296,22 @@ impl Core {
         if let Some(client) = self.clients.get_mut(id) {
             client.state = to;
         }
-        if to == ClientState::Login {
-            self.login_clients.push_back(&mut self.clients, id);
-        } else if let Some(pool) = pool.and_then(|pool| self.pools.get_mut(pool)) {
-            pool.clients[to as usize].push_back(&mut self.clients, id);
+        self.list_client(id);
+    }
+
+    /// Puts a client that is in no list into the one that its state names.
+    pub(super) fn list_client(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get(id) else {
+            return;
+        };
+        match (client.state, client.pool) {
+            (ClientState::Login, _) => self.login_clients.push_back(&mut self.clients, id),
+            (state, Some(pool)) => {
+                if let Some(pool) = self.pools.get_mut(pool) {
+                    pool.clients[state as usize].push_back(&mut self.clients, id);
+                }
+            }
+            (_, None) => {}
         }
     }
 

@@ -132,11 +132,12 @@ impl Core {
                 false => return Err(fault::PASSWORD_FAILED),
             },
             (Stage::Pam, _) => {
-                self.await_outside(id, Job::Pam(attempt(client, given)));
+                self.await_outside(id, Stage::Pam, Job::Pam(attempt(client, given)));
                 return Ok(());
             }
             (Stage::Ldap(options), _) => {
-                self.await_outside(id, Job::Ldap(attempt(client, given), options));
+                let job = Job::Ldap(attempt(client, given), options.clone());
+                self.await_outside(id, Stage::Ldap(options), job);
                 return Ok(());
             }
             (_, Secret::Scram(stored)) => {
@@ -151,7 +152,9 @@ impl Core {
         }
     }
 
-    fn await_outside(&mut self, id: ClientId, job: Job) {
+    /// Until the job ends, the client is where it was: another process may have to ask again.
+    fn await_outside(&mut self, id: ClientId, stage: Stage, job: Job) {
+        self.set_stage(id, stage);
         let job = self.start_job(job, Awaited::Outside(id));
         self.await_job(id, job);
     }

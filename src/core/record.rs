@@ -88,8 +88,8 @@ impl Record {
     }
 }
 
-/// The values of a DataRow; `None` if it can't be read.
-fn columns(body: &[u8]) -> Option<Vec<Option<&[u8]>>> {
+/// The values of a DataRow.
+pub fn columns(body: &[u8]) -> Option<Vec<Option<&[u8]>>> {
     let mut reader = Reader::new(body);
     let count = reader.u16()?;
     (0..count)

@@ -7,7 +7,7 @@ use super::server::ServerState;
 use super::Core;
 use crate::auth::Secret;
 use crate::base::{Level, Micros};
-use crate::config::{self, Config, DatabaseEntry};
+use crate::config::{self, Config, DatabaseEntry, SetError, Settings, When};
 use std::rc::Rc;
 
 impl Core {
@@ -15,6 +15,7 @@ impl Core {
     /// was read counts and nothing is removed.
     pub fn configure(&mut self, config: Config, complete: bool) {
         self.journal.set_verbose(config.settings.verbose);
+        self.forget_overridden(&config.settings, complete);
         self.settings = Rc::new(config.settings);
         let star_changed = config.autodb.is_some() && config.autodb != self.autodb;
         if config.autodb.is_some() {
@@ -46,7 +47,7 @@ impl Core {
     }
 
     /// Changes settings one by one (SET); `apply` returns whether it did.
-    pub fn change_settings(&mut self, apply: impl FnOnce(&mut config::Settings) -> bool) -> bool {
+    pub fn change_settings(&mut self, apply: impl FnOnce(&mut Settings) -> bool) -> bool {
         let mut next = (*self.settings).clone();
         let changed = apply(&mut next);
         if changed {
@@ -56,6 +57,30 @@ impl Core {
             self.mark_all();
         }
         changed
+    }
+
+    /// SET: changes one parameter, as the files would at a reload.
+    pub fn set_parameter(&mut self, name: &str, value: &str) -> Result<(), SetError> {
+        let mut result = Ok(());
+        self.change_settings(|settings| {
+            result = settings.assign(name, value, false);
+            result.is_ok()
+        });
+        result?;
+        if let Some(param) = config::param(name).filter(|param| param.when == When::Reload) {
+            self.set_by_hand.insert(param.name, value.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Files have been read: what SET had changed has gone, but for parameters that no file resets.
+    fn forget_overridden(&mut self, next: &Settings, complete: bool) {
+        self.set_by_hand.retain(|name, value| {
+            let Some(param) = config::param(name) else { return false };
+            let mut as_set = next.clone();
+            let stays = (param.set)(&mut as_set, value) && (param.same)(&as_set, next);
+            stays && (param.default.is_none() || !complete)
+        });
     }
 
     fn put_database(&mut self, name: &str, entry: DatabaseEntry) {
@@ -229,14 +254,51 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{PeerEntry, Settings};
+    use crate::config::PeerEntry;
     use crate::core::Surroundings;
+
+    fn core() -> Core {
+        let around =
+            Surroundings { now: Micros(0), seed: [7; 32], own_uid: 0, host_name: String::new() };
+        Core::new(Settings::default(), around)
+    }
+
+    #[test]
+    fn what_set_has_changed_is_remembered_until_a_file_says_otherwise() {
+        let mut core = core();
+        for (name, value, good) in [
+            ("default_pool_size", "7", true),
+            ("query_timeout", "x", false),
+            ("nonsense", "1", false),
+            ("auth_dbname", "pgbouncer", false),
+            ("listen_port", "abc", true),
+            ("auth_user", "asker", true),
+            ("verbose", "1", true),
+        ] {
+            assert_eq!(core.set_parameter(name, value).is_ok(), good, "{name}");
+        }
+        let load = |core: &mut Core, text: &str, complete: bool| {
+            let mut read = |_: &str| Ok(text.as_bytes().to_vec());
+            let settings = core.settings.clone();
+            let (config, whole) = config::load(&settings, "x", false, &mut read, &mut core.journal);
+            assert_eq!(whole, complete);
+            core.configure(config, whole);
+            core.set_by_hand.keys().copied().collect::<Vec<_>>().join(" ")
+        };
+        let all = "auth_user default_pool_size verbose";
+        assert_eq!(core.set_by_hand.keys().copied().collect::<Vec<_>>().join(" "), all);
+        assert_eq!(load(&mut core, "[databases]\nd = \nd\n", false), all);
+        assert_eq!(load(&mut core, "[pgbouncer]\nverbose = 0\n", true), "auth_user");
+        assert_eq!(core.settings.default_pool_size, 20);
+        core.set_parameter("default_pool_size", "7").unwrap();
+        let text = "[pgbouncer]\ndefault_pool_size = 7\n";
+        assert_eq!(load(&mut core, text, true), "auth_user", "it is the file's");
+        assert_eq!(load(&mut core, "[pgbouncer]\nauth_user = x\n", true), "");
+    }
 
     #[test]
     fn peers_that_are_not_listed_any_more_are_dropped() {
-        let around =
-            Surroundings { now: Micros(0), seed: [7; 32], own_uid: 0, host_name: String::new() };
-        let mut core = Core::new(Settings::default(), around);
+        let mut core = core();
         let mut load = |peers: &[(u32, &str)], complete: bool| {
             let entry = |host: &str| PeerEntry { host: Some(host.into()), ..Default::default() };
             let peers = peers.iter().map(|(id, host)| (*id, entry(host))).collect();

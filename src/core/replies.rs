@@ -1,6 +1,10 @@
 //! The queue of replies that a server still owes. A server is free for another client only when
 //! this queue is empty; a packet that fits nothing in it is a fault of the server.
 
+mod carry;
+
+pub use carry::REPLIES_TAGS;
+
 use crate::base::Objects;
 use crate::wire::{FromClient, FromServer};
 use std::collections::VecDeque;

@@ -32,6 +32,11 @@ impl Core {
         self.tls.server != SslMode::Disable
     }
 
+    /// The mode towards servers.
+    pub(super) fn server_tls_mode(&self) -> &'static str {
+        self.tls.server.word()
+    }
+
     /// True if this client may go over to TLS.
     pub(super) fn offers_tls(&self, id: ClientId) -> bool {
         let is_tcp = |client: &Client| matches!(client.remote, Addr::Inet(_));

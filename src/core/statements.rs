@@ -5,6 +5,10 @@
 //! requests. So an instance remembers what has been sent about it and not been answered, and where
 //! in the server's queue of replies; see `Replies::is_certain`.
 
+mod carry;
+
+pub use carry::{NAMES_TAGS, SHELF_TAGS};
+
 use super::face::ServerId;
 use crate::base::list::{Linked, Links, List};
 use crate::base::{Arena, Id, Objects};

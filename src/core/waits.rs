@@ -35,8 +35,8 @@ impl Wait {
 /// A console and what it waits for; it may wait for several things.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiter {
-    console: ClientId,
-    what: Wait,
+    pub(super) console: ClientId,
+    pub(super) what: Wait,
 }
 
 impl Core {

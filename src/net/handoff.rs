@@ -1,13 +1,13 @@
 //! Taking over from a running process: its own console hands us its sockets (takeover 2 to 7).
 //!
-//! All of it happens before our loop runs, so it waits for answers as plain programs do. Until
+//! A PgBouncer is asked for SHOW FDS, one of us for HANDOFF. All of it happens before our loop runs, so it waits for answers as plain programs do. Until
 //! [`Old::shut_down`] the old process goes on by itself if anything fails here.
 
 use super::address::listening_path;
 use super::options::reason;
 use super::stream::Stream;
 use super::sys;
-use crate::core::record::Record;
+use crate::core::record::{columns as cells, Record};
 use crate::core::{Addr, Origin};
 use crate::wire::frame::{Frame, Framer};
 use crate::wire::read::{lossy, ErrorFields};
@@ -26,15 +26,32 @@ use std::time::Duration;
 
 /// Bytes of one receive. A row has at most 2048.
 const ROOM: usize = 64 * 1024;
-/// The largest packet that makes sense here, in bytes.
-const PACKET_MAX: u32 = 1 << 20;
+/// The largest packet in bytes: a row of HANDOFF has all that is in memory of a connection.
+const PACKET_MAX: u32 = i32::MAX as u32;
+/// The largest number of a handoff's format that is understood. The old process tells its own; the
+/// smaller one counts.
+pub const FORMAT: u64 = 1;
 pub(super) const LOOKING: &str = "looking at a socket of the old process";
 
 /// A console of the process that is to be replaced.
 pub struct Old {
     stream: StdUnixStream,
+    /// Received; what is in front of `at` has been read.
     bytes: Vec<u8>,
+    at: usize,
     descriptors: VecDeque<OwnedFd>,
+}
+
+/// A row of HANDOFF.
+pub struct Parcel {
+    /// What it is of.
+    pub kind: String,
+    /// The number of a client or server.
+    pub number: u64,
+    /// What the core knew.
+    pub state: Vec<u8>,
+    /// What the net floor knew, and the socket.
+    pub socket: Option<(Vec<u8>, OwnedFd)>,
 }
 
 /// A socket that the old process has handed over.
@@ -72,7 +89,7 @@ impl Old {
             ));
         }
         let (bytes, descriptors) = (Vec::new(), VecDeque::new());
-        Ok(Some(Old { stream, bytes, descriptors }))
+        Ok(Some(Old { stream, bytes, at: 0, descriptors }))
     }
 
     /// Logs in as the process's own user (takeover 3).
@@ -118,6 +135,68 @@ impl Old {
                 Answer::Complete(tag) => {
                     return Err(format!("got bad CMD from old bouncer: {tag}"));
                 }
+            }
+        }
+    }
+
+    /// True if it is one of us: it can hand over everything (doc/handoff.md).
+    pub fn knows_handoff(&mut self) -> Result<bool, String> {
+        self.ask("HANDOFF 0;")?;
+        let mut format = None;
+        loop {
+            match self.packet()? {
+                (b'D', body) => format = cells(&body).and_then(|cells| number(cells.first()?)),
+                (b'Z', _) => return Ok(format.is_some_and(|format: u64| format > 0)),
+                (b'T' | b'C' | b'N' | b'S' | b'E', _) => {}
+                (tag, _) => return Err(unexpected(tag)),
+            }
+        }
+    }
+
+    /// Everything that it knows. It does nothing else from its first row on, until it is told to
+    /// end or we are gone.
+    pub fn everything(&mut self) -> Result<Vec<Parcel>, String> {
+        self.ask(&format!("HANDOFF {FORMAT};"))?;
+        let mut parcels = Vec::new();
+        loop {
+            match self.packet()? {
+                (b'D', body) => parcels.push(self.parcel(&body)?),
+                (b'T' | b'N' | b'S', _) => {}
+                // That is what ReadyForQuery is for otherwise.
+                (b'C', _) => return Ok(parcels),
+                (b'E', body) => return Err(refused(&body)),
+                (tag, _) => return Err(unexpected(tag)),
+            }
+        }
+    }
+
+    fn parcel(&mut self, body: &[u8]) -> Result<Parcel, String> {
+        let parcel = cells(body).and_then(|cells| {
+            let cell = |at: usize| cells.get(at).copied().flatten();
+            let number = number(cells.get(1)?)?;
+            let kind = String::from_utf8_lossy(cell(0)?).into_owned();
+            Some((kind, number, cell(2)?.to_vec(), cell(3).map(<[u8]>::to_vec)))
+        });
+        let (kind, number, state, wire) = parcel.ok_or("invalid data from old process")?;
+        let socket = match wire {
+            None => None,
+            Some(wire) => {
+                Some((wire, self.descriptors.pop_front().ok_or("got row without fd info")?))
+            }
+        };
+        Ok(Parcel { kind, number, state, socket })
+    }
+
+    /// The point of no return, for a process that has handed over everything: it agrees that its
+    /// connections are ours, or is gone. The error says why it goes on itself.
+    pub fn replace(&mut self) -> Result<(), String> {
+        // Whether it could be written shows in the answer.
+        let _ = self.ask("SHUTDOWN;");
+        loop {
+            match self.packet() {
+                Ok((b'C', _)) | Err(_) => return Ok(()),
+                Ok((b'E', body)) => return Err(refused(&body)),
+                Ok(_) => {}
             }
         }
     }
@@ -168,10 +247,7 @@ impl Old {
                     let tag = body.split(|byte| *byte == 0).next().unwrap_or_default();
                     return Ok(Answer::Complete(lossy(tag)));
                 }
-                b'E' => {
-                    let line = ErrorFields::read(&body).line(": ").unwrap_or_default();
-                    return Err(format!("old bouncer sent: {line}"));
-                }
+                b'E' => return Err(refused(&body)),
                 other => return Err(unexpected(other)),
             }
         }
@@ -181,11 +257,12 @@ impl Old {
     fn packet(&mut self) -> Result<(u8, Vec<u8>), String> {
         let framer = Framer { startup: false, max: PACKET_MAX };
         loop {
-            match framer.first(&self.bytes) {
-                Frame::Packet { tag, len } if self.bytes.len() >= len as usize => {
-                    let rest = self.bytes.split_off(len as usize);
-                    let packet = std::mem::replace(&mut self.bytes, rest);
-                    return Ok((tag, packet.get(5..).unwrap_or_default().to_vec()));
+            let bytes = self.bytes.get(self.at..).unwrap_or_default();
+            match framer.first(bytes) {
+                Frame::Packet { tag, len } if bytes.len() >= len as usize => {
+                    let body = bytes.get(5..len as usize).unwrap_or_default().to_vec();
+                    self.at = self.at.saturating_add(len as usize);
+                    return Ok((tag, body));
                 }
                 Frame::Bad(_) => return Err("cannot parse packet".into()),
                 Frame::Packet { .. } | Frame::NeedMore => self.receive()?,
@@ -194,6 +271,8 @@ impl Old {
     }
 
     fn receive(&mut self) -> Result<(), String> {
+        self.bytes.drain(..self.at.min(self.bytes.len()));
+        self.at = 0;
         let mut room = [0; ROOM];
         loop {
             match sys::receive_with_descriptors(&self.stream, &mut room) {
@@ -216,6 +295,16 @@ fn is_timeout(kind: ErrorKind) -> bool {
 
 pub(super) fn failed(what: &str, error: &io::Error) -> String {
     format!("{what} failed: {}", reason(error))
+}
+
+fn refused(error: &[u8]) -> String {
+    let line = ErrorFields::read(error).line(": ").unwrap_or_default();
+    format!("old bouncer sent: {line}")
+}
+
+/// A number in decimal digits.
+fn number(cell: &Option<&[u8]>) -> Option<u64> {
+    std::str::from_utf8((*cell)?).ok()?.parse().ok()
 }
 
 fn unexpected(tag: u8) -> String {

@@ -123,6 +123,37 @@ impl Listeners {
         Ok(listeners)
     }
 
+    /// Goes on listening where a predecessor did. With the file, if whoever listens removes it.
+    pub(super) fn take_in(
+        &mut self,
+        sockets: Vec<(OwnedFd, Option<PathBuf>)>,
+        registry: &Registry,
+        token: fn(usize) -> Token,
+        journal: &mut Journal,
+    ) -> Result<(), Fatal> {
+        let mut listeners = Listeners::default();
+        let mut socket_file = None;
+        for (socket, file) in sockets {
+            if let Err(text) = listeners.inherit_one(socket) {
+                return fatal(journal, text);
+            }
+            socket_file = file.or(socket_file);
+        }
+        listeners.socket_file = socket_file;
+        listeners.watch(registry, token, journal)?;
+        *self = listeners;
+        Ok(())
+    }
+
+    /// The file of the Unix socket with this number, from the root, if it is removed at the end.
+    pub(super) fn file_of(&self, number: u32) -> Option<PathBuf> {
+        let Some(Some(Listener::Unix(unix))) = self.all.get(number as usize) else { return None };
+        let at = unix.local_addr().ok()?;
+        let ours = self.socket_file.as_deref()?;
+        let is_its_own = at.as_pathname()?.file_name() == ours.file_name();
+        std::path::absolute(ours).ok().filter(|_| is_its_own)
+    }
+
     /// Those that a service manager listens at. Their files are not ours to remove.
     pub(super) fn passed(
         sockets: Vec<OwnedFd>,

@@ -7,10 +7,13 @@
 
 pub mod address;
 pub mod cares;
+pub mod carry;
 pub mod conn;
 mod dial;
+pub mod facts;
 pub mod handoff;
 pub mod jobs;
+pub mod keeper;
 mod ldap;
 pub mod listen;
 mod names;
@@ -20,7 +23,9 @@ pub mod relay;
 pub mod resolve;
 mod shake;
 pub mod stream;
+pub mod successor;
 pub mod sys;
+pub mod title;
 pub mod tls;
 
 use crate::base::{Journal, Level, Micros, Side};
@@ -343,8 +348,13 @@ impl Net {
 
     /// Stops accepting, and reading between two packets; or goes on.
     pub fn suspend(&mut self, suspended: bool) {
-        self.listeners.suspend(suspended);
         self.relay.suspend(suspended);
+        self.suspend_accepting(suspended);
+    }
+
+    /// Stops accepting, or goes on; everybody is served.
+    pub fn suspend_accepting(&mut self, suspended: bool) {
+        self.listeners.suspend(suspended);
         if !suspended {
             self.try_listeners();
         }

@@ -11,17 +11,17 @@
 //! bytes in the sink go out in front of the packet whose verdict came with them.
 
 use super::conn::{Conn, Pending, Received, Wire};
-use crate::base::{Objects, Side, Spare};
+use crate::base::{Buf, Objects, Side, Spare};
 use crate::core::client::Client;
 use crate::core::server::Server;
 use crate::core::{ClientId, Decisions, Loss, Peer, Run, ServerId, Sink};
 use rows::{Find, Rows};
 use std::collections::{BTreeMap, VecDeque};
-use std::mem;
+use std::{io, mem};
 
 mod rows;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod walk;
 
 /// Size of the scratch buffer in bytes; one per relay, so larger than `pkt_buf` at no cost.
@@ -143,6 +143,50 @@ impl<W: Wire> Relay<W> {
         conn.held.clear(&mut self.spare);
         conn.unsent.clear(&mut self.spare);
         Some((conn.wire, conn.hangup))
+    }
+
+    /// A connection as it is.
+    pub(super) fn conn(&self, peer: Peer) -> Option<&Conn<W>> {
+        self.conns.get(peer)
+    }
+
+    /// Adds a connection that `fill` makes what it was elsewhere. It gets a turn if there is anything
+    /// to be done, when everybody is here whom that concerns.
+    pub(super) fn put_in(
+        &mut self,
+        peer: Peer,
+        wire: W,
+        fill: impl FnOnce(&mut Conn<W>, &mut Spare),
+    ) -> io::Result<()> {
+        let mut conn = Conn::new(wire);
+        fill(&mut conn, &mut self.spare);
+        if !conn.unsent.is_empty() {
+            conn.wire.want_write(true)?;
+        }
+        let has_turn = conn.has_work(usize::MAX) || conn.undrained;
+        match peer {
+            Peer::Client(id) => self.conns.clients.insert(id, conn),
+            Peer::Server(id) => self.conns.servers.insert(id, conn),
+        }
+        if has_turn {
+            self.enqueue(peer);
+        }
+        Ok(())
+    }
+
+    /// The streams of all connections and what they have not sent. Nobody is told anything.
+    pub(super) fn into_wires(self) -> impl Iterator<Item = (Peer, W, Buf)> {
+        let Conns { mut clients, mut servers } = self.conns;
+        let peers: Vec<Peer> = (clients.iter().map(|(id, _)| Peer::Client(id)))
+            .chain(servers.iter().map(|(id, _)| Peer::Server(id)))
+            .collect();
+        peers.into_iter().filter_map(move |peer| {
+            let conn = match peer {
+                Peer::Client(id) => clients.remove(id),
+                Peer::Server(id) => servers.remove(id),
+            };
+            conn.map(|conn| (peer, conn.wire, conn.unsent))
+        })
     }
 
     /// The stream of a connection, to be changed.

@@ -1,6 +1,8 @@
 //! A wire and decisions that follow a script.
 
-use crate::core::{Addr, ClientId, Decisions, Loss, Packet, Peer, ServerId, Sink, Target, Verdict};
+use crate::core::{
+    Addr, ClientId, Decisions, Facts, Loss, Packet, Peer, ServerId, Sink, Target, Verdict,
+};
 use crate::net::conn::Wire;
 use crate::net::relay::{Limits, Relay};
 use std::cell::RefCell;
@@ -153,6 +155,11 @@ impl Decisions for Script {
         let server = name(Peer::Server(id));
         self.log.push(format!("connected {server} {local:?} {remote:?}"));
     }
+    fn secured(&mut self, peer: Peer, facts: Option<Facts>) {
+        let text = facts.map_or("".into(), |facts| facts.text);
+        self.log.push(format!("secured {} {text}", name(peer)));
+    }
+
     fn target(&self, _: ServerId) -> Option<Target> {
         self.target.clone()
     }

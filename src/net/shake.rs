@@ -4,12 +4,13 @@
 //! millisecond of arithmetic, and everybody else has a turn in between.
 
 use super::conn::Wire;
-use super::stream::{Socket, Stream};
+use super::stream::Socket;
 use super::tls::{Progress, ServerTls};
-use super::{sys, token_of, Event, Net};
+use super::{carry, facts, sys, token_of, Event, Net};
 use crate::base::Level;
 use crate::core::{Decisions, Facts, Loss, Peer};
 use crate::wire::write;
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::rc::Rc;
 
@@ -37,6 +38,8 @@ enum Stage {
     Asked(Socket, String),
     /// The handshake goes on.
     Shaking(Socket, Role),
+    /// A keeper goes on with a client's handshake; so much of its facts has been received.
+    Told(Socket, Vec<u8>),
 }
 
 /// Which side of a handshake we are.
@@ -103,6 +106,42 @@ impl Net {
         self.shake_queue.push_back(peer);
     }
 
+    /// Goes on with a client whose handshake its keeper makes, and has told these bytes of its facts.
+    pub(super) fn watch_keeper(&mut self, peer: Peer, socket: Socket, heard: &[u8]) {
+        self.put_shaking(peer, Stage::Told(socket, heard.to_vec()), false);
+    }
+
+    /// How many clients are in the midst of a handshake.
+    pub fn handshakes(&self) -> usize {
+        let shakes = |shaking: &&Shaking| match &shaking.stage {
+            Stage::Shaking(_, role) => matches!(role, Role::Accepts(_)),
+            Stage::Told(..) => true,
+            Stage::Silent(_) | Stage::Asked(..) => false,
+        };
+        self.shaking.values().filter(shakes).count()
+    }
+
+    /// A client on its way, for a successor; nothing of a server.
+    pub(super) fn shaking_part(&self, peer: Peer) -> Option<carry::Shaking<'_>> {
+        match &self.shaking.get(&token_of(peer).0)?.stage {
+            Stage::Silent(socket) => Some(carry::Shaking::Silent(socket)),
+            Stage::Shaking(_, Role::Accepts(_)) => Some(carry::Shaking::Begun),
+            Stage::Told(socket, heard) => Some(carry::Shaking::Told(socket, heard)),
+            Stage::Shaking(_, Role::Connects(..)) | Stage::Asked(..) => None,
+        }
+    }
+
+    /// Of those on their way, the clients whose handshake a keeper can make: their streams and the
+    /// hashes of the certificates that we show.
+    pub(super) fn into_handshakes(
+        shaking: BTreeMap<usize, Shaking>,
+    ) -> impl Iterator<Item = (usize, Socket, Rc<[u8]>)> {
+        shaking.into_iter().filter_map(|(token, shaking)| match shaking.stage {
+            Stage::Shaking(socket, Role::Accepts(end_point)) => Some((token, socket, end_point)),
+            _ => None,
+        })
+    }
+
     /// Last words for a client that has not said anything: it has not asked for TLS either.
     pub(super) fn send_silent(&mut self, peer: Peer, bytes: &[u8]) {
         let shaking = self.shaking.get_mut(&token_of(peer).0);
@@ -147,6 +186,7 @@ impl Net {
             Stage::Silent(socket) => self.look(socket),
             Stage::Asked(socket, host) => self.answered(socket, host),
             Stage::Shaking(socket, role) => self.go_on(socket, role, hangup),
+            Stage::Told(socket, heard) => hear(socket, heard),
         };
         match step {
             Step::Stay(stage) => {
@@ -265,7 +305,7 @@ impl Net {
         hangup: bool,
         core: &mut D,
     ) {
-        let encrypted = matches!(socket.stream(), Stream::Tls(_));
+        let encrypted = facts.is_some();
         if encrypted {
             self.shaken = self.shaken.saturating_add(HANDSHAKE_MEMORY);
         }
@@ -287,5 +327,28 @@ impl Net {
             core.secured(peer, facts);
         }
         self.relay.pump(peer, core);
+    }
+}
+
+/// What a keeper tells of a handshake that it has made; no byte of what follows is received.
+fn hear(mut socket: Socket, mut heard: Vec<u8>) -> Step {
+    loop {
+        let missing = match facts::missing(&heard) {
+            Some(0) => return Step::Enter(socket, Some(facts::read(&heard))),
+            Some(missing) => missing,
+            None => return Step::Lost(Loss::Receive),
+        };
+        let mut room = [0; 1024];
+        let most = missing.min(room.len());
+        let Some(room) = room.get_mut(..most) else { return Step::Lost(Loss::Receive) };
+        match socket.recv(room) {
+            Ok(0) => return Step::Lost(Loss::Receive),
+            Ok(count) => heard.extend_from_slice(room.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Step::Stay(Stage::Told(socket, heard));
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return Step::Lost(Loss::Receive),
+        }
     }
 }

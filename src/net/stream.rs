@@ -22,6 +22,9 @@ pub enum Stream {
     Unix(UnixStream),
     /// TLS over TCP.
     Tls(Box<Session>),
+    /// What a keeper encrypts: one end of a socketpair. What is known of the connection itself has
+    /// been handed over with it.
+    Kept(UnixStream),
 }
 
 impl Stream {
@@ -38,13 +41,14 @@ impl Stream {
                 let pid = self.peer().map_or(0, |(pid, _)| pid);
                 Ok((Addr::Unix { pid: 0 }, Addr::Unix { pid }))
             }
+            Stream::Kept(_) => Err(ErrorKind::Unsupported.into()),
         }
     }
 
     /// Process id and user id at the other end of a Unix socket.
     pub fn peer(&self) -> Option<(u32, u32)> {
         match self {
-            Stream::Tcp(_) | Stream::Tls(_) => None,
+            Stream::Tcp(_) | Stream::Tls(_) | Stream::Kept(_) => None,
             Stream::Unix(stream) => {
                 let who = getsockopt(stream, sockopt::PeerCredentials).ok()?;
                 Some((u32::try_from(who.pid()).unwrap_or(0), who.uid()))
@@ -56,7 +60,7 @@ impl Stream {
     pub fn check(&self) -> io::Result<()> {
         let error = match self {
             Stream::Tcp(stream) => stream.take_error()?,
-            Stream::Unix(stream) => stream.take_error()?,
+            Stream::Unix(stream) | Stream::Kept(stream) => stream.take_error()?,
             Stream::Tls(session) => session.stream().take_error()?,
         };
         error.map_or(Ok(()), Err)
@@ -65,7 +69,7 @@ impl Stream {
     fn source(&mut self) -> &mut dyn Source {
         match self {
             Stream::Tcp(stream) => stream,
-            Stream::Unix(stream) => stream,
+            Stream::Unix(stream) | Stream::Kept(stream) => stream,
             Stream::Tls(session) => session.stream_mut(),
         }
     }
@@ -75,7 +79,7 @@ impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Stream::Tcp(stream) => stream.as_fd(),
-            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Unix(stream) | Stream::Kept(stream) => stream.as_fd(),
             Stream::Tls(session) => session.stream().as_fd(),
         }
     }
@@ -122,11 +126,17 @@ impl Socket {
         &self.stream
     }
 
+    /// The stream, watched by nobody.
+    pub(super) fn unwatched(mut self) -> io::Result<Stream> {
+        self.on.registry.deregister(self.stream.source())?;
+        Ok(self.stream)
+    }
+
     /// The session of an encrypted stream.
     pub(super) fn session(&mut self) -> Option<&mut Session> {
         match &mut self.stream {
             Stream::Tls(session) => Some(session),
-            Stream::Tcp(_) | Stream::Unix(_) => None,
+            Stream::Tcp(_) | Stream::Unix(_) | Stream::Kept(_) => None,
         }
     }
 
@@ -144,7 +154,7 @@ impl Socket {
         let mut first = [0];
         let count = match &self.stream {
             Stream::Tcp(stream) => stream.peek(&mut first)?,
-            Stream::Unix(_) | Stream::Tls(_) => return Err(ErrorKind::Unsupported.into()),
+            _ => return Err(ErrorKind::Unsupported.into()),
         };
         Ok(first.first().copied().filter(|_| count > 0))
     }
@@ -155,7 +165,7 @@ impl Socket {
         let mut bytes = [0; 4096];
         let _ = match &mut self.stream {
             Stream::Tcp(stream) => stream.read(&mut bytes),
-            Stream::Unix(stream) => stream.read(&mut bytes),
+            Stream::Unix(stream) | Stream::Kept(stream) => stream.read(&mut bytes),
             Stream::Tls(session) => session.stream_mut().read(&mut bytes),
         };
     }
@@ -196,7 +206,8 @@ impl Socket {
 impl Wire for Socket {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.stream {
-            Stream::Tls(_) => None,
+            // A successor by SHOW FDS would take it for what it is not.
+            Stream::Tls(_) | Stream::Kept(_) => None,
             stream => Some(stream.as_fd()),
         }
     }
@@ -215,7 +226,7 @@ impl Wire for Socket {
     fn recv(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match &mut self.stream {
             Stream::Tcp(stream) => stream.read(into),
-            Stream::Unix(stream) => stream.read(into),
+            Stream::Unix(stream) | Stream::Kept(stream) => stream.read(into),
             Stream::Tls(_) => self.recv_encrypted(into),
         }
     }
@@ -224,7 +235,7 @@ impl Wire for Socket {
     fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.stream {
             Stream::Tcp(stream) => stream.write(bytes),
-            Stream::Unix(stream) => stream.write(bytes),
+            Stream::Unix(stream) | Stream::Kept(stream) => stream.write(bytes),
             Stream::Tls(session) => session.send(bytes).map_err(|error| self.note(error)),
         }
     }

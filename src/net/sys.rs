@@ -12,7 +12,8 @@ use openssl::error::ErrorStack;
 use openssl::nid::Nid;
 use openssl::ssl::{SslContextBuilder, SslRef};
 use std::ffi::{CStr, CString};
-use std::io::{self, IoSliceMut};
+use std::fs::File;
+use std::io::{self, IoSliceMut, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
@@ -22,16 +23,24 @@ use std::sync::OnceLock;
 /// More descriptors than this never come at once: one message carries at most 253.
 const DESCRIPTORS: usize = 253;
 
-/// Forks. Only the child returns; the parent ends with exit code 0, without running destructors.
-/// Fails with EBUSY if the process has more than one thread.
-pub fn go_on_in_child() -> nix::Result<()> {
+/// Forks. Only the child returns; the parent ends without running destructors, with exit code 0, or
+/// if it awaits something at the end of a pipe, when that has come; with 1 if it never will. It has
+/// no use for `other`, the pipe's other end. Fails with EBUSY if the process has several threads.
+pub fn go_on_in_child(awaited: Option<OwnedFd>, other: Option<&OwnedFd>) -> nix::Result<()> {
     if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
         return Err(Errno::EBUSY);
     }
     // SAFETY: there is no other thread that could hold a lock at this moment, so that everything
     // works in the child as it did in the parent.
     match unsafe { fork() }? {
-        ForkResult::Parent { .. } => std::process::exit(0),
+        ForkResult::Parent { .. } => {
+            if let Some(other) = other {
+                let _ = nix::unistd::close(other.as_raw_fd());
+            }
+            let mut byte = [0];
+            let came = awaited.is_none_or(|pipe| File::from(pipe).read_exact(&mut byte).is_ok());
+            std::process::exit(i32::from(!came))
+        }
         ForkResult::Child => Ok(()),
     }
 }
@@ -495,7 +504,7 @@ mod tests {
     fn process_with_threads_is_not_forked() {
         let (ended, wait) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || wait.recv().is_err());
-        assert_eq!(go_on_in_child(), Err(Errno::EBUSY));
+        assert_eq!(go_on_in_child(None, None), Err(Errno::EBUSY));
         drop(ended);
         assert!(other.join().unwrap());
     }

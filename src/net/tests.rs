@@ -13,16 +13,16 @@ fn dead_port() -> u16 {
     std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-struct Process {
-    net: Net,
-    core: Script,
-    client: ClientId,
-    server: ServerId,
+pub(super) struct Process {
+    pub(super) net: Net,
+    pub(super) core: Script,
+    pub(super) client: ClientId,
+    pub(super) server: ServerId,
     internal: Vec<u32>,
 }
 
 /// Names come from the hosts file, and from a nameserver that isn't there.
-fn process() -> Process {
+pub(super) fn process() -> Process {
     let text = format!("nameserver [127.0.0.1]:{}\n", dead_port());
     let thread = std::thread::current().id();
     let name = format!("turnstile-{}-{thread:?}-resolv.conf", std::process::id());
@@ -58,7 +58,7 @@ fn process() -> Process {
 
 impl Process {
     /// Turns the loop until `done`.
-    fn until(&mut self, mut done: impl FnMut(&mut Process) -> bool) {
+    pub(super) fn until(&mut self, mut done: impl FnMut(&mut Process) -> bool) {
         let start = Instant::now();
         while !done(self) {
             assert!(start.elapsed() < Duration::from_secs(10), "{:?}", self.core.log);
@@ -77,16 +77,16 @@ impl Process {
         }
     }
 
-    fn until_logged(&mut self, start: &str) {
+    pub(super) fn until_logged(&mut self, start: &str) {
         self.until(|process| process.core.log.iter().any(|line| line.starts_with(start)));
     }
 
-    fn connect(&mut self, host: &str, port: u16) {
+    pub(super) fn connect(&mut self, host: &str, port: u16) {
         self.core.target = Some(Target { host: host.to_owned(), port });
         self.net.connect(self.server, &mut self.core);
     }
 
-    fn listen(&mut self, addr: &str, dir: &str) {
+    pub(super) fn listen(&mut self, addr: &str, dir: &str) {
         let options = ListenOptions {
             listen_addr: addr.to_owned(),
             port: 0,
@@ -101,13 +101,13 @@ impl Process {
         self.net.listen(&options).unwrap();
     }
 
-    fn lines(&mut self) -> Vec<String> {
+    pub(super) fn lines(&mut self) -> Vec<String> {
         let journal = self.net.journal();
         std::iter::from_fn(|| journal.pop().map(|(_, text)| text)).collect()
     }
 }
 
-fn read_all(mut stream: impl Read, count: usize) -> Vec<u8> {
+pub(super) fn read_all(mut stream: impl Read, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
     stream.read_exact(&mut bytes).unwrap();
     bytes

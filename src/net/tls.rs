@@ -6,7 +6,7 @@
 
 mod session;
 #[cfg(test)]
-mod tests;
+pub(in crate::net) mod tests;
 mod words;
 
 pub(in crate::net) use session::Progress;

@@ -8,6 +8,7 @@ mod rig;
 mod callgrind;
 mod fake;
 mod floor;
+mod handoff;
 mod histogram;
 mod link;
 mod load;
@@ -126,6 +127,10 @@ fn measure_all(options: Options, network: &str) -> String {
     if wanted("memory-tls") {
         let rounds = options.rounds.min(3);
         tables.push(tls::memory(rounds, &mut |what| progress("memory-tls", what)));
+    }
+    if wanted("handoff") {
+        let rounds = options.rounds.min(3);
+        tables.push(handoff::run(rounds, &mut |what| progress("handoff", what)));
     }
     if wanted("stall-tls") {
         tables.push(tls::stall(options, &mut |what| progress("stall-tls", what)));

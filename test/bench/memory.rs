@@ -32,7 +32,7 @@ struct Figures {
     idle: f64,
 }
 
-fn scenario(servers: usize) -> Scenario {
+pub(crate) fn scenario(servers: usize) -> Scenario {
     Scenario {
         name: "memory".to_owned(),
         work: Work::Simple,

@@ -72,6 +72,7 @@ pub(crate) struct Setup<'a> {
 pub(crate) struct Process {
     pub(crate) folder: PathBuf,
     pub(crate) port: u16,
+    program: PathBuf,
     child: Child,
 }
 
@@ -147,24 +148,28 @@ impl Setup<'_> {
         )
     }
 
+    fn program(&self) -> PathBuf {
+        match self.program {
+            Program::Ours => ours().clone(),
+            Program::PgBouncer => theirs(),
+            Program::Floor => floor().clone(),
+        }
+    }
+
     fn command(&self, folder: &Path, port: u16) -> Command {
-        let (program, arguments) = match self.program {
-            Program::Ours => (ours().clone(), vec![folder.join("ini").display().to_string()]),
-            Program::PgBouncer => (theirs(), vec![folder.join("ini").display().to_string()]),
+        let arguments = match self.program {
+            Program::Ours | Program::PgBouncer => vec![folder.join("ini").display().to_string()],
             Program::Floor => {
                 let family = format!("{:?}", self.family);
                 let numbers = [port, self.port].map(|port| port.to_string());
                 let [own, server] = numbers;
                 let at = folder.display().to_string();
                 let count = self.servers.to_string();
-                (
-                    floor().clone(),
-                    vec!["floor".into(), family, at, own, self.host.clone(), server, count],
-                )
+                vec!["floor".into(), family, at, own, self.host.clone(), server, count]
             }
         };
         let mut parts = self.under.to_vec();
-        parts.push(program.display().to_string());
+        parts.push(self.program().display().to_string());
         parts.extend(arguments);
         let mut command = command(&parts[0]);
         command.args(&parts[1..]);
@@ -186,7 +191,8 @@ impl Setup<'_> {
         pin(REST);
         let child = child.unwrap_or_else(|e| panic!("{:?}: {e}", self.program));
         scratch().watch(child.id());
-        let mut process = Process { folder, port, child };
+        let program = self.program();
+        let mut process = Process { folder, port, program, child };
         let place = process.place(self.family);
         wait_until("the pooler is up or gone", || {
             let up = match self.program {
@@ -227,6 +233,27 @@ impl Process {
     fn text(&self, name: &str) -> String {
         let bytes = std::fs::read(self.folder.join(name)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Starts another one with `-R` and the same files.
+    pub(crate) fn begin_succession(&self) -> Child {
+        let mut command = command(&self.program);
+        command.arg("-R").arg(self.folder.join("ini"));
+        let errors = std::fs::File::options().append(true).open(self.folder.join("stderr"));
+        pin(POOLER);
+        let child = command.stdout(Stdio::null()).stderr(errors.unwrap()).spawn().unwrap();
+        pin(REST);
+        scratch().watch(child.id());
+        child
+    }
+
+    /// The successor has taken over: it is this from now on.
+    pub(crate) fn end_succession(&mut self, successor: Child) {
+        let mut old = std::mem::replace(&mut self.child, successor);
+        wait_until("the old pooler ends", || old.try_wait().unwrap().is_some());
+        scratch().forget(old.id());
+        let alive = self.child.try_wait().unwrap().is_none();
+        assert!(alive, "{}{}", self.text("log"), self.text("stderr"));
     }
 
     /// Asks it to end, and waits for that; it has no clients any more.

@@ -160,6 +160,7 @@ fn refusals_of_the_old_process_end_the_start() {
         let mut old = Old::accept(&listener);
         if at > 0 {
             old.welcome();
+            old.does_not_know_handoff();
             old.hear("SUSPEND;");
         }
         if at > 1 && at != 3 {
@@ -236,16 +237,15 @@ fn an_old_process_goes_on_if_its_successor_dies() {
 }
 
 #[test]
-fn a_paused_process_refuses_and_serves_on() {
+fn a_process_that_shuts_down_refuses_and_serves_on() {
     let (mut pooler, database) = in_transactions("");
-    pooler.command("PAUSE");
-    assert_eq!(pooler.fail_to_replace(), Some(1));
-    pooler.wait_log("FATAL old bouncer sent: ERROR: already suspended/paused");
-    pooler.command("RESUME");
     let mut client = pooler.client(&database);
-    pooler.replace(binary());
+    pooler.command("SHUTDOWN WAIT_FOR_CLIENTS");
+    assert_eq!(pooler.fail_to_replace(), Some(1));
+    pooler.wait_log("FATAL old bouncer sent: ERROR: pooler is shutting down");
     assert_eq!(client.value("select 1"), "1");
-    pooler.assert_serves(&database);
+    client.bye();
+    assert_eq!(pooler.wait_exit().code(), Some(0));
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn the_successor_in_the_background_has_the_pidfile_and_can_be_replaced_itself() 
             .status();
         assert!(status.unwrap().success(), "{}", first.all());
         let pid = || std::fs::read_to_string(folder.join("pid")).unwrap_or_default();
-        crate::rig::wait_until("the pidfile is the successor's", || {
+        wait_until("the pidfile is the successor's", || {
             pid().ends_with('\n') && pid().trim() != before.to_string()
         });
         before = pid().trim().parse().unwrap();
@@ -270,7 +270,5 @@ fn the_successor_in_the_background_has_the_pidfile_and_can_be_replaced_itself() 
         first.command("show version");
     }
     first.signal(Signal::SIGTERM);
-    crate::rig::wait_until("all files are gone", || {
-        !folder.join("pid").exists() && !first.socket().exists()
-    });
+    wait_until("all files are gone", || !folder.join("pid").exists() && !first.socket().exists());
 }

@@ -72,6 +72,12 @@ impl Taker {
         self.0.write_all(&query(sql)).unwrap();
     }
 
+    /// Receives so many bytes and forgets them.
+    pub(crate) fn skip(&mut self, count: usize) {
+        let mut bytes = vec![0; count];
+        self.0.read_exact(&mut bytes).unwrap();
+    }
+
     /// Receives once.
     pub(crate) fn receive(&mut self) -> Received {
         let mut bytes = [0; 2048];

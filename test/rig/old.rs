@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags};
 
-use super::wire::msg;
+use super::wire::{error, msg};
 use super::DEADLINE;
 
 /// Listens where a pooler of this folder and port would, for everybody.
@@ -39,10 +39,19 @@ impl Old {
     pub(crate) fn suspended(listener: &UnixListener) -> Self {
         let mut old = Self::accept(listener);
         old.welcome();
+        old.does_not_know_handoff();
         old.hear("SUSPEND;");
         old.complete("SUSPEND");
         old.hear("SHOW FDS;");
         old
+    }
+
+    /// It is a PgBouncer, which has no such command.
+    pub(crate) fn does_not_know_handoff(&mut self) {
+        self.hear("HANDOFF 0;");
+        let text = "invalid command 'HANDOFF 0;', use SHOW HELP;";
+        let error = error(&[(b'S', "ERROR"), (b'C', "08P01"), (b'M', text)]);
+        self.say(&[error, msg(b'Z', b"I")].concat());
     }
 
     /// Accepts the login.

@@ -125,6 +125,13 @@ impl Pooler {
 
     /// Starts another program with `-R` and the same files; it takes over, and this is it then.
     pub(crate) fn replace(&mut self, program: &PathBuf) {
+        let mut old = self.succeed(program);
+        wait_until("the old one ends", || old.try_wait().unwrap().is_some());
+        assert_eq!(old.wait().unwrap().code(), Some(0), "{}", self.log());
+    }
+
+    /// As `replace`; the old process, which may stay for the connections that it keeps.
+    pub(crate) fn succeed(&mut self, program: &PathBuf) -> Child {
         let ups = self.log().matches("process up: ").count();
         let mut child = Self::spawn(program, &self.folder, &["-R"]);
         wait_until("the successor is up or gone", || {
@@ -132,13 +139,18 @@ impl Pooler {
         });
         let errors = std::fs::read_to_string(self.folder.join("stderr")).unwrap();
         assert!(self.log().matches("process up: ").count() > ups, "{errors}{}", self.log());
-        assert_eq!(self.wait_exit().code(), Some(0), "{}", self.log());
-        (self.child, self.reaped) = (child, None);
+        self.reaped = None;
+        std::mem::replace(&mut self.child, child)
+    }
+
+    /// Begins to replace it, by itself.
+    pub(crate) fn attempt(&self) -> Child {
+        Self::spawn(binary(), &self.folder, &["-R"])
     }
 
     /// Starts the program under test with `-R` while somebody else listens; it must fail. Its exit code.
     pub(crate) fn fail_to_replace(&self) -> Option<i32> {
-        let mut child = Self::spawn(binary(), &self.folder, &["-R"]);
+        let mut child = self.attempt();
         wait_until("the successor gives up", || child.try_wait().unwrap().is_some());
         scratch().forget(child.id());
         child.wait().unwrap().code()

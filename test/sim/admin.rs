@@ -226,7 +226,7 @@ impl World {
         clients.map(|(id, _)| id).filter(|id| !concerned(id)).collect()
     }
 
-    fn is_looked_up(&self, id: ClientId) -> bool {
+    pub fn is_looked_up(&self, id: ClientId) -> bool {
         self.core.clients().get(id).is_some_and(|client| client.is_looked_up())
     }
 

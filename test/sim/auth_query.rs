@@ -3,6 +3,7 @@
 
 use crate::client::{Client, Phase};
 use crate::dice::Dice;
+use crate::moved::Moved;
 use crate::plan::Plan;
 use crate::server::Server;
 use crate::speech;
@@ -75,6 +76,12 @@ pub struct Lookups {
 }
 
 impl Lookups {
+    /// Another core goes on; it asks anew.
+    pub fn follow(&mut self, moved: &Moved) {
+        moved.apply(&mut self.since);
+        self.open.clear();
+    }
+
     /// A client says who it is; its database exists.
     pub fn meet(&mut self, id: ClientId, user: &str, now: Micros) {
         let alike = self.open.values().filter(|(name, _)| name == user);

@@ -1,5 +1,6 @@
 //! Every reason in the journal for which a connection was closed must be true.
 
+use crate::moved::Moved;
 use crate::names;
 use crate::timeouts::{self, Due};
 use crate::world::World;
@@ -67,6 +68,15 @@ pub struct Facts {
     pub fatals: BTreeMap<ClientId, String>,
     /// Why connections were closed, by the pointer in log lines.
     pub closed: BTreeMap<u64, String>,
+}
+
+impl Facts {
+    /// Another core goes on.
+    pub fn follow(&mut self, moved: &Moved) {
+        moved.apply(&mut self.canceled);
+        moved.apply(&mut self.patient);
+        moved.apply(&mut self.fatals);
+    }
 }
 
 impl World {

@@ -13,11 +13,13 @@ mod client;
 mod counts;
 mod dice;
 mod event;
+mod handoff;
 mod hosts;
 mod jobs;
 mod limits;
 mod line;
 mod modes;
+mod moved;
 mod names;
 mod net;
 mod oracle;
@@ -142,6 +144,7 @@ fn play(ring: Ring, seed: u64, tracing: bool) {
     let mut world = World::new(seed, tracing, net, watch);
     for _ in 0..100 + world.dice.below(300) {
         world.turn();
+        world.may_hand_off();
         if world.exit.is_some() {
             return;
         }

@@ -3,6 +3,7 @@
 
 use crate::dice::Dice;
 use crate::line::Line;
+use crate::moved::{Move, Moved};
 use crate::speech;
 use crate::watch::{self, Shared};
 use pgturnstile::core::{ClientId, Core, Decisions, Loss, Packet, Peer, ServerId, Sink, Verdict};
@@ -34,10 +35,16 @@ pub trait Net {
     fn peers(&self) -> Vec<Peer>;
     /// One line.
     fn line(&self, peer: Peer) -> Option<Line>;
+    /// True if another process can go on with the connections.
+    fn may_hand_off(&self) -> bool {
+        false
+    }
+    /// Another process goes on with those connections that it knows.
+    fn hand_off(&mut self, _moved: &Moved) {}
 }
 
 /// One connection.
-struct Conn {
+pub struct Conn {
     line: Line,
     held: Vec<u8>,
     skip: usize,
@@ -459,5 +466,22 @@ impl Net for Packets {
 
     fn line(&self, peer: Peer) -> Option<Line> {
         self.conns.get(&key(peer)).map(|conn| conn.line.clone())
+    }
+
+    fn may_hand_off(&self) -> bool {
+        true
+    }
+
+    fn hand_off(&mut self, moved: &Moved) {
+        let left = self.conns.keys().filter(|key| key.moved(moved).is_none());
+        for key in left.copied().collect::<Vec<_>>() {
+            self.close(peer_of(key));
+        }
+        moved.apply(&mut self.conns);
+        for conn in self.conns.values_mut() {
+            conn.to = conn.to.and_then(|to| to.moved(moved));
+        }
+        self.ready.clear();
+        self.wake_all();
     }
 }

@@ -2,6 +2,7 @@
 //! its name.
 
 use crate::causes::Facts;
+use crate::moved::Moved;
 use crate::net::{key, Key};
 use crate::timeouts::When;
 use crate::world::World;
@@ -53,6 +54,24 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Another core goes on.
+    pub fn follow(&mut self, moved: &Moved) {
+        moved.apply(&mut self.good);
+        moved.apply(&mut self.links);
+        moved.apply(&mut self.cancels);
+        moved.apply(&mut self.marked);
+        moved.apply(&mut self.servers);
+        moved.apply(&mut self.launches);
+        moved.apply(&mut self.unreachable);
+        moved.apply(&mut self.waits);
+        moved.apply(&mut self.called);
+        moved.apply(&mut self.canceled);
+        moved.apply(&mut self.noticed);
+        moved.apply(&mut self.commands);
+        moved.apply(&mut self.unrun);
+        moved.apply(&mut self.inside);
+    }
+
     /// A server has been connected to.
     pub fn meet(&mut self, number: u64, key: Key, good: bool) {
         if good {

@@ -2,6 +2,7 @@
 //! (pooling 4). The clocks are the oracle's own; only the start of a query is the core's, which
 //! is checked against what went over the border.
 
+use crate::moved::Moved;
 use crate::world::World;
 use pgturnstile::base::Micros;
 use pgturnstile::core::client::{self, Client, ClientState};
@@ -82,6 +83,18 @@ pub struct Clocks {
     late: BTreeSet<ClientId>,
     /// Since when pools have had neither clients nor servers, and when the janitor first saw it.
     unused: BTreeMap<PoolId, (Micros, Option<Micros>)>,
+}
+
+impl Clocks {
+    /// Another core goes on.
+    pub fn follow(&mut self, moved: &Moved) {
+        moved.apply(&mut self.accepted);
+        moved.apply(&mut self.opened);
+        moved.apply(&mut self.transactions);
+        moved.apply(&mut self.queries);
+        moved.apply(&mut self.late);
+        moved.apply(&mut self.unused);
+    }
 }
 
 impl World {

@@ -3,6 +3,7 @@
 
 use crate::auth_query::Lookups;
 use crate::cancels;
+use crate::moved::Moved;
 use crate::speech;
 use crate::statistics::{Flow, Speaker};
 use pgturnstile::base::Micros;
@@ -190,6 +191,20 @@ fn greeted(core: &Core, id: ServerId) -> Option<Names> {
 }
 
 impl Watch {
+    /// Another core goes on.
+    pub fn follow(&mut self, moved: &Moved) {
+        moved.apply(&mut self.heard);
+        moved.apply(&mut self.said);
+        moved.apply(&mut self.asked);
+        moved.apply(&mut self.ready);
+        moved.apply(&mut self.canceled);
+        moved.apply(&mut self.answered);
+        moved.apply(&mut self.openings);
+        moved.apply(&mut self.flows);
+        self.admissions.clear();
+        self.lookups.follow(moved);
+    }
+
     fn client(
         &mut self,
         id: ClientId,

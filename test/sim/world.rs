@@ -73,11 +73,16 @@ pub struct World {
     pub jobs: Vec<(JobId, Job)>,
     /// Those of them that nobody waits for.
     pub jobs_left: Vec<JobId>,
+    /// In so many of a hundred turns a successor takes over; drawn by dice of their own.
+    pub handoffs: usize,
+    pub successor_dice: Dice,
+    /// Model servers that old processes have left.
+    pub left: u32,
     pub tracing: bool,
 }
 
 /// User id that the pooler runs under.
-const OWN_UID: u32 = 1000;
+pub const OWN_UID: u32 = 1000;
 
 impl World {
     /// A world that begins now.
@@ -122,8 +127,12 @@ impl World {
             suspender: None,
             jobs: Vec::new(),
             jobs_left: Vec::new(),
+            handoffs: 0,
+            successor_dice: Dice::new(seed ^ 0x4a2d_0ff5),
+            left: 0,
             tracing,
         };
+        world.draw_handoffs();
         world.trace(|world| format!("{:#?} {:#?}", world.plan.databases, world.plan.entries));
         world.core.configure(world.plan.config(), true);
         world.core.set_users(world.plan.user_list());
@@ -279,6 +288,8 @@ impl World {
             Action::CloseTcpListeners => self.listening = false,
             Action::Reload(console) => self.reload(console),
             Action::Suspend(on) => self.suspend(on),
+            // The simulator's own move does that.
+            Action::Handoff(_) => {}
         }
     }
 

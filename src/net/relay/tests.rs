@@ -437,17 +437,17 @@ fn startup_packets_have_no_type() {
     assert!(world.relay.is_idle(world.client) && !world.relay.owns_memory(world.client));
 }
 
-struct Dice(u64);
+pub(in crate::net) struct Dice(pub(in crate::net) u64);
 
 impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
+    pub(in crate::net) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
         (self.0 >> 33) as usize % limit.max(1)
     }
 }
 
 /// A rule by tag, and what should come out for it.
-fn mixed(
+pub(in crate::net) fn mixed(
     _: Peer,
     packet: &crate::core::Packet<'_>,
     sink: &mut Sink,
@@ -465,7 +465,7 @@ fn mixed(
     }
 }
 
-fn stream(dice: &mut Dice) -> (Vec<u8>, Vec<u8>) {
+pub(in crate::net) fn stream(dice: &mut Dice) -> (Vec<u8>, Vec<u8>) {
     let (mut sent, mut want) = (Vec::new(), Vec::new());
     for _ in 0..dice.below(60) {
         let tag = b"adrwn"[dice.below(5)];
@@ -562,5 +562,12 @@ fn every_byte_arrives_whatever_the_network_does() {
         if !streams[1].0.is_empty() {
             assert_eq!(world.log().last().map(String::as_str), Some("drained S7"), "seed {seed}");
         }
+    }
+}
+
+impl<W: crate::net::conn::Wire> super::Relay<W> {
+    /// One like this without connections.
+    pub(in crate::net) fn successor(&self) -> super::Relay<W> {
+        super::Relay::with_scratch(self.limits, self.scratch.len())
     }
 }

@@ -186,6 +186,11 @@ impl Session {
         self.stalled
     }
 
+    /// It ends without a word: another process goes on with its socket, or nobody.
+    pub(in crate::net) fn fall_silent(&mut self) {
+        self.established = false;
+    }
+
     /// Receiving is going to be tried again.
     pub(in crate::net) fn forget_stall(&mut self) {
         self.stalled = false;

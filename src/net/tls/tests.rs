@@ -15,10 +15,10 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// A folder with `a.crt` and `a.key`, removed at the end.
-struct Folder(PathBuf);
+pub(in crate::net) struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Folder {
+    pub(in crate::net) fn new(name: &str) -> Folder {
         let path = std::env::temp_dir().join(format!("pgt-tls-{name}-{}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         let folder = Folder(path);
@@ -59,7 +59,7 @@ impl Folder {
     }
 
     /// Settings for both sides, each of which shows the pair.
-    fn settings(&self) -> Settings {
+    pub(in crate::net) fn settings(&self) -> Settings {
         Settings {
             client_tls_sslmode: SslMode::Require,
             client_tls_cert_file: self.file("a.crt"),
@@ -81,7 +81,7 @@ impl Drop for Folder {
 }
 
 /// The accepting and the connecting end, with the handshake behind them.
-fn pair(tls: &Tls) -> (Session, Session) {
+pub(in crate::net) fn pair(tls: &Tls) -> (Session, Session) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let one = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (other, _) = listener.accept().unwrap();

@@ -1,0 +1,165 @@
+//! The old side of a handoff (doc/handoff.md): a successor asks for everything, this process goes
+//! on until nobody is in the midst of something that can't be told, then the loop does not turn any
+//! more: all is written down and handed over. If the successor does not take it, the loop turns on as
+//! if nothing had happened.
+
+use super::turn::Process;
+use crate::base::{Level, Micros};
+use crate::core::carry::{Kind, Row};
+use crate::core::client::Client;
+use crate::core::server::Server;
+use crate::core::{ClientId, Core, Peer};
+use crate::net::carry::Part;
+use crate::net::options::reason;
+use crate::net::successor::{Successor, COLUMNS};
+use crate::net::Net;
+use crate::wire::write::{self, ColumnType};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// So long we wait for those who are in the midst of something.
+const SETTLE: Micros = Micros(1_000_000);
+/// So often it is looked whether they are done.
+pub(super) const LOOK: Micros = Micros(2_000);
+/// A step of the successor may take so long if suspend_timeout does not say.
+const PATIENCE: Micros = Micros(10_000_000);
+
+/// A handoff that has been asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handover {
+    console: ClientId,
+    since: Micros,
+}
+
+impl Process {
+    /// A successor asks for everything (`Action::Handoff`).
+    pub(super) fn begin_handover(&mut self, console: ClientId) {
+        self.net.suspend_accepting(true);
+        self.handover = Some(Handover { console, since: self.core.now });
+    }
+
+    /// At the end of a turn: hands over if it is time.
+    pub(super) fn hand_over_when_settled(&mut self) {
+        let Some(Handover { console, since }) = self.handover else { return };
+        let is_there = self.core.clients().get(console).is_some();
+        if is_there && !self.core.is_settled() && self.core.now.since(since) < SETTLE {
+            return;
+        }
+        self.handover = None;
+        let done = match is_there {
+            true => self.hand_over(console),
+            false => Err("it has gone".into()),
+        };
+        match done {
+            Ok(kept) => {
+                self.handed_over = Some(kept);
+                self.exit = Some(0);
+            }
+            Err(text) => {
+                let line = format!("handoff failed, going on: {text}");
+                self.core.journal.line(Level::Warning, line);
+                self.core.fail_console(console);
+                self.net.suspend_accepting(false);
+                self.perform();
+            }
+        }
+    }
+
+    /// Hands over; what is returned is for a keeper. The error says why the successor does not go on
+    /// where we are.
+    fn hand_over(&mut self, console: ClientId) -> Result<Kept, String> {
+        let limit = self.core.settings().suspend_timeout;
+        let limit = if limit.is_set() { limit } else { PATIENCE };
+        let socket = self.net.descriptor(Peer::Client(console)).ok_or("it has gone")?;
+        let successor = Successor::over(socket, Duration::from_micros(limit.0));
+        let successor = successor.map_err(|error| reason(&error))?;
+        let failed = |error| format!("writing failed: {}", reason(&error));
+        let parcels = parcels(&self.core, &self.net, console).map_err(failed)?;
+        let mut successor = tell(&parcels, successor).map_err(failed)?;
+        if let Err(text) = successor.hear_shutdown() {
+            // If it is still there it must not believe that this process is gone.
+            let refused = |out: &mut Vec<u8>| write::error(out, "ERROR", b"08P01", text.as_bytes());
+            let _ = successor.say(refused).and_then(|()| successor.send());
+            return Err(text);
+        }
+        // From here on everything is the successor's. It waits for the pidfile to be gone.
+        self.pidfile = None;
+        let agreed = |out: &mut Vec<u8>| write::command_complete(out, "HANDOFF");
+        let _ = successor.say(agreed).and_then(|()| successor.send());
+        drop(successor);
+        Ok(parcels.into_iter().filter_map(Parcel::kept).collect())
+    }
+}
+
+/// Connections that a keeper pumps, with its ends of the socketpairs.
+pub(super) type Kept = Vec<(Peer, OwnedFd)>;
+
+/// A row, and what goes with it.
+struct Parcel<'a> {
+    row: Row,
+    peer: Option<Peer>,
+    wire: Vec<u8>,
+    part: Option<Part<'a>>,
+}
+
+impl Parcel<'_> {
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.part.as_ref().map(|part| match part {
+            Part::Socket(socket) => *socket,
+            Part::Pair { theirs, .. } => theirs.as_fd(),
+        })
+    }
+
+    fn kept(self) -> Option<(Peer, OwnedFd)> {
+        match self.part {
+            Some(Part::Pair { ours, .. }) => Some((self.peer?, ours)),
+            _ => None,
+        }
+    }
+}
+
+/// All there is to tell.
+fn parcels<'a>(core: &Core, net: &'a Net, console: ClientId) -> io::Result<Vec<Parcel<'a>>> {
+    let number = |peer| match peer {
+        Peer::Client(id) => core.clients().get(id).map_or(0, Client::number),
+        Peer::Server(id) => core.servers().get(id).map_or(0, Server::number),
+    };
+    let listeners = net.listening().map(|(number, _, socket)| {
+        let row = Row { kind: Kind::Listener, number: number.into(), state: Vec::new() };
+        let part = Some(Part::Socket(socket));
+        Ok(Parcel { row, peer: None, wire: net.hand_out_listener(number), part })
+    });
+    let others = core.hand_out(console).into_iter().map(|(row, peer)| {
+        let part = peer.map_or(Ok(None), |peer| net.part(peer))?;
+        let wire = peer.map_or_else(Vec::new, |peer| net.hand_out(peer, &number));
+        Ok(Parcel { row, peer, wire, part })
+    });
+    listeners.chain(others).collect()
+}
+
+/// Tells it.
+fn tell<'a>(parcels: &'a [Parcel<'_>], line: Successor<'a>) -> io::Result<Successor<'a>> {
+    let mut line = line;
+    line.say(describe)?;
+    for parcel in parcels {
+        let socket = parcel.socket();
+        let number = parcel.row.number.to_string();
+        let kind = parcel.row.kind.word().as_bytes();
+        let wire = socket.map(|_| &parcel.wire[..]);
+        let values = [Some(kind), Some(number.as_bytes()), Some(&parcel.row.state[..]), wire];
+        line.row(values, socket)?;
+    }
+    line.say(|out| write::command_complete(out, "HANDOFF"))?;
+    line.send()?;
+    Ok(line)
+}
+
+fn describe(out: &mut Vec<u8>) {
+    let columns = COLUMNS.iter().map(|(name, is_binary)| {
+        // bytea or text
+        let oid = if *is_binary { 17 } else { 25 };
+        (*name, ColumnType { oid, size: -1 }, *is_binary)
+    });
+    write::row_description(out, columns);
+}

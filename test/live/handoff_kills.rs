@@ -1,0 +1,140 @@
+//! A handoff that fails at any step loses nothing: before the point of no return clients go on with
+//! the old process, after it with the new one.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::rig::fds::Taker;
+use crate::rig::pooler::{in_transactions, Pooler};
+use crate::rig::raw::Raw;
+use crate::rig::wait_until;
+use crate::rig::wire::{query, rows, tags};
+
+/// Kills come at so many moments, a little later each time.
+const MOMENTS: u64 = 24;
+const STEP: Duration = Duration::from_millis(3);
+
+/// Clients with nothing to do, in a transaction, in the midst of a packet, with a result to read.
+struct Crowd {
+    idle: Raw,
+    open: Raw,
+    cut: Raw,
+    reading: Raw,
+    round: u32,
+}
+
+const REST: usize = 7;
+
+impl Crowd {
+    fn new(pooler: &Pooler, database: &str) -> Crowd {
+        let mut crowd = Crowd {
+            idle: pooler.client(database),
+            open: pooler.holder(database),
+            cut: pooler.client(database),
+            reading: pooler.client(database),
+            round: 0,
+        };
+        assert_eq!(tags(&crowd.open.query("create temp table t as select 0 as n")), "CZ");
+        crowd.begin();
+        crowd
+    }
+
+    fn begin(&mut self) {
+        self.cut.send(&query("select 'cut'")[..REST]);
+        self.reading.send(&query("select repeat('r', 999) from generate_series(1, 20000)"));
+        self.reading.until(b'T');
+    }
+
+    /// All of them go on where they were.
+    fn check(&mut self) {
+        self.round += 1;
+        assert_eq!(self.idle.value("select 1"), "1");
+        assert_eq!(tags(&self.open.query("update t set n = n + 1")), "CZ");
+        assert_eq!(self.open.value("select n from t"), self.round.to_string());
+        self.cut.send(&query("select 'cut'")[REST..]);
+        assert_eq!(rows(&self.cut.until(b'Z'))[0][0].as_deref(), Some("cut"));
+        assert_eq!(self.reading.until(b'Z').iter().filter(|msg| msg.tag == b'D').count(), 20000);
+        self.begin();
+    }
+}
+
+#[test]
+fn the_old_process_goes_on_whenever_its_successor_leaves() {
+    let (mut pooler, database) = in_transactions("default_pool_size = 10\n");
+    let mut crowd = Crowd::new(&pooler, &database);
+    for at in 0..7 {
+        let mut new = Taker::own_user(&pooler);
+        if at > 0 {
+            new.query("HANDOFF 0;");
+        }
+        if at > 1 {
+            new.ask("HANDOFF 1;");
+        }
+        // Part of the rows, as far as the socket holds them; then something that is no end.
+        new.skip([0, 0, 0, 1, 100, 3000, 0][at]);
+        if at == 6 {
+            new.ask("SHOW VERSION;");
+        }
+        drop(new);
+        crowd.check();
+        pooler.assert_serves(&database);
+    }
+    // Some leave before they are heard.
+    wait_until("failures are told of", || {
+        pooler.log().matches("WARNING handoff failed, going on: ").count() >= 3
+    });
+}
+
+#[test]
+fn kills_of_the_successor_at_any_moment() {
+    let mut taken_over = 0;
+    let mut moment = 0;
+    while moment < MOMENTS {
+        let (mut pooler, database) = in_transactions("default_pool_size = 10\n");
+        let mut crowd = Crowd::new(&pooler, &database);
+        // Until one of them was too late: then there is nobody left to go on.
+        while moment < MOMENTS {
+            let mut new = pooler.attempt();
+            std::thread::sleep(STEP * u32::try_from(moment).unwrap());
+            new.kill().unwrap();
+            new.wait().unwrap();
+            moment += 1;
+            if has_ended(&mut pooler) {
+                taken_over += 1;
+                break;
+            }
+            crowd.check();
+        }
+    }
+    assert!(taken_over < MOMENTS, "some came in time");
+}
+
+#[test]
+fn kills_of_the_old_process_at_any_moment() {
+    let mut taken_over = 0;
+    for moment in 0..MOMENTS {
+        let (pooler, database) = in_transactions("default_pool_size = 10\n");
+        let mut crowd = Crowd::new(&pooler, &database);
+        let mut new = pooler.attempt();
+        std::thread::sleep(STEP * u32::try_from(moment).unwrap());
+        pooler.signal(Signal::SIGKILL);
+        let ups = |pooler: &Pooler| pooler.log().matches("process up: ").count();
+        wait_until("the new one is up or gone", || {
+            ups(&pooler) == 2 || new.try_wait().unwrap().is_some()
+        });
+        if ups(&pooler) == 2 && !pooler.log().contains("old process not found") {
+            taken_over += 1;
+            crowd.check();
+        }
+        new.kill().unwrap();
+        new.wait().unwrap();
+    }
+    assert!(taken_over > 0, "some took over");
+}
+
+/// True if the process has handed over: it ends then, in a moment.
+fn has_ended(pooler: &mut Pooler) -> bool {
+    std::thread::sleep(Duration::from_millis(100));
+    pooler.exited().is_some()
+}

@@ -1,0 +1,166 @@
+//! A successor takes over in the middle of everything: its core goes on with what the old one tells
+//! it, and nobody may notice, no client, no server, no oracle.
+
+use crate::moved::{Move, Moved};
+use crate::net::{key, peer_of};
+use crate::world::{World, OWN_UID};
+use pgturnstile::base::fields::{read, Field};
+use pgturnstile::base::Id;
+use pgturnstile::config::SslMode;
+use pgturnstile::core::carry::{Kind, Row, TakenIn};
+use pgturnstile::core::client::ClientState;
+use pgturnstile::core::{Addr, ClientId, Core, Origin, Peer, ServerId, Surroundings};
+
+/// Model connections of the old process that did not go over get indexes from here on.
+const LEFT: u32 = 1 << 30;
+
+/// A row, and whose socket goes with it.
+type Told = (Row, Option<Peer>);
+
+impl World {
+    /// Half of the runs are left in peace.
+    pub fn draw_handoffs(&mut self) {
+        let share = [0, 0, 2, 10];
+        self.handoffs = self.successor_dice.pick(&share);
+    }
+
+    /// Now and then somebody else takes over; in a turn of its own.
+    pub fn may_hand_off(&mut self) {
+        let share = self.handoffs;
+        if share == 0 || !self.successor_dice.chance(share) || !self.net.may_hand_off() {
+            return;
+        }
+        if self.core.refuses_handoff().is_some() || self.exit.is_some() {
+            return;
+        }
+        self.begin_turn(0);
+        self.hand_off();
+        self.perform();
+        self.end_turn();
+    }
+
+    fn hand_off(&mut self) {
+        let rows = self.core.hand_out(Id::none());
+        self.trace(|_| format!("handoff of {} rows", rows.len()));
+        assert!(self.core.next_action().is_none(), "HANDOFF: something is left to do");
+        let around = Surroundings {
+            now: self.now,
+            seed: [self.successor_dice.below(256) as u8; 32],
+            own_uid: OWN_UID,
+            host_name: "here".into(),
+        };
+        let mut next = Core::new(self.plan.settings.clone(), around);
+        next.configure(self.plan.config(), true);
+        next.set_users(self.plan.user_list());
+        next.set_tls_modes(SslMode::Disable, SslMode::Prefer);
+        let told = rows.iter().map(|(row, peer)| (row.clone(), peer.map(|_| NOWHERE)));
+        let taken = next.take_in(told.collect());
+        self.check_again(&rows, &next);
+        let moved = self.who_is_who(&rows, &taken, &next);
+        self.core = next;
+        self.follow(&moved);
+    }
+
+    /// The ends of a connection are in its record.
+    fn who_is_who(&self, rows: &[Told], taken: &TakenIn, next: &Core) -> Moved {
+        let mut moved = Moved::new(&self.core, next);
+        for ((row, old), new) in rows.iter().zip(&taken.peers) {
+            match (old, new) {
+                (Some(old), Some(new)) => moved.note(*old, *new),
+                (Some(old), None) => self.fail(&format!("HANDOFF: {old:?} is left: {row:?}")),
+                _ => {}
+            }
+        }
+        moved
+    }
+
+    /// What the successor would tell its own successor is what it has been told. Of logins that are
+    /// begun anew it is something else, and then there may be connections that they need.
+    fn check_again(&self, rows: &[Told], next: &Core) {
+        let again = next.hand_out(Id::none());
+        let anew = self.core.clients().iter().any(|(_, client)| client.is_looked_up());
+        let is_inside = |peer: &Option<Peer>| match peer {
+            Some(Peer::Client(id)) => {
+                let client = self.core.clients().get(*id);
+                client.is_some_and(|client| client.state() != ClientState::Login)
+            }
+            _ => true,
+        };
+        for (row, peer) in rows.iter().filter(|(_, peer)| is_inside(peer)) {
+            let counts = match row.kind {
+                Kind::Client | Kind::Server | Kind::Statement => true,
+                Kind::Pool => !anew,
+                _ => false,
+            };
+            if counts && !again.iter().any(|(other, _)| other == row) {
+                if anew && matches!(peer, Some(Peer::Client(id)) if self.is_looked_up(*id)) {
+                    continue;
+                }
+                let alike = |other: &&Told| shared(&other.0, row) > 0;
+                let other = again.iter().filter(alike).max_by_key(|other| shared(&other.0, row));
+                self.fail(&format!(
+                    "HANDOFF: {:?} {} was {:?}, is {:?}",
+                    row.kind,
+                    row.number,
+                    besides(row, other),
+                    other.map(|(other, _)| besides(other, rows.iter().find(|(it, _)| it == row)))
+                ));
+            }
+        }
+    }
+
+    /// All that is remembered is about the new core's keys.
+    fn follow(&mut self, moved: &Moved) {
+        self.dials.clear();
+        self.lookups.clear();
+        self.jobs.clear();
+        self.jobs_left.clear();
+        self.net.hand_off(moved);
+        for client in &mut self.clients {
+            let gone = || ClientId::from_parts(LEFT + client.number, 0);
+            client.id = client.id.moved(moved).unwrap_or_else(gone);
+        }
+        let mut servers = std::mem::take(&mut self.servers);
+        while let Some((at, server)) = servers.pop_first() {
+            let to = at.moved(moved).unwrap_or_else(|| {
+                self.left += 1;
+                key(Peer::Server(ServerId::from_parts(LEFT + self.left, 0)))
+            });
+            self.servers.insert(to, server);
+        }
+        moved.apply(&mut self.pausing);
+        moved.apply(&mut self.closing);
+        moved.apply(&mut self.suspender);
+        self.memory.follow(moved);
+        self.facts.follow(moved);
+        self.clocks.follow(moved);
+        self.watch.borrow_mut().follow(moved);
+        for at in self.servers.keys().copied() {
+            if let Peer::Server(id) = peer_of(at) {
+                debug_assert!(id.index() >= LEFT || self.core.servers().get(id).is_some());
+            }
+        }
+    }
+}
+
+/// The ends of connections are told by the records.
+const NOWHERE: Origin = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
+
+/// How many fields two rows have in common.
+fn shared(one: &Row, other: &Row) -> usize {
+    let is_same = (one.kind, one.number) == (other.kind, other.number);
+    let fields = read(&one.state).filter(|field| read(&other.state).any(|it| it == *field));
+    if is_same {
+        fields.count()
+    } else {
+        0
+    }
+}
+
+/// The fields of a row that another one does not have.
+fn besides<'a>(row: &'a Row, other: Option<&'a Told>) -> Vec<Field<'a>> {
+    let has = |field: &Field<'_>| {
+        other.is_some_and(|(other, _)| read(&other.state).any(|it| it == *field))
+    };
+    read(&row.state).filter(|field| !has(field)).collect()
+}
