@@ -259,29 +259,24 @@ fn server_that_is_asked_for_a_user_says_nothing_to_the_client() {
 
 #[test]
 fn who_has_waited_through_a_pause_is_served_before_who_comes_behind_it() {
-    let pauses: [(fn(&mut Core), fn(&mut Core)); 2] = [
-        (|core| core.pause_all(None), Core::resume_all),
-        (
-            |core| {
-                let (id, console) = (core.database_names["d"], core.clients.ids()[0]);
-                core.pause_database(id, console);
-            },
-            |core| {
-                core.resume_database(core.database_names["d"]);
-            },
-        ),
-    ];
-    for (pause, resume) in pauses {
+    for of_database in [false, true] {
         let mut scene = Scene::new("");
         let (a, server) = (scene.client("u"), scene.server());
         let [b, c] = [scene.client("u"), scene.client("u")];
         assert_eq!(scene.told(a, QUERY), Verdict::Pass);
         assert_eq!(scene.told(b, QUERY), Verdict::Wait);
-        pause(&mut scene.core);
+        let database = scene.core.database_names["d"];
+        match of_database {
+            true => assert!(!scene.core.pause_database(database, a)),
+            false => scene.core.pause_all(None),
+        }
         // All this in one turn: the server comes free, the pause ends, somebody else comes.
         scene.core.server_run(server, ANSWER);
         scene.core.server_drained(server, &mut Sink::default());
-        resume(&mut scene.core);
+        match of_database {
+            true => assert!(scene.core.resume_database(database)),
+            false => scene.core.resume_all(),
+        }
         scene.act();
         assert_eq!(scene.told(b, QUERY), Verdict::Pass);
         assert_eq!(scene.told(c, QUERY), Verdict::Wait);

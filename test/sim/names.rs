@@ -264,7 +264,10 @@ impl Client {
     pub fn must_wait(&mut self) -> bool {
         let waits = match self.names.awaits {
             Awaits::Nothing => false,
-            Awaits::Flushed => !self.expected.is_empty() && !(self.failed && self.is_in_batch()),
+            Awaits::Flushed => {
+                let has_failed = self.failed && self.is_in_batch();
+                !self.expected.is_empty() && !has_failed
+            }
             Awaits::All => !self.expected.is_empty(),
         };
         if !waits {
