@@ -23,6 +23,16 @@ pub enum Args {
     Usage(String),
 }
 
+/// What `-R` takes over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Adopt {
+    /// Everything; the old process ends at once.
+    #[default]
+    Full,
+    /// The listening sockets; the old process ends when its clients have left.
+    Soft,
+}
+
 /// The switches of a normal start.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Run {
@@ -34,6 +44,8 @@ pub struct Run {
     pub quiet: bool,
     /// `-R`: take over from a running process.
     pub reboot: bool,
+    /// `--adopt`: how much of it.
+    pub adopt: Adopt,
     /// `-u`: overrides the setting `user`; empty means "don't switch".
     pub user: Option<String>,
     /// How many `-v`.
@@ -52,7 +64,7 @@ const fn switch(short: u8, long: &'static str, has_argument: bool) -> Switch {
 }
 
 /// In the order in which PgBouncer lists the candidates of an ambiguous prefix.
-const SWITCHES: [Switch; 7] = [
+const SWITCHES: [Switch; 8] = [
     switch(b'q', "quiet", false),
     switch(b'v', "verbose", false),
     switch(b'h', "help", false),
@@ -60,7 +72,11 @@ const SWITCHES: [Switch; 7] = [
     switch(b'V', "version", false),
     switch(b'R', "reboot", false),
     switch(b'u', "user", true),
+    switch(NO_LETTER, "adopt", true),
 ];
+
+/// Stands for the letter of a switch that has a long name only; no argument can contain it.
+const NO_LETTER: u8 = 0;
 
 /// Reads the command line; the first item of `argv` is the program's name as invoked. With
 /// `posixly_correct` (environment POSIXLY_CORRECT) options end at the file name. `adns` names the
@@ -101,6 +117,14 @@ type Step<T = ()> = Result<T, Args>;
 
 impl Reader<'_> {
     fn read(&mut self, posixly_correct: bool) -> Step {
+        self.read_items(posixly_correct)?;
+        match self.run.adopt {
+            Adopt::Soft if !self.run.reboot => Err(self.mistake("option '--adopt' needs '-R'")),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_items(&mut self, posixly_correct: bool) -> Step {
         let mut files: Vec<&OsStr> = Vec::new();
         let mut options_ended = false;
         while let Some(item) = self.items.next() {
@@ -188,6 +212,16 @@ impl Reader<'_> {
             b'd' => self.run.daemon = true,
             b'R' => self.run.reboot = true,
             b'u' => self.run.user = Some(argument),
+            NO_LETTER => {
+                self.run.adopt = match argument.as_str() {
+                    "full" => Adopt::Full,
+                    "soft" => Adopt::Soft,
+                    _ => {
+                        let text = "argument of option '--adopt' must be 'full' or 'soft'";
+                        return Err(self.mistake(text));
+                    }
+                }
+            }
             b'V' => return Err(Args::Print(version_text(self.adns))),
             _ => return Err(Args::Print(help_text(&self.program))),
         }
@@ -219,6 +253,8 @@ Options:
   -d, --daemon         run in background (as a daemon)
   -q, --quiet          run quietly
   -R, --reboot         do an online reboot
+      --adopt=soft     with -R: let the old process finish with its clients, take
+                       new ones only (--adopt=full: take over everything)
   -u, --user=USERNAME  assume identity of USERNAME
   -v, --verbose        increase verbosity
   -V, --version        show version, then exit
@@ -249,13 +285,19 @@ mod tests {
         for (set, letter) in [(run.daemon, 'd'), (run.quiet, 'q'), (run.reboot, 'R')] {
             text.extend(set.then_some(letter));
         }
+        if run.adopt == Adopt::Soft {
+            text.push('s');
+        }
         let user = run.user.map(|user| format!("<{user}>")).unwrap_or_default();
         format!("{text}{user} {}", run.config.display())
     }
 
     #[test]
     fn switches_are_understood_in_every_notation() {
-        let cases: [(&[&str], &str); 17] = [
+        let cases: [(&[&str], &str); 20] = [
+            (&["--adopt=soft", "-R", "x.ini"], "Rs x.ini"),
+            (&["-R", "x.ini", "--ad", "soft"], "Rs x.ini"),
+            (&["--adopt=soft", "--adopt=full", "x.ini"], " x.ini"),
             (&["x.ini"], " x.ini"),
             (&["-"], " -"),
             (&["--", "-q"], " -q"),
@@ -281,7 +323,9 @@ mod tests {
 
     #[test]
     fn mistakes_get_the_exact_two_lines() {
-        let cases: [(&[&str], &str); 16] = [
+        let cases: [(&[&str], &str); 18] = [
+            (&["--adopt=soft", "x"], "option '--adopt' needs '-R'"),
+            (&["-R", "--adopt=hard", "x"], "argument of option '--adopt' must be 'full' or 'soft'"),
             (&[], "no configuration file specified"),
             (&["a", "b"], "no configuration file specified"),
             (&["--", "-q", "x"], "no configuration file specified"),
@@ -300,7 +344,7 @@ mod tests {
             (
                 &["--=x"],
                 "option '--=x' is ambiguous; possibilities: '--quiet' '--verbose' '--help' \
-                 '--daemon' '--version' '--reboot' '--user'",
+                 '--daemon' '--version' '--reboot' '--user' '--adopt'",
             ),
         ];
         for (line, want) in cases {

@@ -106,6 +106,12 @@ pub fn check_pidfile(path: &Path) -> Result<Pidfile, String> {
     Err(format!("pidfile '{name}' exists, another instance running?"))
 }
 
+/// The running process that the pidfile names.
+pub fn running_pid(path: &Path) -> Option<i32> {
+    let pid = leading_pid(&fs::read(path).ok()?)?;
+    (kill(pid, None) != Err(Errno::ESRCH)).then(|| pid.as_raw())
+}
+
 /// Removes the pidfile of a dead process.
 pub fn remove_stale_pidfile(path: &Path) -> Result<(), String> {
     fs::remove_file(path)

@@ -1,5 +1,6 @@
 //! A process: arguments, privileges, signals, log files, the loop.
 
+mod adopt;
 pub mod args;
 pub mod clock;
 pub mod daemon;
@@ -21,7 +22,8 @@ use crate::core::{Core, Surroundings};
 use crate::net::options::reason;
 use crate::net::tls::Tls;
 use crate::net::{cares, listen, Net};
-use args::{Args, Run};
+use adopt::Adoption;
+use args::{Adopt, Args, Run};
 use clock::Clock;
 use log::Log;
 use service::Service;
@@ -52,6 +54,16 @@ pub fn run(argv: &[OsString]) -> u8 {
 
 /// Something ended the start; a FATAL line has been written.
 struct Fatal;
+
+/// What there is to begin with.
+enum Inheritance {
+    /// Nothing.
+    None,
+    /// Everything that an old process had.
+    All(Takeover),
+    /// The listening sockets of an old process.
+    Listeners(Box<Adoption>),
+}
 
 /// A log with the lines that wait for it.
 struct Starting {
@@ -109,17 +121,20 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     core.set_users(users.unwrap_or_default());
     core.set_rules(rules.unwrap_or_default());
     let has_sockets = !service.sockets.is_empty();
-    let takeover = match has_sockets {
-        true => takeover::not_found(run.reboot, &mut starting.journal),
+    let inheritance = match has_sockets {
+        true => {
+            takeover::not_found(run.reboot, &mut starting.journal);
+            Inheritance::None
+        }
         false => take_over(run, &settings, &mut core, &mut starting)?,
     };
-    if takeover.is_none() {
+    if matches!(inheritance, Inheritance::None) {
         refuse_second_instance(&settings, has_sockets, &mut starting)?;
     }
-    let is_awaited = matches!(takeover, Some(Takeover::Everything(_)));
+    let is_awaited = matches!(inheritance, Inheritance::All(Takeover::Everything(_)));
     let news = go_to_background(run, &settings, &service, is_awaited, &mut starting)?;
     let mut process = assemble(core, tls, service, clock, starting)?;
-    let code = match open(&mut process, &settings, takeover) {
+    let code = match open(&mut process, &settings, inheritance) {
         Ok(()) => {
             // Whoever has started us may go on.
             let _ = news.map(|pipe| std::fs::File::from(pipe).write_all(b"!"));
@@ -184,6 +199,7 @@ fn assemble(
         service,
         next_tick: clock.now(),
         clock,
+        successor: None,
         exit: None,
         handover: None,
         handed_over: None,
@@ -191,17 +207,23 @@ fn assemble(
     })
 }
 
-/// `-R`: has a running process hand over what it has; `None` if there is none.
+/// `-R`: has a running process hand over what it has.
 fn take_over(
     run: &Run,
     settings: &Settings,
     core: &mut Core,
     starting: &mut Starting,
-) -> Result<Option<Takeover>, Fatal> {
+) -> Result<Inheritance, Fatal> {
     if !run.reboot {
-        return Ok(None);
+        return Ok(Inheritance::None);
     }
-    let begun = takeover::begin(settings, core, &mut starting.journal);
+    let begun = match run.adopt {
+        Adopt::Full => takeover::begin(settings, core, &mut starting.journal)
+            .map(|takeover| takeover.map_or(Inheritance::None, Inheritance::All)),
+        Adopt::Soft => adopt::begin(settings, &mut starting.journal).map(|adoption| {
+            adoption.map_or(Inheritance::None, |it| Inheritance::Listeners(Box::new(it)))
+        }),
+    };
     while let Some((level, text)) = core.journal.pop() {
         starting.journal.line(level, text);
     }
@@ -210,23 +232,23 @@ fn take_over(
 
 /// Opens the listening sockets, or goes on with those of an old process, then writes the pidfile;
 /// the last line of the start.
-fn open(
-    process: &mut Process,
-    settings: &Settings,
-    takeover: Option<Takeover>,
-) -> Result<(), Fatal> {
+fn open(process: &mut Process, settings: &Settings, inheritance: Inheritance) -> Result<(), Fatal> {
     if let Err(error) = process.net.watch(process.signals.source(), SIGNALS) {
         return Err(fail(process, setup_failed(error)));
     }
-    let opened = match takeover {
-        Some(takeover) => takeover.finish(process, &settings.pidfile),
-        None => listen(process, settings),
+    let opened = match inheritance {
+        Inheritance::All(takeover) => takeover.finish(process, settings),
+        Inheritance::Listeners(adoption) => {
+            adoption.finish(process, settings).map(|successor| process.successor = Some(successor))
+        }
+        Inheritance::None => listen(process, settings),
     };
     process.print();
     if opened.is_err() || process.exit.is_some() {
         return Err(Fatal);
     }
-    if !settings.pidfile.is_empty() {
+    // An old process that goes on with its clients has it as long as it lives.
+    if !settings.pidfile.is_empty() && process.successor.is_none() {
         match daemon::OwnPidfile::create(Path::new(&settings.pidfile)) {
             Ok(pidfile) => process.pidfile = Some(pidfile),
             Err(text) => return Err(fail(process, text)),

@@ -88,7 +88,12 @@ impl Service {
     /// We are about to take the place of the main process, or have done so by going to the
     /// background: the unit follows us.
     pub(super) fn become_main(&self) {
-        self.insist(&format!("MAINPID={}", process::id()));
+        self.follow(process::id() as i32);
+    }
+
+    /// The unit's main process is this one.
+    pub(super) fn follow(&self, pid: i32) {
+        self.insist(&format!("MAINPID={pid}"));
     }
 
     /// The start is over.

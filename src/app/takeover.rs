@@ -5,12 +5,13 @@
 use super::daemon::{self, Pidfile};
 use super::heir;
 use super::turn::Process;
-use super::Fatal;
+use super::{adopt, options, Fatal};
 use crate::base::{Journal, Level};
 use crate::config::Settings;
 use crate::core::record::Record;
 use crate::core::{Addr, Core, Peer};
 use crate::net::handoff::{self, Inherited, Old};
+use crate::net::listen;
 use crate::net::stream::Stream;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -53,6 +54,7 @@ pub(super) fn begin(
     };
     journal.line(Level::Log, "takeover_init: launching connection".into());
     old.log_in()?;
+    adopt::refuse_second(&old, &settings.pidfile)?;
     if old.knows_handoff()? {
         return Ok(Some(Takeover::Everything(Box::new(old))));
     }
@@ -107,7 +109,8 @@ fn sort(
     Ok(takeover)
 }
 
-fn listening_at(socket: &OwnedFd, settings: &Settings) -> String {
+/// Where a listening socket of the old process listens.
+pub(super) fn listening_at(socket: &OwnedFd, settings: &Settings) -> String {
     match handoff::local(socket) {
         Addr::Inet(at) => at.to_string(),
         Addr::Unix { .. } | Addr::Unknown => format!("unix:{}", settings.listen_port),
@@ -116,9 +119,10 @@ fn listening_at(socket: &OwnedFd, settings: &Settings) -> String {
 
 impl Takeover {
     /// Ends the old process and goes on where it was. Everything else is ready.
-    pub(super) fn finish(self, process: &mut Process, pidfile: &str) -> Result<(), Fatal> {
+    pub(super) fn finish(self, process: &mut Process, settings: &Settings) -> Result<(), Fatal> {
+        let pidfile = &settings.pidfile;
         match self {
-            Takeover::Sockets(sockets) => sockets.finish(process, pidfile),
+            Takeover::Sockets(sockets) => sockets.finish(process, settings),
             Takeover::Everything(mut old) => {
                 if let Err(text) = heir::go_on(process, &mut old) {
                     process.say(Level::Fatal, text);
@@ -134,7 +138,8 @@ impl Takeover {
 }
 
 impl Sockets {
-    fn finish(mut self, process: &mut Process, pidfile: &str) -> Result<(), Fatal> {
+    fn finish(mut self, process: &mut Process, settings: &Settings) -> Result<(), Fatal> {
+        let pidfile = &settings.pidfile;
         process.say(Level::Log, "sending SHUTDOWN;".into());
         // A unit whose main process ends has ended.
         process.service.become_main();
@@ -150,6 +155,8 @@ impl Sockets {
         }
         process.say(Level::Log, "old process killed, resuming work".into());
         let done = process.net.inherit_listeners(self.listeners);
+        let path = listen::socket_path(&options::listen(settings));
+        process.net.listeners().claim_socket_file(path);
         for (peer, stream) in self.streams {
             process.net.inherit(peer, stream, &mut process.core);
         }

@@ -1,5 +1,6 @@
 //! One turn of the loop, and the only place where actions are performed.
 
+use super::adopt::Successor;
 use super::clock::Clock;
 use super::daemon::OwnPidfile;
 use super::handover::{self, Handover, Kept};
@@ -11,9 +12,10 @@ use crate::base::{Level, Micros, Objects};
 use crate::config::{AuthType, Settings};
 use crate::console::{self, Around, Listening};
 use crate::core::pause;
-use crate::core::{Action, ClientId, Core, Peer};
+use crate::core::{Action, ClientId, Core, Origin, Peer};
 use crate::net::conn::Pending;
 use crate::net::resolve::{Host, Zone};
+use crate::net::stream::Stream;
 use crate::net::tls::Tls;
 use crate::net::{Event, Net};
 use nix::unistd::User;
@@ -23,9 +25,14 @@ use std::time::Duration;
 
 /// The number under which the loop watches for signals.
 pub(super) const SIGNALS: u32 = 0;
+/// The same for the end of an old process.
+pub(super) const OLD_PROCESS: u32 = 1;
 
 /// The janitor comes three times a second.
 const TICK: Micros = Micros(333_333);
+
+/// So often it is looked whether listening sockets can be closed that are to be.
+const DRAIN: Micros = Micros(10_000);
 
 /// So often pools are looked after at the end of one turn; what is left waits for the next one.
 const ROUNDS: usize = 16;
@@ -39,6 +46,8 @@ pub(super) struct Process {
     pub(super) service: Service,
     pub(super) clock: Clock,
     pub(super) next_tick: Micros,
+    /// Set if an old process was left with its clients.
+    pub(super) successor: Option<Successor>,
     /// Set when the loop is to end.
     pub(super) exit: Option<u8>,
     /// A successor has asked for everything.
@@ -111,6 +120,10 @@ impl Process {
             false if self.handover.is_some() => handover::LOOK,
             false => self.next_tick.since(self.clock.now()),
         };
+        let until_tick = match self.net.listeners().is_draining() {
+            true => until_tick.min(DRAIN),
+            false => until_tick,
+        };
         if let Err(error) = self.net.wait(Duration::from_micros(until_tick.0)) {
             let text = format!("waiting for events failed: {error}");
             self.core.journal.line(Level::Fatal, text);
@@ -122,6 +135,7 @@ impl Process {
             match event {
                 Event::Accept(listener) => self.accept(listener),
                 Event::Internal(SIGNALS) => self.signals(),
+                Event::Internal(OLD_PROCESS) => self.tend_succession(),
                 event => self.net.handle(event, &mut self.core),
             }
             self.perform();
@@ -130,10 +144,12 @@ impl Process {
                 return self.print();
             }
         }
+        self.drain_listeners();
         if self.core.now >= self.next_tick {
             self.next_tick = self.core.now + TICK;
             self.core.tick();
             self.net.tick();
+            self.tend_succession();
             self.report();
             self.perform();
             if self.exit.is_some() {
@@ -162,12 +178,39 @@ impl Process {
 
     fn accept(&mut self, listener: usize) {
         while let Some((stream, origin)) = self.net.accept(listener) {
-            let id = self.core.accepted(origin);
-            if origin.uid.is_some() {
-                self.name_peers();
-            }
-            self.net.add_client(id, stream, &mut self.core);
+            self.welcome(stream, origin);
         }
+    }
+
+    /// Who waits for clients to leave leaves nobody out who has connected already.
+    fn stop_listening(&mut self) {
+        match self.core.shutdown() {
+            Some(pause::Shutdown::WaitForClients) => {
+                self.net.drain_tcp_listeners();
+                self.drain_listeners();
+            }
+            _ => self.net.close_tcp_listeners(),
+        }
+    }
+
+    /// Accepts who is left at listening sockets that are being closed.
+    fn drain_listeners(&mut self) {
+        if self.net.listeners().is_draining() {
+            for listener in self.net.listeners().open_ones() {
+                self.accept(listener);
+            }
+            let is_done = self.net.close_drained();
+            self.core.set_draining(!is_done);
+        }
+    }
+
+    /// Takes a new client.
+    pub(super) fn welcome(&mut self, stream: Stream, origin: Origin) {
+        let id = self.core.accepted(origin);
+        if origin.uid.is_some() {
+            self.name_peers();
+        }
+        self.net.add_client(id, stream, &mut self.core);
     }
 
     /// Looks up who is at the other end of Unix sockets, if that is asked for. The system's user
@@ -233,7 +276,7 @@ impl Process {
                 Action::Reload(console) => self.reload(console),
                 Action::Suspend(on) => self.net.suspend(on),
                 Action::Handoff(console) => self.begin_handover(console),
-                Action::CloseTcpListeners => self.net.close_tcp_listeners(),
+                Action::CloseTcpListeners => self.stop_listening(),
                 Action::Exit(code) => {
                     self.exit.get_or_insert(code);
                 }

@@ -216,7 +216,7 @@ impl Core {
         if database.disabled {
             return Err(Fault::formatted(format!("database \"{name}\" is disabled")));
         }
-        if self.shutdown.is_some() && !is_console {
+        if self.shuts_out(client) && !is_console {
             return Err(fault::SHUTTING_DOWN);
         }
         if client.pool.is_none() {

@@ -138,6 +138,8 @@ pub struct Core {
     pool_names: BTreeMap<(Rc<str>, Rc<str>), PoolId>,
     /// The pools of peers that something has been forwarded to.
     peer_pools: BTreeMap<u32, PoolId>,
+    /// The process whose place we have taken, while it goes on with its clients.
+    elder: Option<PeerEntry>,
     clients: Arena<Client>,
     servers: Arena<Server>,
     login_clients: List<Client>,
@@ -157,6 +159,7 @@ pub struct Core {
     mode: Mode,
     tls: Modes,
     shutdown: Option<Shutdown>,
+    is_draining: bool,
     waiters: Vec<Waiter>,
     /// Consoles that are read again from the end of this turn on.
     stalled: Vec<ClientId>,
@@ -196,6 +199,7 @@ impl Core {
             pools: Arena::default(),
             pool_names: BTreeMap::new(),
             peer_pools: BTreeMap::new(),
+            elder: None,
             clients: Arena::default(),
             servers: Arena::default(),
             login_clients: List::default(),
@@ -210,6 +214,7 @@ impl Core {
             mode: Mode::Active,
             tls: Modes::default(),
             shutdown: None,
+            is_draining: false,
             waiters: Vec::new(),
             stalled: Vec::new(),
             left_consoles: VecDeque::new(),

@@ -1,8 +1,8 @@
 //! Pause, resume and shutdown: global modes, and consoles that wait for them.
 
-use super::client::ClientState;
+use super::client::{Client, ClientState};
 use super::database::DatabaseId;
-use super::face::{Action, ClientId};
+use super::face::{Action, Addr, ClientId};
 use super::pool::PoolId;
 use super::server::ServerState;
 use super::waits::Wait;
@@ -157,7 +157,9 @@ impl Core {
     pub(super) fn check_shutdown(&mut self) {
         let line = match self.shutdown {
             Some(Shutdown::WaitForServers) if self.servers.is_empty() => "server",
-            Some(Shutdown::WaitForClients) if self.clients.is_empty() => "client",
+            Some(Shutdown::WaitForClients) if self.clients.is_empty() && !self.is_draining => {
+                "client"
+            }
             Some(Shutdown::WaitForServers) => {
                 for id in self.pools.ids() {
                     self.refuse_waiting(id);
@@ -168,6 +170,22 @@ impl Core {
         };
         self.journal.line(Level::Log, format!("{line} connections dropped, exiting"));
         self.exit_now(0);
+    }
+
+    /// Whether connections may still come out of listening sockets that are being closed: a shutdown
+    /// waits for them.
+    pub fn set_draining(&mut self, on: bool) {
+        self.is_draining = on;
+    }
+
+    /// True if a shutdown leaves this client out. Over TCP only those come that had connected before:
+    /// they count among the clients to wait for.
+    pub(super) fn shuts_out(&self, client: &Client) -> bool {
+        match self.shutdown {
+            Some(Shutdown::WaitForClients) => !matches!(client.remote, Addr::Inet(_)),
+            Some(Shutdown::WaitForServers) => true,
+            None => false,
+        }
     }
 
     fn refuse_waiting(&mut self, pool: PoolId) {

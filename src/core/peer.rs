@@ -30,6 +30,10 @@ pub enum Route {
     To(u32, u64),
 }
 
+/// Stands for a peer that no entry names: the process whose place we have taken and whose clients
+/// are still with it.
+const ELDER: u32 = u32::MAX;
+
 /// The last two bits of a key count down how often it may be passed on.
 const HOPS: u64 = 3;
 
@@ -104,27 +108,39 @@ impl Core {
         Peering::new(self.settings.peer_id)
     }
 
+    /// The process whose place we have taken goes on with its clients, and listens at the Unix socket
+    /// in this directory; or it has ended.
+    pub fn set_elder(&mut self, host: Option<String>) {
+        let entry = |host| PeerEntry { host: Some(host), ..PeerEntry::default() };
+        self.elder = host.map(entry);
+        if self.elder.is_none() {
+            self.drop_peer_pool(ELDER);
+        }
+    }
+
     /// The pools of peers that something has been forwarded to, in the order of their ids.
     pub fn peer_pools(&self) -> impl Iterator<Item = (u32, PoolId, &Pool)> {
-        self.peer_pools.iter().filter_map(|(peer, id)| Some((*peer, *id, self.pools.get(*id)?)))
+        let named = self.peer_pools.iter().filter(|(peer, _)| **peer != ELDER);
+        named.filter_map(|(peer, id)| Some((*peer, *id, self.pools.get(*id)?)))
     }
 
     /// The entry of a pool's peer; `None` for pools of databases.
     pub fn peer_entry(&self, pool: &Pool) -> Option<&PeerEntry> {
-        self.peers.get(&pool.peer?)
+        match pool.peer? {
+            ELDER => self.elder.as_ref(),
+            peer => self.peers.get(&peer),
+        }
     }
 
     /// The key of this request is not one of ours: pass it on, if it is a peer's.
     pub(super) fn forward_cancel(&mut self, id: ClientId, key: u64) -> Result<(), Fault> {
-        let own = self.peering().ok_or(fault::CANCEL_UNKNOWN_KEY)?;
-        let (peer, key) = match own.route(key) {
+        let (peer, key) = match self.peering().map_or(Route::Own, |own| own.route(key)) {
+            Route::Own if self.elder.is_some() => (ELDER, key),
             Route::Own => return Err(fault::CANCEL_UNKNOWN_KEY),
             Route::Exhausted => return Err(fault::CANCEL_EXHAUSTED),
-            Route::To(peer, key) => (peer, key),
+            Route::To(peer, key) if self.peers.contains_key(&peer) => (peer, key),
+            Route::To(..) => return Err(fault::CANCEL_NO_PEER),
         };
-        if !self.peers.contains_key(&peer) {
-            return Err(fault::CANCEL_NO_PEER);
-        }
         let pool = self.pool_of_peer(peer);
         self.queue_cancel(id, pool, Aim::Peer(key));
         self.serve_peer(pool);
@@ -144,7 +160,10 @@ impl Core {
     /// Where a connection to a peer goes.
     pub(super) fn peer_target(&self, pool: &Pool) -> Option<Target> {
         let entry = self.peer_entry(pool)?;
-        let port = entry.port.unwrap_or(PEER_PORT);
+        let port = match pool.peer {
+            Some(ELDER) => self.settings.listen_port,
+            _ => entry.port.unwrap_or(PEER_PORT),
+        };
         Some(Target { host: entry.host.clone()?, port: u16::try_from(port).unwrap_or(0) })
     }
 

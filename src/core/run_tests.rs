@@ -72,7 +72,7 @@ impl Scene {
     }
 
     /// A client that has sent its start-up packet.
-    fn beginner(&mut self, user: &str) -> ClientId {
+    pub(super) fn beginner(&mut self, user: &str) -> ClientId {
         self.beginner_with(user, b"GMT")
     }
 

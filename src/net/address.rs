@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// What `sun_path` holds beside its terminator; longer paths are cut, as config 7.6 has it.
-const PATH_MAX: usize = 107;
+pub(super) const PATH_MAX: usize = 107;
 
 /// Where to listen or to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 use super::conn::{Conn, Flow, Wire};
 use super::handoff::{is_unix, set_nonblocking};
 use super::listen::Fatal;
+use super::relay::Relay;
 use super::stream::{Socket, Stream};
 use super::{listener_token, token_of, Net};
 use crate::base::fields::{self, Field, Fields};
@@ -152,7 +153,7 @@ impl Net {
             let heard = fields::read(wire).find(|field| field.tag == HELD);
             self.watch_keeper(peer, socket, heard.map_or(b"", |field| field.value));
         } else {
-            self.relay.put_in(peer, socket, |conn, spare| take_in(conn, wire, peers, spare))?;
+            self.relay.take_in(peer, socket, wire, peers)?;
         }
         Ok(())
     }
@@ -193,6 +194,26 @@ fn stream(socket: OwnedFd, is_kept: bool) -> io::Result<Stream> {
         (true, false) => Ok(Stream::Unix(UnixStream::from_std(socket.into()))),
         (false, false) => Ok(Stream::Tcp(TcpStream::from_std(socket.into()))),
         (false, true) => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+impl<W: Wire> Relay<W> {
+    /// What is told of a connection's bytes; `None` if there is none.
+    pub fn hand_out(&self, peer: Peer, number: &dyn Fn(Peer) -> u64) -> Option<Vec<u8>> {
+        let mut fields = Fields::default();
+        hand_out(self.conn(peer)?, false, number, &mut fields);
+        Some(fields.into_bytes())
+    }
+
+    /// Goes on with a connection of which that has been told.
+    pub fn take_in(
+        &mut self,
+        peer: Peer,
+        wire: W,
+        told: &[u8],
+        peers: Numbers<'_>,
+    ) -> io::Result<()> {
+        self.put_in(peer, wire, |conn, spare| take_in(conn, told, peers, spare))
     }
 }
 

@@ -1,20 +1,15 @@
 //! What a keeper tells of a handshake that it has made for its successor: the first bytes of a kept
 //! connection. Their length (4 bytes), then tagged fields.
 
-use crate::auth::Names;
 use crate::base::fields::{self, Fields};
+use crate::core::carry::{facts, put_facts};
 use crate::core::Facts;
 use crate::tags;
 
 tags! {
-    /// What is known of an encrypted connection.
+    /// What a keeper tells first.
     FACTS:
-    1 TEXT "version, cipher and key exchange as SHOW CLIENTS has them",
-    2 END_POINT "the hash of the accepting side's certificate (RFC 5929)",
-    3 SHOWN "the other side has shown a certificate: fields with its names",
-    4 DNS "in it: a name of the kind dNSName",
-    5 IP "in it: a name of the kind iPAddress",
-    6 COMMON "in it: the first common name",
+    1 TLS "what is known of the connection: fields as in TLS_TAGS",
 }
 
 /// More bytes than this are no facts.
@@ -23,19 +18,9 @@ const MOST: usize = 1 << 20;
 const LENGTH: usize = 4;
 
 /// The bytes that tell these facts.
-pub(super) fn write(facts: &Facts) -> Vec<u8> {
-    let Facts { text, names, end_point } = facts;
+pub(super) fn write(known: &Facts) -> Vec<u8> {
     let mut fields = Fields::default();
-    fields.put(TEXT, text.as_bytes());
-    fields.put(END_POINT, end_point);
-    if let Some(names) = names {
-        fields.group(SHOWN, |fields| {
-            let [dns, ips, common] = names.parts();
-            dns.iter().for_each(|name| fields.put(DNS, name));
-            ips.iter().for_each(|name| fields.put(IP, name));
-            common.iter().for_each(|name| fields.put(COMMON, name));
-        });
-    }
+    put_facts(&mut fields, TLS, Some(known));
     let fields = fields.into_bytes();
     let len = u32::try_from(fields.len()).unwrap_or(u32::MAX);
     [&len.to_be_bytes(), &fields[..]].concat()
@@ -53,30 +38,14 @@ pub(super) fn missing(heard: &[u8]) -> Option<usize> {
 
 /// The facts; what can't be understood is missing in them.
 pub(super) fn read(heard: &[u8]) -> Facts {
-    let mut facts = Facts::default();
-    for field in fields::read(heard.get(LENGTH..).unwrap_or_default()) {
-        match field.tag {
-            TEXT => facts.text = field.text().into(),
-            END_POINT => facts.end_point = field.value.into(),
-            SHOWN => facts.names = Some(Box::new(names(field.value))),
-            _ => {}
-        }
-    }
-    facts
-}
-
-fn names(bytes: &[u8]) -> Names {
-    let all = |tag| {
-        let of = fields::read(bytes).filter(move |field| field.tag == tag);
-        of.map(|field| Box::<[u8]>::from(field.value))
-    };
-    let common = all(COMMON).next();
-    Names::new(all(DNS), all(IP), common)
+    let mut fields = fields::read(heard.get(LENGTH..).unwrap_or_default());
+    fields.find(|field| field.tag == TLS).map(facts).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Names;
 
     #[test]
     fn facts_arrive_as_they_were_told() {

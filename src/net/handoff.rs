@@ -13,9 +13,12 @@ use crate::wire::frame::{Frame, Framer};
 use crate::wire::read::{lossy, ErrorFields};
 use crate::wire::write;
 use mio::net::{TcpStream, UnixStream};
+use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
+use nix::sys::resource::{getrlimit, Resource};
 use nix::sys::socket::{
-    getsockname, getsockopt, send, sockopt, AddressFamily, MsgFlags, SockaddrLike, SockaddrStorage,
+    getsockname, getsockopt, send, setsockopt, sockopt, AddressFamily, MsgFlags, SockaddrLike,
+    SockaddrStorage,
 };
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -24,6 +27,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
+mod soft;
+
 /// Bytes of one receive. A row has at most 2048.
 const ROOM: usize = 64 * 1024;
 /// The largest packet in bytes: a row of HANDOFF has all that is in memory of a connection.
@@ -31,6 +36,10 @@ const PACKET_MAX: u32 = i32::MAX as u32;
 /// The largest number of a handoff's format that is understood. The old process tells its own; the
 /// smaller one counts.
 pub const FORMAT: u64 = 1;
+/// An answer without rows has at most so many bytes.
+const BUDGET: usize = 1 << 20;
+/// Each row may add so many: a PgBouncer takes none that is longer (takeover 5.1).
+const ROW: usize = 2048;
 pub(super) const LOOKING: &str = "looking at a socket of the old process";
 
 /// A console of the process that is to be replaced.
@@ -40,6 +49,10 @@ pub struct Old {
     bytes: Vec<u8>,
     at: usize,
     descriptors: VecDeque<OwnedFd>,
+    /// Who speaks, once it has.
+    pid: Option<i32>,
+    /// So many bytes it may still say in an answer.
+    budget: usize,
 }
 
 /// A row of HANDOFF.
@@ -88,8 +101,10 @@ impl Old {
                 "the process at the Unix socket belongs to user {uid}; start with -R as that user"
             ));
         }
+        setsockopt(&stream, sockopt::PassCred, &true)
+            .map_err(|error| failed("asking who answers", &error.into()))?;
         let (bytes, descriptors) = (Vec::new(), VecDeque::new());
-        Ok(Some(Old { stream, bytes, at: 0, descriptors }))
+        Ok(Some(Old { stream, bytes, at: 0, descriptors, pid: None, budget: BUDGET }))
     }
 
     /// Logs in as the process's own user (takeover 3).
@@ -113,6 +128,12 @@ impl Old {
         }
     }
 
+    /// The old process, once it has logged us in; `None` if it is in another world of process ids.
+    /// Who has opened its socket may have been somebody else.
+    pub fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
     /// Has everything come to rest between two packets (takeover 4).
     pub fn suspend(&mut self) -> Result<(), String> {
         self.ask("SUSPEND;")?;
@@ -126,11 +147,19 @@ impl Old {
 
     /// Everything that it hands over (takeover 5).
     pub fn sockets(&mut self) -> Result<Vec<Inherited>, String> {
+        self.sockets_of(|_| true)
+    }
+
+    /// Those of what it hands over that are wanted; the others are closed as they come.
+    fn sockets_of(&mut self, is_wanted: fn(&Record) -> bool) -> Result<Vec<Inherited>, String> {
         self.ask("SHOW FDS;")?;
         let mut rows = Vec::new();
         loop {
             match self.answer()? {
-                Answer::Row(row) => rows.push(*row),
+                Answer::Row(row) => {
+                    self.budget = self.budget.saturating_add(ROW);
+                    rows.extend(Some(*row).filter(|row| is_wanted(&row.record)));
+                }
                 Answer::Complete(tag) if tag.starts_with("SHOW") => return Ok(rows),
                 Answer::Complete(tag) => {
                     return Err(format!("got bad CMD from old bouncer: {tag}"));
@@ -157,6 +186,8 @@ impl Old {
     /// end or we are gone.
     pub fn everything(&mut self) -> Result<Vec<Parcel>, String> {
         self.ask(&format!("HANDOFF {FORMAT};"))?;
+        // What is in the memory of one of us has no bounds but its own.
+        self.budget = usize::MAX;
         let mut parcels = Vec::new();
         loop {
             match self.packet()? {
@@ -213,7 +244,7 @@ impl Old {
         let mut room = [0; 4096];
         loop {
             match sys::receive_with_descriptors(&self.stream, &mut room) {
-                Ok((0, _)) => return true,
+                Ok(received) if received.count == 0 => return true,
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return !is_timeout(error.kind()),
@@ -224,6 +255,7 @@ impl Old {
     fn ask(&mut self, sql: &str) -> Result<(), String> {
         let mut packet = Vec::new();
         write::query(&mut packet, sql.as_bytes());
+        self.budget = BUDGET;
         self.say(&packet)
     }
 
@@ -276,17 +308,32 @@ impl Old {
         let mut room = [0; ROOM];
         loop {
             match sys::receive_with_descriptors(&self.stream, &mut room) {
-                Ok((0, _)) => return Err("unexpected EOF".into()),
-                Ok((count, descriptors)) => {
+                Ok(received) if received.count == 0 => return Err("unexpected EOF".into()),
+                Ok(received) => {
+                    let count = received.count;
                     self.bytes.extend_from_slice(room.get(..count).unwrap_or_default());
-                    self.descriptors.extend(descriptors);
+                    self.descriptors.extend(received.descriptors);
+                    self.pid = received.sender.or(self.pid);
+                    let left = self.budget.checked_sub(count);
+                    self.budget = left.ok_or("old process says too much")?;
                     return Ok(());
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    return Err(too_many_descriptors());
+                }
                 Err(error) => return Err(failed("reading from old process", &error)),
             }
         }
     }
+}
+
+fn too_many_descriptors() -> String {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+    format!(
+        "old process hands over more sockets than we may have open, which is {limit} descriptors; \
+         start with a higher limit (ulimit -n)"
+    )
 }
 
 fn is_timeout(kind: ErrorKind) -> bool {
@@ -331,7 +378,7 @@ pub(super) fn set_nonblocking(socket: &OwnedFd) -> io::Result<()> {
 }
 
 /// What family a socket is of; an error if it is none of ours.
-pub(super) fn is_unix(socket: &OwnedFd) -> Result<bool, String> {
+pub fn is_unix(socket: &OwnedFd) -> Result<bool, String> {
     let name = getsockname::<SockaddrStorage>(socket.as_raw_fd());
     let name = name.map_err(|error| failed(LOOKING, &error.into()))?;
     match name.family() {

@@ -3,6 +3,7 @@
 use super::address::{listening_path, unix_addr, Place};
 use super::handoff;
 use super::options::{reason, SocketOptions};
+use super::socket_file::SocketFile;
 use super::stream::Stream;
 use super::sys;
 use crate::base::{Journal, Level, Micros};
@@ -12,14 +13,16 @@ use mio::{Interest, Registry, Token};
 use nix::sys::socket::{
     self, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage,
 };
-use nix::unistd::{chown, getuid, Gid, Group};
+use nix::unistd::{chown, Gid, Group};
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+mod adopt;
+mod drain;
 #[cfg(test)]
 mod tests;
 
@@ -63,9 +66,13 @@ enum Listener {
 #[derive(Default)]
 pub struct Listeners {
     all: Vec<Option<Listener>>,
-    socket_file: Option<PathBuf>,
+    socket_file: Option<SocketFile>,
     suspended: bool,
     failed_at: Option<Micros>,
+    /// Since when the TCP sockets take nobody who comes anew.
+    draining: Option<Micros>,
+    /// Another process has got them, too.
+    is_shared: bool,
     /// What the TCP sockets were given when they were opened: accepted ones inherit it.
     inherited: Option<SocketOptions>,
 }
@@ -76,6 +83,11 @@ pub fn unix_socket_in_use(dir: &str, port: i32) -> bool {
     !dir.is_empty() && !dir.starts_with('@') && {
         std::os::unix::net::UnixStream::connect(listening_path(dir, port)).is_ok()
     }
+}
+
+/// Where the Unix socket's file of these options is.
+pub fn socket_path(options: &ListenOptions) -> PathBuf {
+    listening_path(&options.unix_dir, options.port).into()
 }
 
 fn fatal<T>(journal: &mut Journal, text: String) -> Result<T, Fatal> {
@@ -137,7 +149,7 @@ impl Listeners {
             if let Err(text) = listeners.inherit_one(socket) {
                 return fatal(journal, text);
             }
-            socket_file = file.or(socket_file);
+            socket_file = file.and_then(SocketFile::at).or(socket_file);
         }
         listeners.socket_file = socket_file;
         listeners.watch(registry, token, journal)?;
@@ -149,8 +161,9 @@ impl Listeners {
     pub(super) fn file_of(&self, number: u32) -> Option<PathBuf> {
         let Some(Some(Listener::Unix(unix))) = self.all.get(number as usize) else { return None };
         let at = unix.local_addr().ok()?;
-        let ours = self.socket_file.as_deref()?;
-        let is_its_own = at.as_pathname()?.file_name() == ours.file_name();
+        let ours = self.socket_file.as_ref()?.path();
+        let bound = at.as_pathname()?.file_name();
+        let is_its_own = bound == ours.file_name() || bound == Some("spare".as_ref());
         std::path::absolute(ours).ok().filter(|_| is_its_own)
     }
 
@@ -194,9 +207,7 @@ impl Listeners {
     fn inherit_unix(&mut self, listener: UnixListener) {
         let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(PathBuf::from));
         // A service manager may have passed it to the old process: then root has made its file.
-        let path = path
-            .filter(|path| fs::metadata(path).is_ok_and(|file| file.uid() == getuid().as_raw()));
-        self.socket_file = path.or(self.socket_file.take());
+        self.socket_file = path.and_then(SocketFile::at).or(self.socket_file.take());
         self.all.push(Some(Listener::Unix(listener)));
     }
 
@@ -276,22 +287,22 @@ impl Listeners {
             let _ = fs::remove_file(&path);
         }
         let place = Place::Unix(path.clone());
-        let listener = match listen_unix(&path, options.backlog) {
-            Ok(listener) => listener,
+        let (listener, file) = match listen_unix(&path, options.backlog) {
+            Ok(opened) => opened,
             Err((step, error)) => {
                 warn_cannot_listen(journal, &place, step, &error);
                 return fatal(journal, "failed to create unix socket".to_owned());
             }
         };
         if is_file {
-            self.socket_file = Some(PathBuf::from(&path));
+            self.socket_file = file;
             if let Err(text) = set_owner_and_mode(&path, options) {
                 self.remove_socket_file();
                 return fatal(journal, text);
             }
         }
         journal.line(Level::Log, format!("listening on {place}"));
-        Ok(listener)
+        Ok(UnixListener::from_std(listener.into()))
     }
 
     /// The next connection that waits at a listening socket, with its options set. `None` if there
@@ -310,9 +321,13 @@ impl Listeners {
         let options = (self.inherited != Some(*options)).then_some(options);
         loop {
             let accepted = match listener {
-                Listener::Tcp(tcp, local) => {
-                    tcp.accept().map(|(tcp, remote)| welcome_tcp(tcp, *local, remote, options))
-                }
+                Listener::Tcp(tcp, local) => tcp.accept().map(|(tcp, remote)| {
+                    if self.draining.is_some() {
+                        // If that fails the client hears nothing, as if the network had failed.
+                        let _ = drain::hear(&tcp, Ok(remote), true);
+                    }
+                    welcome_tcp(tcp, *local, remote, options)
+                }),
                 Listener::Unix(unix) => unix.accept().map(|(unix, _)| Ok(welcome_unix(unix))),
             };
             match accepted {
@@ -350,13 +365,14 @@ impl Listeners {
 
     /// Closes the TCP sockets; Unix sockets stay.
     pub(super) fn close_tcp(&mut self) {
+        self.draining = None;
         for listener in &mut self.all {
             listener.take_if(|listener| matches!(listener, Listener::Tcp(..)));
         }
     }
 
     /// Numbers of the open sockets.
-    pub(super) fn open_ones(&self) -> Vec<usize> {
+    pub fn open_ones(&self) -> Vec<usize> {
         let open = self.all.iter().enumerate().filter(|(_, l)| l.is_some());
         open.map(|(index, _)| index).collect()
     }
@@ -400,13 +416,19 @@ impl Listeners {
 
     /// Unlinks the Unix socket, as a process does when it ends (except while suspended).
     pub fn remove_socket_file(&mut self) {
-        if let Some(path) = self.socket_file.take() {
-            let _ = fs::remove_file(path);
+        if let Some(file) = self.socket_file.take() {
+            file.remove();
         }
+    }
+
+    /// The file at this path is that of our Unix socket, whatever name that was bound to.
+    pub fn claim_socket_file(&mut self, path: PathBuf) {
+        self.socket_file = SocketFile::at(path).or(self.socket_file.take());
     }
 }
 
-type Step = (&'static str, io::Error);
+/// The call that has failed, and how.
+pub(super) type Step = (&'static str, io::Error);
 
 fn at<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> Step {
     move |error| (step, error.into())
@@ -516,16 +538,18 @@ fn defer_accept(fd: &impl AsFd, on: bool, journal: &mut Journal) {
     }
 }
 
-fn listen_unix(path: &str, count: i32) -> Result<UnixListener, Step> {
-    let fd: OwnedFd =
-        socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None).map_err(at("socket"))?;
+/// A socket that listens, and its file if it has one.
+pub(super) fn listen_unix(path: &str, count: i32) -> Result<(OwnedFd, Option<SocketFile>), Step> {
+    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, FLAGS, None);
+    let fd: OwnedFd = fd.map_err(at("socket"))?;
     let addr = unix_addr(path).map_err(at("bind"))?;
     socket::bind(fd.as_raw_fd(), &addr).map_err(at("bind"))?;
+    let file = addr.path().and_then(|path| SocketFile::at(path.to_path_buf()));
     socket::listen(&fd, backlog(count)).map_err(at("listen"))?;
-    Ok(UnixListener::from_std(fd.into()))
+    Ok((fd, file))
 }
 
-fn set_owner_and_mode(path: &str, options: &ListenOptions) -> Result<(), String> {
+pub(super) fn set_owner_and_mode(path: &str, options: &ListenOptions) -> Result<(), String> {
     if !options.unix_group.is_empty() {
         let group = &options.unix_group;
         let Some(gid) = group_id(group) else {
@@ -566,7 +590,7 @@ fn welcome_tcp(
 }
 
 /// An accepted Unix socket, and who is at the other end.
-fn welcome_unix(unix: UnixStream) -> (Stream, Origin) {
+pub(super) fn welcome_unix(unix: UnixStream) -> (Stream, Origin) {
     let stream = Stream::Unix(unix);
     let (pid, uid) = stream.peer().map_or((0, None), |(pid, uid)| (pid, Some(uid)));
     let origin = Origin { remote: Addr::Unix { pid }, local: Addr::Unix { pid: 0 }, uid };

@@ -22,8 +22,10 @@ mod pam;
 pub mod relay;
 pub mod resolve;
 mod shake;
+mod socket_file;
 pub mod stream;
 pub mod successor;
+pub mod swap;
 pub mod sys;
 pub mod title;
 pub mod tls;
@@ -360,7 +362,7 @@ impl Net {
         }
     }
 
-    /// Closes the TCP listening sockets.
+    /// Closes the TCP listening sockets; those who wait to be accepted are lost.
     pub fn close_tcp_listeners(&mut self) {
         self.listeners.close_tcp();
     }
@@ -415,6 +417,9 @@ impl Net {
         socket: Handed,
         core: &mut D,
     ) {
+        if matches!(socket, Handed::Listener(_)) {
+            self.listeners.share();
+        }
         let listeners = &self.listeners;
         self.relay.send_row(id, row, socket, core, &|number| listeners.descriptor(number));
     }

@@ -146,11 +146,11 @@ mod tests {
         let reader = std::thread::spawn(move || {
             let (mut bytes, mut count) = (0, 0);
             let mut room = vec![0; 1 << 16];
-            while let Ok((got @ 1.., descriptors)) =
-                super::super::sys::receive_with_descriptors(&theirs, &mut room)
-            {
-                bytes += got;
-                count += descriptors.len();
+            let mut receive =
+                || super::super::sys::receive_with_descriptors(&theirs, &mut room).ok();
+            while let Some(received) = receive().filter(|received| received.count > 0) {
+                bytes += received.count;
+                count += received.descriptors.len();
             }
             (bytes, count)
         });

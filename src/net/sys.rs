@@ -6,7 +6,7 @@ use foreign_types::ForeignTypeRef;
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags};
+use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags, UnixCredentials};
 use nix::unistd::{fork, ForkResult};
 use openssl::error::ErrorStack;
 use openssl::nid::Nid;
@@ -60,25 +60,76 @@ pub fn passed_descriptors(count: u64) -> Vec<OwnedFd> {
     (3..end).take_while(is_open).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()
 }
 
-/// Receives bytes and the descriptors that come with them, which are closed when a program is
-/// executed. 0 bytes are the end of the stream.
+/// What one receive has brought.
+pub(super) struct Received {
+    /// So many bytes; 0 are the end of the stream.
+    pub(super) count: usize,
+    /// Descriptors that came with them. They are closed when a program is executed.
+    pub(super) descriptors: Vec<OwnedFd>,
+    /// The process that has sent them, where the socket has SO_PASSCRED; `None` also if it is in
+    /// another world of process ids.
+    pub(super) sender: Option<i32>,
+}
+
+/// Receives bytes and what comes with them. ENOBUFS if not all descriptors could be received.
 pub(super) fn receive_with_descriptors(
     stream: &UnixStream,
     bytes: &mut [u8],
-) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = cmsg_space!([RawFd; DESCRIPTORS]);
+) -> io::Result<Received> {
+    let mut space = cmsg_space!([RawFd; DESCRIPTORS], UnixCredentials);
     let mut room = [IoSliceMut::new(bytes)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let got = recvmsg::<()>(stream.as_raw_fd(), &mut room, Some(&mut space), flags)?;
-    let mut descriptors = Vec::new();
+    let mut received = Received { count: got.bytes, descriptors: vec![], sender: None };
     for part in got.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = part {
-            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
-            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        match part {
+            ControlMessageOwned::ScmRights(raw) => {
+                let raw = raw.into_iter();
+                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows
+                // them.
+                received.descriptors.extend(raw.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+            ControlMessageOwned::ScmCredentials(who) => {
+                received.sender = Some(who.pid()).filter(|pid| *pid > 0);
+            }
+            _ => {}
         }
     }
-    Ok((got.bytes, descriptors))
+    Ok(received)
 }
+
+/// A descriptor that becomes readable when this process ends.
+pub fn open_process(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: only numbers are passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match RawFd::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// True if the process of this descriptor from [`open_process`] has ended.
+pub fn has_ended(process: &OwnedFd) -> bool {
+    let mut ask = libc::pollfd { fd: process.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: there is one entry, which is written to, and the descriptor is open.
+    unsafe { libc::poll(&mut ask, 1, 0) == 1 }
+}
+
+/// Has a TCP socket ignore packets that have come over a router, and those of the usual senders, who
+/// give them fewer hops than 255 to begin with: so a listening one takes nobody who comes anew, as
+/// if the network had lost the packet. Handshakes that have begun come to their end; the sockets
+/// that they lead to are as deaf as the listening one, until this is switched off for them.
+pub(super) fn ignore_packets(fd: &impl AsFd, is_v6: bool, on: bool) -> io::Result<()> {
+    let least: libc::c_int = if on { 255 } else { 0 };
+    match is_v6 {
+        true => set(fd, libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, &least),
+        false => set(fd, libc::IPPROTO_IP, libc::IP_MINTTL, &least),
+    }
+}
+
+/// From Linux's in6.h.
+const IPV6_MINHOPCOUNT: libc::c_int = 73;
 
 /// Switches TCP_DEFER_ACCEPT of a listening socket on (with the value 1, pooling 5.7) or off.
 pub(super) fn set_defer_accept(fd: &impl AsFd, on: bool) -> io::Result<()> {
@@ -92,16 +143,20 @@ pub(super) fn acknowledge(fd: &impl AsFd) -> io::Result<()> {
 }
 
 fn set_tcp(fd: &impl AsFd, option: libc::c_int, on: bool) -> io::Result<()> {
-    let value = libc::c_int::from(on);
+    set(fd, libc::IPPROTO_TCP, option, &libc::c_int::from(on))
+}
+
+/// `T` is what the option's documentation says; what it points to is read before this returns.
+fn set<T>(fd: &impl AsFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
     // SAFETY: the descriptor is open as long as it is borrowed, and the kernel reads exactly the
     // bytes of `value`.
     let result = unsafe {
         libc::setsockopt(
             fd.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
+            level,
             option,
-            std::ptr::from_ref(&value).cast(),
-            size_of_val(&value) as libc::socklen_t,
+            std::ptr::from_ref(value).cast(),
+            size_of_val(value) as libc::socklen_t,
         )
     };
     match result {

@@ -146,3 +146,17 @@ fn clients_notice_nothing_when_pgbouncer_takes_over_from_us() {
 fn clients_notice_nothing_when_we_take_over_from_ourselves() {
     scene(binary(), binary());
 }
+
+#[test]
+fn a_pgbouncer_that_cannot_finish_alone_is_left_as_it_was() {
+    let database = postgres().new_database();
+    let mut pooler = Pooler::start_program(&reference(), &setup("transaction"));
+    let mut client = pooler.holder(&database);
+    assert_eq!(pooler.fail_to_start(&["-R", "--adopt=soft"]), Some(1));
+    pooler.wait_log("which does not know SHUTDOWN WAIT_FOR_CLIENTS (PgBouncer does since 1.23)");
+    assert_eq!(client.value("select 1"), "1");
+    pooler.assert_serves(&database);
+    assert!(pooler.unix().login("trusty", &database, "").is_ok());
+    let left = std::fs::read_dir(&pooler.folder).unwrap();
+    assert!(left.flatten().all(|entry| !format!("{entry:?}").contains(".soft-")));
+}

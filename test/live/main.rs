@@ -3,6 +3,7 @@
 #[path = "../rig/mod.rs"]
 mod rig;
 
+mod adopt;
 mod attrs;
 mod auth;
 mod auth_query;
@@ -28,6 +29,7 @@ mod garbage;
 mod handoff;
 mod handoff_kills;
 mod handoff_scene;
+mod handoff_tls;
 mod hba;
 mod hosts;
 mod jobs;
@@ -48,6 +50,7 @@ mod protocol;
 mod replication;
 mod replication_tools;
 mod revoked;
+mod rolling;
 mod servers;
 mod service;
 mod sharing;

@@ -12,7 +12,9 @@ use crate::rig::pooler::{binary, in_transactions};
 use crate::rig::raw::Raw;
 use crate::rig::run::{Run, Running};
 use crate::rig::wait_until;
-use crate::rig::wire::{error, last_error, msg, query, tags, terminate};
+use crate::rig::wire::{
+    bind, error, execute, last_error, msg, parse, query, sync, tags, terminate,
+};
 
 /// The place of an old process, with the databases `one` and `own` (which forces a user) that point
 /// to nowhere.
@@ -184,6 +186,54 @@ fn refusals_of_the_old_process_end_the_start() {
         assert_eq!(running.code(), 1);
         assert_eq!(running.texts().last().unwrap(), want);
     }
+}
+
+#[test]
+fn what_an_old_process_may_say_and_hand_over_has_its_limits() {
+    let (run, listener) = place("");
+    let mut running = run.start();
+    let mut old = Old::suspended(&listener);
+    let notice = msg(b'N', &[b'x'; 60_000]);
+    // It hangs up in the middle.
+    while old.try_say(&notice) {}
+    assert_eq!(running.code(), 1);
+    assert_eq!(running.texts().last().unwrap(), "FATAL old process says too much");
+    let run = Run::through("ulimit -n 40", "").args(&["-R"]);
+    let listener = old::listen(&run.folder, run.port);
+    let mut running = run.start();
+    let mut old = Old::suspended(&listener);
+    old.hand(&old::row(&row("pooler", "7", "0")), &[listener.as_raw_fd(); 60]);
+    assert_eq!(running.code(), 1);
+    assert_eq!(
+        running.texts().last().unwrap(),
+        "FATAL old process hands over more sockets than we may have open, which is 40 \
+         descriptors; start with a higher limit (ulimit -n)"
+    );
+}
+
+#[test]
+fn names_that_the_old_process_has_left_on_a_server_are_in_nobodys_way() {
+    let (mut pooler, database) = in_transactions("");
+    let mut client = pooler.client(&database);
+    let value = |client: &mut Raw, name: &str, sql: &str| {
+        client.send(&[parse(name, sql), bind(name, &[]), execute(), sync()].concat());
+        let answer = client.until(b'Z');
+        let row = answer.iter().find(|m| m.tag == b'D');
+        row.unwrap_or_else(|| panic!("{answer:?}")).cells()[0].clone().unwrap()
+    };
+    client.query("begin");
+    for (name, sql, want) in [("a", "select 1", "1"), ("b", "select 2", "2")] {
+        assert_eq!(value(&mut client, name, sql), want);
+    }
+    let names = "select string_agg(name, ' ' order by name) from pg_prepared_statements";
+    assert_eq!(client.value(names), "PGBOUNCER_1 PGBOUNCER_2");
+    pooler.replace(binary());
+    // Still on that server, whose names are those that we would give.
+    for (name, sql, want) in [("c", "select 8", "8"), ("d", "select 9", "9")] {
+        assert_eq!(value(&mut client, name, sql), want);
+    }
+    client.query("commit");
+    assert_eq!(value(&mut client, "c2", "select 8"), "8");
 }
 
 #[test]

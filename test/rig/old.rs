@@ -59,6 +59,13 @@ impl Old {
         self.say(&[msg(b'R', &[0; 4]), msg(b'Z', b"I")].concat());
     }
 
+    /// A row without descriptors, as SHOW VERSION is answered.
+    pub(crate) fn version(&mut self, text: &str) {
+        self.hear("SHOW VERSION;");
+        self.say(&row(&[Some(text)]));
+        self.complete("SHOW");
+    }
+
     /// The successor says this, in one piece.
     pub(crate) fn hear(&mut self, sql: &str) {
         let mut said = vec![0; sql.len() + 6];
@@ -73,6 +80,11 @@ impl Old {
 
     pub(crate) fn say(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).unwrap();
+    }
+
+    /// Says it although the successor may have hung up; false if it has.
+    pub(crate) fn try_say(&mut self, bytes: &[u8]) -> bool {
+        self.0.write_all(bytes).is_ok()
     }
 
     pub(crate) fn complete(&mut self, tag: &str) {

@@ -148,9 +148,34 @@ impl Pooler {
         Self::spawn(binary(), &self.folder, &["-R"])
     }
 
+    /// Starts the program under test with `-R --adopt=soft`, which takes the old process's place and
+    /// is this then; returns the old process.
+    pub(crate) fn adopt(&mut self) -> Self {
+        let ups = self.log().matches("process up: ").count();
+        let mut child = Self::spawn(binary(), &self.folder, &["-R", "--adopt=soft"]);
+        wait_until("the successor is up or gone", || {
+            self.log().matches("process up: ").count() > ups || child.try_wait().unwrap().is_some()
+        });
+        let errors = std::fs::read_to_string(self.folder.join("stderr")).unwrap();
+        assert!(self.log().matches("process up: ").count() > ups, "{errors}{}", self.log());
+        let child = std::mem::replace(&mut self.child, child);
+        let (port, folder) = (self.port, self.folder.clone());
+        Self { port, folder, child, reaped: self.reaped.take() }
+    }
+
+    /// The process's number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Starts the program under test with `-R` while somebody else listens; it must fail. Its exit code.
     pub(crate) fn fail_to_replace(&self) -> Option<i32> {
-        let mut child = self.attempt();
+        self.fail_to_start(&["-R"])
+    }
+
+    /// As `fail_to_replace`, with these switches.
+    pub(crate) fn fail_to_start(&self, switches: &[&str]) -> Option<i32> {
+        let mut child = Self::spawn(binary(), &self.folder, switches);
         wait_until("the successor gives up", || child.try_wait().unwrap().is_some());
         scratch().forget(child.id());
         child.wait().unwrap().code()

@@ -2,6 +2,7 @@
 
 use crate::dice::Dice;
 use crate::line::Line;
+use crate::moved::{Move, Moved};
 use crate::net::{key, peer_of, Key, Net};
 use crate::watch::{self, Shared};
 use pgturnstile::core::{
@@ -43,6 +44,8 @@ impl Wire for SimWire {
 /// The outer ring.
 pub struct Bytes {
     relay: Relay<SimWire>,
+    /// What it is made with.
+    sizes: (Limits, usize),
     lines: BTreeMap<Key, Line>,
     held_back: BTreeSet<ClientId>,
     tracing: bool,
@@ -54,8 +57,10 @@ impl Bytes {
     pub fn new(seed: u64, tracing: bool, watch: Shared) -> Bytes {
         let mut dice = Dice::new(seed ^ 0xb17e5);
         let limits = Limits { rounds: dice.pick(&[0, 1, 2, 5]), unsent: dice.pick(&[0, 20, 4096]) };
+        let scratch = dice.pick(&[16, 50, 300, 4096]);
         Bytes {
-            relay: Relay::with_scratch(limits, dice.pick(&[16, 50, 300, 4096])),
+            relay: Relay::with_scratch(limits, scratch),
+            sizes: (limits, scratch),
             lines: BTreeMap::new(),
             held_back: BTreeSet::new(),
             tracing,
@@ -143,6 +148,27 @@ impl Net for Bytes {
 
     fn line(&self, peer: Peer) -> Option<Line> {
         self.lines.get(&key(peer)).cloned()
+    }
+
+    /// Another relay goes on with what this one tells of each connection.
+    fn hand_off(&mut self, moved: &Moved) {
+        let (limits, scratch) = self.sizes;
+        let old = std::mem::replace(&mut self.relay, Relay::with_scratch(limits, scratch));
+        let peers = self.peers();
+        let number = |peer| peers.iter().position(|other| *other == peer).unwrap_or(999) as u64;
+        let who = |number: u64| peers.get(number as usize)?.moved(moved);
+        self.held_back.clear();
+        for (at, line) in std::mem::take(&mut self.lines) {
+            let Some(peer) = peer_of(at).moved(moved) else {
+                line.borrow_mut().ended = true;
+                continue;
+            };
+            if let Some(told) = old.hand_out(peer_of(at), &number) {
+                let taken = self.relay.take_in(peer, SimWire(line.clone()), &told, &who);
+                taken.expect("a wire without system calls");
+                self.lines.insert(key(peer), line);
+            }
+        }
     }
 }
 

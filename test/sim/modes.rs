@@ -5,7 +5,7 @@ use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::{Mode, Shutdown};
 use pgturnstile::core::pool::Pool;
 use pgturnstile::core::server::ServerState;
-use pgturnstile::core::{ClientId, Peer};
+use pgturnstile::core::{Addr, ClientId, Peer};
 
 impl World {
     /// True if PAUSE of everything is in force.
@@ -147,7 +147,8 @@ impl World {
         }
     }
 
-    /// Nobody logs in during a shutdown, but consoles.
+    /// Nobody logs in during a shutdown, but consoles, and who had connected over TCP before it if
+    /// clients are waited for.
     pub fn check_logins(&self) {
         if !self.memory.in_shutdown {
             return;
@@ -155,7 +156,13 @@ impl World {
         for (id, client) in self.core.clients().iter() {
             let inside = matches!(client.state(), ClientState::Active | ClientState::Waiting);
             let inside = inside && !client.is_looked_up();
-            if inside && !client.is_console() && !self.memory.inside.contains(&id) {
+            let waits = self.core.shutdown() == Some(Shutdown::WaitForClients);
+            let has_come_before = waits && matches!(client.remote(), Addr::Inet(_));
+            if inside
+                && !client.is_console()
+                && !has_come_before
+                && !self.memory.inside.contains(&id)
+            {
                 self.fail(&format!("SHUTDOWN: {id:?} has logged in"));
             }
         }

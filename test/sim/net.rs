@@ -35,12 +35,8 @@ pub trait Net {
     fn peers(&self) -> Vec<Peer>;
     /// One line.
     fn line(&self, peer: Peer) -> Option<Line>;
-    /// True if another process can go on with the connections.
-    fn may_hand_off(&self) -> bool {
-        false
-    }
     /// Another process goes on with those connections that it knows.
-    fn hand_off(&mut self, _moved: &Moved) {}
+    fn hand_off(&mut self, moved: &Moved);
 }
 
 /// One connection.
@@ -466,10 +462,6 @@ impl Net for Packets {
 
     fn line(&self, peer: Peer) -> Option<Line> {
         self.conns.get(&key(peer)).map(|conn| conn.line.clone())
-    }
-
-    fn may_hand_off(&self) -> bool {
-        true
     }
 
     fn hand_off(&mut self, moved: &Moved) {

@@ -47,8 +47,6 @@ const DONE: u64 = 11;
 const BY_US: u64 = 1;
 const BY_OTHERS: u64 = 2;
 
-/// A TLS handshake that has begun can't be ended by somebody else.
-const IN_HANDSHAKE: &str = "online restart during TLS handshake";
 /// The record makes no sense.
 const UNREADABLE: &str = "online restart during login";
 
@@ -108,6 +106,8 @@ impl<'a> Told<'a> {
         Some(match self.stage {
             // Those that are begun anew are where their start-up packet was.
             OPENING | LOOKUP => Stage::Opening,
+            // A keeper makes the handshake.
+            SECURING => Stage::Securing,
             PLAIN => Stage::Plain,
             MD5 => Stage::Md5(self.salt?),
             SASL_BEGIN => Stage::SaslBegin,
@@ -169,9 +169,6 @@ impl Core {
         _known: &Known,
     ) -> Result<(), Fault> {
         let told = Told::read(fields);
-        if told.stage == SECURING {
-            return Err(Fault::formatted(IN_HANDSHAKE.into()).silently());
-        }
         let stage = told.stage().ok_or_else(|| Fault::formatted(UNREADABLE.into()))?;
         let database = told.database.as_deref();
         let database = database.and_then(|name| self.database_there(name));

@@ -1,9 +1,10 @@
 //! Logins that begin in one process and end in another one.
 
 use crate::auth::{Challenge, ClientExchange, Credential, SaltedKeys, ScramSecret};
-use crate::base::Micros;
+use crate::base::{Id, Micros};
 use crate::core::face::{Addr, ClientId, Decisions, Facts, Origin, Peer, Verdict};
-use crate::core::login::Stage;
+use crate::core::fault;
+use crate::core::login::{Proof, Stage};
 use crate::core::login_scene::{stored, users, users_but, Scene, Talk, PASSWORD};
 use crate::core::login_tests::{answer_lookup, looked_up, serve, TYPES};
 use crate::wire::write;
@@ -252,7 +253,7 @@ fn who_waits_for_the_first_server_is_welcomed_by_the_successor() {
 }
 
 #[test]
-fn a_handshake_is_waited_for_and_ends_with_the_process() {
+fn a_job_is_waited_for_and_a_handshake_goes_on() {
     let mut first = Scene::new("auth_type = pam");
     assert!(first.core.is_settled());
     let id = first.beginner("plain", "d");
@@ -263,11 +264,63 @@ fn a_handshake_is_waited_for_and_ends_with_the_process() {
     while first.end_job() {}
     assert!(first.core.is_settled());
     first.core.set_stage(id, Stage::Securing);
-    assert!(!first.core.is_settled());
+    assert!(first.core.is_settled(), "the keeper goes on with it");
     let mut next = successor("auth_type = pam");
     let there = first.hand_over(&mut next);
-    assert_eq!(next.outcome(there[&id]), "closed");
+    assert!(next.core.is_starting_tls(there[&id]));
     assert_eq!(next.outcome(there[&other]), "in");
-    assert!(next.log().contains("closing because: online restart during TLS handshake (age="));
-    assert!(next.core.is_settled());
+    next.core.secured(Peer::Client(there[&id]), None);
+    assert!(!next.core.is_starting_tls(there[&id]));
+}
+
+#[test]
+fn a_judgement_is_not_asked_for_again() {
+    type Change = fn(&mut Scene);
+    let same: Change = |_| {};
+    let other: Change = |scene| scene.core.set_users(users_but("scram", Some(b"other")));
+    for (judged, change, want) in [
+        (Ok(Proof::Known), same, "in"),
+        (Ok(Proof::Known), other, "password authentication failed"),
+        (Ok(Proof::Outside), same, "in"),
+        (Err(fault::LDAP_FAILED), same, "LDAP authentication failed"),
+    ] {
+        let mut first = Scene::new("auth_type = plain");
+        let id = first.beginner("scram", "d");
+        first.core.note_secret(id);
+        first.core.set_stage(id, Stage::Judged(judged));
+        let mut next = successor("auth_type = plain");
+        change(&mut next);
+        let id = first.hand_over(&mut next)[&id];
+        next.say(id, b"p\0\0\0\x0bpencil\0");
+        assert_eq!(next.outcome(id), want);
+        assert!(next.jobs.is_empty());
+    }
+}
+
+#[test]
+fn spoilt_rows_are_survived() {
+    let mut first = Scene::new("auth_type = scram-sha-256");
+    let (id, server) = looked_up(&mut first);
+    answer_lookup(&mut first, server, Some(&stored()));
+    let mut talk = Talk { user: "found".into(), heard: 0, exchange: None };
+    assert!(first.answer(id, &mut talk, PASSWORD));
+    first.beginner("plain", "d");
+    first.core.set_parameter("default_pool_size", "7").unwrap();
+    while first.end_job() {}
+    let rows = first.core.hand_out(Id::none());
+    let from = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
+    for (at, (row, _)) in rows.iter().enumerate() {
+        for byte in 0..row.state.len() {
+            let mut next = Scene::new("auth_type = scram-sha-256");
+            let mut all: Vec<_> =
+                rows.iter().map(|(row, end)| (row.clone(), end.map(|_| from))).collect();
+            all[at].0.state[byte] ^= 1 << (byte % 8);
+            let len = all.len();
+            assert_eq!(next.core.take_in(all).peers.len(), len);
+            next.act();
+            next.core.turn_end();
+            next.core.tick();
+            next.act();
+        }
+    }
 }

@@ -11,6 +11,8 @@ pub(super) mod parts;
 mod process;
 mod server;
 mod statement;
+#[cfg(test)]
+mod tests;
 mod user;
 
 use super::face::{Action, ClientId, Origin, Peer, ServerId};
@@ -28,7 +30,7 @@ pub use crate::auth::EXCHANGE_TAGS;
 pub use client::CLIENT_TAGS;
 pub use console::{CONSOLE_TAGS, NAMED_TAGS, REQUEST_TAGS, WAIT_TAGS};
 pub use login::LOGIN_TAGS;
-pub use parts::{ADDRESS_TAGS, PLACE_TAGS, TLS_TAGS};
+pub use parts::{facts, put_facts, ADDRESS_TAGS, PLACE_TAGS, TLS_TAGS};
 pub use process::{PROCESS_TAGS, SETTING_TAGS};
 pub use server::SERVER_TAGS;
 pub use statement::STATEMENT_TAGS;

@@ -147,7 +147,7 @@ tags! {
 }
 
 /// Writes what is known of a connection that is encrypted.
-pub(in crate::core) fn put_facts(fields: &mut Fields, tag: u16, facts: Option<&Facts>) {
+pub fn put_facts(fields: &mut Fields, tag: u16, facts: Option<&Facts>) {
     let Some(Facts { text, names, end_point }) = facts else { return };
     fields.group(tag, |fields| {
         fields.put(SHOWN, text.as_bytes());
@@ -163,7 +163,7 @@ pub(in crate::core) fn put_facts(fields: &mut Fields, tag: u16, facts: Option<&F
 }
 
 /// Reads what is known of a connection that is encrypted.
-pub(in crate::core) fn facts(field: Field<'_>) -> Facts {
+pub fn facts(field: Field<'_>) -> Facts {
     let mut facts = Facts::default();
     for field in field.fields() {
         match field.tag {

@@ -1,6 +1,5 @@
 //! The process as a whole, what SET has changed in it, and whether it can be left now.
 
-use super::super::login::Stage;
 use super::super::pause::Mode;
 use super::super::Core;
 use super::{Kind, Row, NUMBER_MAX};
@@ -41,14 +40,11 @@ impl Core {
     }
 
     /// True if nobody is in the midst of something that a successor would have to begin anew, or
-    /// can't go on with at all: a handshake, a job, an answer on the console.
+    /// can't go on with at all: a job, an answer on the console.
     pub fn is_settled(&self) -> bool {
         let logins = self.login_clients.ids(&self.clients).into_iter();
-        let logins = logins.filter_map(|id| self.clients.get(id)?.login.as_deref());
-        self.left_consoles.is_empty()
-            && logins.fold(true, |settled, login| {
-                settled && login.job.is_none() && !matches!(login.stage, Stage::Securing)
-            })
+        let mut logins = logins.filter_map(|id| self.clients.get(id)?.login.as_deref());
+        self.left_consoles.is_empty() && logins.all(|login| login.job.is_none())
     }
 
     /// The rows of the process and of its settings.
@@ -98,6 +94,8 @@ impl Core {
             mode,
             tls: _set_up_there,
             shutdown: _refused,
+            is_draining: _only_during_a_shutdown,
+            elder: _forgotten_with_its_cancel_requests,
             waiters: _with_their_consoles,
             stalled: _with_their_consoles_too,
             left_consoles: _with_consoles,

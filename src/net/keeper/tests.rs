@@ -367,49 +367,53 @@ fn client_is_handed_over_at_every_stage_of_its_handshake() {
         });
         let told = ["secured C9 TLSv1.3/TLS_AES_256_GCM_SHA384"];
         assert_eq!(new.core.log, if stage == 3 { &[][..] } else { &told });
-        // And on to the next one, in the middle of a packet.
-        assert_eq!(client.send(&packet(b'p', b"word")[..7]).unwrap(), 7);
-        let peer = Peer::Client(new.client);
-        new.core.rule = Box::new(|_, packet, _| match packet.is_whole() {
-            true => crate::core::Verdict::Drop,
-            false => crate::core::Verdict::Whole,
-        });
-        new.until(|new| {
-            keeper.turn_within(Some(Duration::ZERO)).unwrap();
-            new.net.relay().pending_on(peer).held == 7
-        });
-        let mut last = encrypting(tls(), ClientId::from_parts(3, 1));
-        let (mut second, _own) = hand_over(new, &mut last);
-        assert_eq!(second.len(), usize::from(stage == 0), "chains do not grow");
-        assert_eq!(client.send(&packet(b'p', b"word")[7..]).unwrap(), 2);
-        let peer = Peer::Client(last.client);
-        last.core.rule = Box::new(|_, packet, sink| {
-            assert_eq!(packet.seen, b"word");
-            sink.to_client.extend_from_slice(b"answer");
-            crate::core::Verdict::Drop
-        });
-        let mut heard = vec![];
-        last.until(|_| {
-            for keeper in [&mut keeper, &mut second] {
-                keeper.turn_within(Some(Duration::ZERO)).unwrap();
-            }
-            client.set_readable(false);
-            let mut room = [0; 10];
-            let count = client.recv(&mut room).unwrap_or(0);
-            heard.extend_from_slice(&room[..count]);
-            !heard.is_empty()
-        });
-        assert_eq!(heard.len(), 6);
-        last.net.close(peer);
-        last.until(|_| {
-            for keeper in [&mut keeper, &mut second] {
-                keeper.turn_within(Some(Duration::ZERO)).unwrap();
-            }
-            client.set_readable(false);
-            matches!(client.recv(&mut [0; 10]), Ok(0))
-        });
-        assert!(keeper.is_empty() && second.is_empty());
+        go_on_elsewhere(new, keeper, &mut client, encrypting(tls(), ClientId::from_parts(3, 1)));
     }
+}
+
+/// And on to the last process, in the middle of a packet.
+fn go_on_elsewhere(mut new: Process, mut keeper: Keeper, client: &mut Session, mut last: Process) {
+    assert_eq!(client.send(&packet(b'p', b"word")[..7]).unwrap(), 7);
+    let peer = Peer::Client(new.client);
+    new.core.rule = Box::new(|_, packet, _| match packet.is_whole() {
+        true => crate::core::Verdict::Drop,
+        false => crate::core::Verdict::Whole,
+    });
+    new.until(|new| {
+        keeper.turn_within(Some(Duration::ZERO)).unwrap();
+        new.net.relay().pending_on(peer).held == 7
+    });
+    let is_new = keeper.is_empty();
+    let (mut second, _own) = hand_over(new, &mut last);
+    assert_eq!(second.len(), usize::from(is_new), "chains do not grow");
+    assert_eq!(client.send(&packet(b'p', b"word")[7..]).unwrap(), 2);
+    let peer = Peer::Client(last.client);
+    last.core.rule = Box::new(|_, packet, sink| {
+        assert_eq!(packet.seen, b"word");
+        sink.to_client.extend_from_slice(b"answer");
+        crate::core::Verdict::Drop
+    });
+    let mut heard = vec![];
+    last.until(|_| {
+        for keeper in [&mut keeper, &mut second] {
+            keeper.turn_within(Some(Duration::ZERO)).unwrap();
+        }
+        client.set_readable(false);
+        let mut room = [0; 10];
+        let count = client.recv(&mut room).unwrap_or(0);
+        heard.extend_from_slice(&room[..count]);
+        !heard.is_empty()
+    });
+    assert_eq!(heard.len(), 6);
+    last.net.close(peer);
+    last.until(|_| {
+        for keeper in [&mut keeper, &mut second] {
+            keeper.turn_within(Some(Duration::ZERO)).unwrap();
+        }
+        client.set_readable(false);
+        matches!(client.recv(&mut [0; 10]), Ok(0))
+    });
+    assert!(keeper.is_empty() && second.is_empty());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use mio::Poll;
+use nix::unistd::getuid;
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
