@@ -373,6 +373,15 @@ impl Core {
         self.count_server(pool, |count| count.saturating_add(1));
     }
 
+    /// A new server is in this state already: it came from another process.
+    pub(super) fn restate_server(&mut self, id: ServerId, to: ServerState) {
+        self.unlist_server(id);
+        if let Some(server) = self.servers.get_mut(id) {
+            server.state = to;
+        }
+        self.list_server(id);
+    }
+
     /// Takes a server out of the list that its state names.
     pub(super) fn unlist_server(&mut self, id: ServerId) {
         let Some(server) = self.servers.get(id) else {

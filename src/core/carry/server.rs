@@ -219,10 +219,9 @@ impl Core {
         let last_number = self.last_number;
         let id = connect::insert(self, pool, u32::try_from(value(HOST)).unwrap_or(0));
         self.last_number = last_number.max(row.number);
-        self.unlist_server(id);
+        self.restate_server(id, state);
         let now = self.now;
         let server = self.servers.get_mut(id)?;
-        server.state = state;
         server.number = row.number;
         server.login = None;
         server.delivered = false;
@@ -239,7 +238,6 @@ impl Core {
         let is_moved = known.moved.contains(&pool) && !is_carrier;
         server.close_needed |= is_moved || is_behind && !is_carrier;
         self.shared.share(&mut server.vars);
-        self.list_server(id);
         let (client, carries) = (value(CLIENT), value(CARRIES));
         Some(Newcomer { id, status, client, carries, target: value(TARGET) })
     }

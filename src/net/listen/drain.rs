@@ -93,7 +93,7 @@ mod tests {
     use super::super::*;
     use super::HANDSHAKE;
     use mio::Poll;
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
     use std::time::{Duration, Instant};
 
@@ -138,7 +138,7 @@ mod tests {
             assert!(!listeners.close_drained(NOW));
             assert!(listeners.close_drained(NOW + HANDSHAKE));
             assert!(TcpStream::connect(at).is_err());
-            std::io::Write::write_all(&mut waits, b"?").unwrap();
+            waits.write_all(b"?").unwrap();
             std::thread::sleep(Duration::from_millis(20));
             let Stream::Tcp(mut accepted) = accepted else { panic!() };
             assert_eq!(accepted.read(&mut [0; 9]).unwrap(), 1);
