@@ -100,6 +100,8 @@ pub struct Client {
     pub(super) cancels: Option<ServerId>,
     /// What is left of a query that was canceled while it waited for a server.
     pub(super) revoked: Option<Revoked>,
+    /// Some of what it sent has been ignored for that: what it says of names may be wrong.
+    pub(super) was_revoked: bool,
     pub(super) connect_time: Micros,
     pub(super) number: u64,
     pub(super) remote: Addr,

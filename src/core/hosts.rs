@@ -296,7 +296,7 @@ impl Core {
         }
         if pool.hosts.is_in_round() {
             if pool.hosts.round.is_look {
-                self.launch(id, false);
+                self.go_on_looking(id);
             }
             return;
         }
@@ -324,6 +324,16 @@ impl Core {
                 pool.hosts.round = Round { is_look: true, ..Round::default() };
             }
             connect::open(self, id);
+        }
+    }
+
+    /// The next host of a look, unless all servers have gone that a standby would be better than.
+    fn go_on_looking(&mut self, id: PoolId) {
+        if !self.not_preferred(id).is_empty() {
+            return self.launch(id, false);
+        }
+        if let Some(pool) = self.pools.get_mut(id) {
+            pool.hosts.round = Round::default();
         }
     }
 }

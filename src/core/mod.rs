@@ -270,6 +270,7 @@ impl Core {
             cancel_key: 0,
             cancels: None,
             revoked: None,
+            was_revoked: false,
             connect_time: self.now,
             number,
             remote: from.remote,

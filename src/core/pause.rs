@@ -4,6 +4,7 @@ use super::client::{Client, ClientState};
 use super::database::DatabaseId;
 use super::face::{Action, Addr, ClientId};
 use super::pool::PoolId;
+use super::server::ServerState;
 use super::waits::Wait;
 use super::Core;
 use crate::base::Level;
@@ -101,6 +102,7 @@ impl Core {
         self.mode = Mode::Active;
         self.end_suspension();
         self.mark_all();
+        self.call_waiting();
         self.end_waits(|what| what == Wait::Pause);
     }
 
@@ -110,9 +112,20 @@ impl Core {
             self.databases.get_mut(id).is_some_and(|database| std::mem::take(&mut database.paused));
         if was {
             self.mark_all();
+            self.call_waiting();
             self.end_waits(|what| what == Wait::PauseDatabase(id));
         }
         was
+    }
+
+    /// Servers that came free during the pause are for who has waited, not for who comes next.
+    fn call_waiting(&mut self) {
+        for id in self.pools.ids() {
+            let idle = self.pools.get(id).map_or(0, |pool| pool.servers(ServerState::Idle).len());
+            for _ in 0..idle.min(self.waiting(id)) {
+                self.activate_next(id);
+            }
+        }
     }
 
     pub(super) fn mark_all(&mut self) {

@@ -7,7 +7,7 @@ use super::face::{ClientId, Packet, ServerId, Sink, Verdict};
 use super::fault::{self, Fault};
 use super::replies::{Asker, Request};
 use super::server::Status;
-use super::statements::{Named, Sent, ServerName, Standing, StatementId};
+use super::statements::{write_close, Named, Sent, ServerName, Standing, StatementId};
 use super::stats::Counter;
 use super::Core;
 use crate::base::Level;
@@ -68,8 +68,6 @@ pub(super) const CLEARING: [u32; 2] = [17, 20];
 /// With more replies to come than this nothing is answered by the pooler: what is sent to the server
 /// is taken at the server's pace, while what is owed by the pooler would be remembered without end.
 const OWED_MAX: usize = 1000;
-/// A name that no server knows.
-const NO_NAME: &[u8] = b"SPGBOUNCER_0\0";
 
 impl Core {
     /// True if the prepared statements of this client are looked after (pooling 7.1, 9).
@@ -148,7 +146,7 @@ impl Core {
         }
     }
 
-    fn count_for(&mut self, id: ServerId, counter: Counter) {
+    pub(super) fn count_for(&mut self, id: ServerId, counter: Counter) {
         if let Some(pool) = self.servers.get(id).map(|server| server.pool) {
             self.count(pool, counter, 1);
         }
@@ -210,7 +208,7 @@ impl Core {
     }
 
     /// Writes what a server needs to have this statement; false if it has it.
-    fn supply(
+    pub(super) fn supply(
         &mut self,
         id: ServerId,
         statement: StatementId,
@@ -266,7 +264,10 @@ impl Core {
             return self.refuse(id, &fault::BROKEN_PARSE);
         }
         let Some(client) = self.clients.get(id) else { return Verdict::Stop };
-        if client.names.as_ref().is_some_and(|names| names.map.contains_key(name)) {
+        if let Some(statement) = client.statement(name) {
+            if client.was_revoked {
+                return self.parse_taken(id, statement, packet, sink);
+            }
             let line = format!("prepared statement '{}' was already prepared", lossy(name));
             self.client_log(id, Level::Error, &line);
             return self.refuse(id, &fault::STATEMENT_NAME_TAKEN);
@@ -303,18 +304,21 @@ impl Core {
     ) -> Verdict {
         let before = packet.seen.get(..place.start).unwrap_or_default();
         let name = packet.seen.get(place.clone()).unwrap_or_default();
-        let Some(statement) = self.clients.get(id).and_then(|client| client.statement(name)) else {
+        let Some(client) = self.clients.get(id) else { return Verdict::Stop };
+        let statement = client.statement(name);
+        if statement.is_none() && !client.was_revoked {
             return self.unknown_name(id, name);
-        };
+        }
         let server = match self.acquire(id, sink) {
             Ok(server) => server,
             Err(verdict) => return verdict,
         };
-        self.supply(server, statement, Asker::Keeper, &mut sink.to_server);
-        if let Some(statement) = self.statements.get(statement) {
-            let head = (packet.tag, packet.len);
-            rename(&mut sink.to_server, head, before, name.len(), statement.name());
+        let mut known = ServerName::nobodys();
+        if let Some(statement) = statement {
+            self.supply(server, statement, Asker::Keeper, &mut sink.to_server);
+            known = self.statements.get(statement).map_or(known, |statement| *statement.name());
         }
+        rename(&mut sink.to_server, (packet.tag, packet.len), before, name.len(), &known);
         self.forwarded(server, Some(request), Asker::Client, packet.len);
         if request == Request::Bind {
             self.count_for(server, Counter::Binds);
@@ -338,7 +342,7 @@ impl Core {
         }
         let owes_much = |id| self.servers.get(id).is_some_and(|s| s.replies.len() >= OWED_MAX);
         if let Some(server) = server.filter(|server| owes_much(*server)) {
-            write::packet(&mut sink.to_server, b'C', |out| out.extend_from_slice(NO_NAME));
+            write_close(&mut sink.to_server, &ServerName::nobodys());
             self.forwarded(server, Some(Request::Close), Asker::Client, packet.len);
             return Verdict::Drop;
         }
@@ -353,7 +357,7 @@ impl Core {
         Verdict::Drop
     }
 
-    fn end_unnamed(&mut self, id: ClientId) {
+    pub(super) fn end_unnamed(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(id) else { return };
         if let Some(names) = client.names.as_mut() {
             names.end_unnamed();

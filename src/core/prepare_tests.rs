@@ -3,7 +3,7 @@
 use super::face::{ClientId, Decisions, Peer, Run, ServerId, Sink, Verdict};
 use super::prepare::{is_statement, name_in};
 use super::replies::Request;
-use super::run_tests::{packet, Scene};
+use super::run_tests::{packet, Scene, ANSWER, QUERY};
 use super::stats::Counter;
 use crate::wire::write;
 use std::rc::Rc;
@@ -242,6 +242,114 @@ fn a_close_by_somebody_else_ends_the_servers_unnamed_statement() {
     says(&mut scene, server, &[b"3\0\0\0\x04", READY]);
     let repeated = parse("", "select 2");
     assert_eq!(asks(&mut scene, client, &bind(""), true).1, repeated);
+}
+
+/// A client's query that waits for the only server is canceled; then the server is free again.
+fn canceled(scene: &mut Scene, client: ClientId, server: ServerId, sent: &[u8]) {
+    let holder = scene.client("u");
+    assert_eq!(asks(scene, holder, QUERY, false).0, Verdict::Pass);
+    assert_eq!(asks(scene, client, sent, true).0, Verdict::Wait);
+    assert!(scene.core.revoke(client));
+    let (verdict, to_server, mut told) = asks(scene, client, sent, true);
+    assert_eq!((verdict, to_server), (Verdict::Drop, vec![]));
+    if sent[0] != b'Q' {
+        told.extend(asks(scene, client, SYNC, false).2);
+    }
+    assert!(told.starts_with(b"E") && told.windows(5).any(|code| code == b"57014"));
+    assert!(told.ends_with(READY));
+    says(scene, server, &[&ANSWER[..6], READY]);
+    assert_eq!(scene.core.client_of(server), None);
+}
+
+#[test]
+fn errors_about_names_are_the_end_unless_a_batch_was_ignored() {
+    // What it was: a name that is not known, or one that is in use.
+    for (sent, to_server) in [
+        (bind("t"), bind("PGBOUNCER_0")),
+        (message(b'D', b"St\0"), message(b'D', b"SPGBOUNCER_0\0")),
+        (parse("s", "select 3"), parse("PGBOUNCER_1", "select 1")),
+    ] {
+        let (mut scene, client, server) = prepared("");
+        assert_eq!(asks(&mut scene, client, &sent, true).0, Verdict::Stop);
+        assert!(scene.core.clients().get(client).is_none());
+        let client = scene.client("u");
+        assert_eq!(asks(&mut scene, client, &parse("s", "select 1"), true).0, Verdict::Drop);
+        assert_eq!(asks(&mut scene, client, b"H\0\0\0\x04", false).0, Verdict::Drop);
+        canceled(&mut scene, client, server, &parse("t", "select 2"));
+        let mut sink = Sink::default();
+        assert_eq!(scene.core.client_run(client, &sent, &mut sink), Run::Pass(0));
+        let (verdict, said, told) = asks(&mut scene, client, &sent, true);
+        let said = match verdict {
+            Verdict::Replace { skip } => [&said, &sent[skip as usize..]].concat(),
+            verdict => {
+                assert_eq!(verdict, Verdict::Drop);
+                said
+            }
+        };
+        assert_eq!((said, told), (to_server, vec![]));
+        asks(&mut scene, client, SYNC, false);
+        says(&mut scene, server, &[b"E\0\0\0\x05\0", READY]);
+        assert_eq!(scene.core.clients().get(client).unwrap().prepared(), 1);
+        let run = [&bind("s"), SYNC].concat();
+        let mut sink = Sink::default();
+        assert_eq!(scene.core.client_run(client, &run, &mut sink), Run::Replace(run.len()));
+        assert_eq!(sink.to_server, [&bind("PGBOUNCER_1"), SYNC].concat());
+    }
+}
+
+#[test]
+fn what_a_canceled_request_would_have_replaced_is_gone() {
+    let close = message(b'C', b"S\0");
+    for (sent, want) in [
+        (parse("", "select 3"), close.clone()),
+        (close.clone(), close.clone()),
+        (QUERY.to_vec(), close),
+        (parse("t", "select 3"), parse("", "select 2")),
+        (bind("s"), parse("", "select 2")),
+    ] {
+        let (mut scene, client, server) = prepared("");
+        asks(&mut scene, client, &parse("", "select 2"), true);
+        asks(&mut scene, client, SYNC, false);
+        says(&mut scene, server, &[b"1\0\0\0\x04", READY]);
+        canceled(&mut scene, client, server, &sent);
+        // The server has no unnamed statement, as it has run a simple query.
+        assert_eq!(asks(&mut scene, client, &bind(""), true).1, want, "{sent:?}");
+    }
+}
+
+#[test]
+fn unnamed_statements_of_before_are_their_clients_also_when_nobody_looks_after_them() {
+    let describe = message(b'D', b"S\0");
+    for sent in [bind(""), describe] {
+        let (mut scene, client, server) = prepared("");
+        let own = parse("", "select 2");
+        asks(&mut scene, client, &own, true);
+        asks(&mut scene, client, SYNC, false);
+        says(&mut scene, server, &[b"1\0\0\0\x04", READY]);
+        Rc::make_mut(&mut scene.core.settings).max_prepared_statements = 0;
+        // The server has it, as far as is known.
+        assert_eq!(asks(&mut scene, client, &sent, true), (Verdict::Pass, vec![], vec![]));
+        asks(&mut scene, client, SYNC, false);
+        let error = b"E\0\0\0\x05\0";
+        says(&mut scene, server, &[error, READY]);
+        let other = scene.client("u");
+        asks(&mut scene, other, &parse("", "select 3"), true);
+        asks(&mut scene, other, SYNC, false);
+        says(&mut scene, server, &[b"1\0\0\0\x04", READY]);
+        // What is not about it passes, as does whatever a client without one says.
+        let portal = message(b'D', b"P\0");
+        for (who, sent) in [(client, &portal), (client, &bind("s")), (other, &sent)] {
+            assert_eq!(asks(&mut scene, who, sent, true), (Verdict::Pass, vec![], vec![]));
+            asks(&mut scene, who, SYNC, false);
+            says(&mut scene, server, &[error, READY]);
+        }
+        // Less than all of it shows which statement it is about.
+        let mut seen = packet(&sent);
+        seen.seen = &[];
+        let verdict = scene.core.client_packet(client, seen, &mut Sink::default());
+        assert!(matches!(verdict, Verdict::Need(_)));
+        assert_eq!(asks(&mut scene, client, &sent, true), (Verdict::Pass, own, vec![]));
+    }
 }
 
 #[test]

@@ -1,13 +1,17 @@
 //! A query is canceled while its client still waits for a server. The client leaves the queue and is
 //! answered by the pooler as PostgreSQL would: an error, then ReadyForQuery; for a batch of the
 //! extended protocol behind its Sync, up to which everything is ignored (protocol 55.2.3). What was
-//! sent behind that goes on as usual.
+//! sent behind that goes on as usual. It may be about names that the ignored batch would have given
+//! or taken: from then on PostgreSQL is to say what is wrong with the client's names, and an error
+//! does not end the connection.
 //!
 //! A client that waits in its login has no key yet, so nobody can cancel that.
 
 use super::client::{Client, ClientState};
 use super::face::{Action, ClientId, Packet, Sink, Verdict};
 use super::fault;
+use super::replies::{Asker, Request};
+use super::statements::StatementId;
 use super::stats::Counter;
 use super::Core;
 use crate::base::{Level, Micros};
@@ -101,9 +105,19 @@ impl Core {
         if packet.tag == 0 || ends {
             return self.query_packet(id, packet, sink);
         }
+        if kind == FromClient::Parse && packet.seen.is_empty() && !packet.is_whole() {
+            return Verdict::Need(1);
+        }
         self.touch(id);
         let answer = answer(left, kind);
         if answer.error {
+            // Either would have been the end of it before anything else (protocol 55.2.3); so would
+            // Close, which has ended it before it waited.
+            if kind == FromClient::Query
+                || kind == FromClient::Parse && packet.seen.starts_with(&[0])
+            {
+                self.end_unnamed(id);
+            }
             let fault = fault::QUERY_CANCELED;
             let text = fault.text.as_bytes();
             write::error(&mut sink.to_client, "ERROR", &fault::QUERY_CANCELED_CODE, text);
@@ -113,7 +127,31 @@ impl Core {
         }
         if let Some(client) = self.clients.get_mut(id) {
             client.revoked = answer.left;
+            client.was_revoked |= answer.error;
         }
+        Verdict::Drop
+    }
+
+    /// Parse of a name that such a client uses already: the server is told to prepare the statement
+    /// that it has by that name, and says that it has it.
+    pub(super) fn parse_taken(
+        &mut self,
+        id: ClientId,
+        statement: StatementId,
+        packet: Packet<'_>,
+        sink: &mut Sink,
+    ) -> Verdict {
+        let server = match self.acquire(id, sink) {
+            Ok(server) => server,
+            Err(verdict) => return verdict,
+        };
+        self.supply(server, statement, Asker::Keeper, &mut sink.to_server);
+        if let Some(statement) = self.statements.get(statement) {
+            statement.write_parse(&mut sink.to_server);
+        }
+        self.forwarded(server, Some(Request::Parse), Asker::Client, packet.len);
+        self.count_for(server, Counter::ClientParses);
+        self.count_for(server, Counter::ServerParses);
         Verdict::Drop
     }
 }

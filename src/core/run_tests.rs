@@ -23,6 +23,7 @@ pub(super) fn packet(bytes: &[u8]) -> Packet<'_> {
 
 pub(super) const QUERY: &[u8] = b"Q\0\0\0\x06;\0";
 pub(super) const ANSWER: &[u8] = b"C\0\0\0\x05\0Z\0\0\0\x05I";
+const READY: &[u8] = b"Z\0\0\0\x05I";
 
 impl Scene {
     /// One database, with these settings besides.
@@ -254,4 +255,76 @@ fn server_that_is_asked_for_a_user_says_nothing_to_the_client() {
     scene.act();
     assert_eq!(scene.core.client_of(server), None);
     assert!(!scene.core.clients.get(a).unwrap().is_looked_up());
+}
+
+#[test]
+fn who_has_waited_through_a_pause_is_served_before_who_comes_behind_it() {
+    for of_database in [false, true] {
+        let mut scene = Scene::new("");
+        let (a, server) = (scene.client("u"), scene.server());
+        let [b, c] = [scene.client("u"), scene.client("u")];
+        assert_eq!(scene.told(a, QUERY), Verdict::Pass);
+        assert_eq!(scene.told(b, QUERY), Verdict::Wait);
+        let database = scene.core.database_names["d"];
+        match of_database {
+            true => assert!(!scene.core.pause_database(database, a)),
+            false => scene.core.pause_all(None),
+        }
+        // All this in one turn: the server comes free, the pause ends, somebody else comes.
+        scene.core.server_run(server, ANSWER);
+        scene.core.server_drained(server, &mut Sink::default());
+        match of_database {
+            true => assert!(scene.core.resume_database(database)),
+            false => scene.core.resume_all(),
+        }
+        scene.act();
+        assert_eq!(scene.told(b, QUERY), Verdict::Pass);
+        assert_eq!(scene.told(c, QUERY), Verdict::Wait);
+    }
+}
+
+#[test]
+fn a_standby_is_looked_for_as_long_as_there_is_a_server_to_be_replaced() {
+    let hosts = "[databases]\nd = host=a,b,c target_session_attrs=prefer-standby";
+    for is_lost in [false, true] {
+        let mut scene = Scene::new(hosts);
+        let client = scene.client("u");
+        let host_of = |scene: &Scene, id| scene.core.servers().get(id).unwrap().host;
+        // Only the first host can be reached, and it is a primary: it is taken in the second pass.
+        for host in [0, 1, 2, 0] {
+            let id = scene.connects.pop().unwrap();
+            assert_eq!(host_of(&scene, id), host);
+            if host > 0 {
+                scene.core.lost(Peer::Server(id), Loss::Connect);
+            } else {
+                scene.core.connected(id, Addr::Unknown, Addr::Unknown);
+                for bytes in
+                    [&b"R\0\0\0\x08\0\0\0\0"[..], b"S\0\0\0\x17in_hot_standby\0off\0", READY]
+                {
+                    scene.core.server_packet(id, packet(bytes), &mut Sink::default());
+                }
+            }
+            scene.core.turn_end();
+            scene.act();
+        }
+        let primary = scene.core.servers.ids()[0];
+        scene.core.now = scene.core.now + Micros::from_secs(20);
+        let tick = |scene: &mut Scene| {
+            scene.core.tick();
+            scene.core.turn_end();
+            scene.act();
+            let ids: Vec<_> = scene.connects.drain(..).collect();
+            ids.first().map(|id| (*id, host_of(scene, *id)))
+        };
+        let (look, host) = tick(&mut scene).unwrap();
+        assert_eq!(host, 1);
+        scene.core.lost(Peer::Server(look), Loss::Connect);
+        if is_lost {
+            scene.told(client, b"X\0\0\0\x04");
+            scene.core.lost(Peer::Server(primary), Loss::Receive);
+        }
+        let next = tick(&mut scene).map(|(_, host)| host);
+        assert_eq!(next, (!is_lost).then_some(2));
+        assert_eq!(scene.core.servers.len(), if is_lost { 0 } else { 2 });
+    }
 }

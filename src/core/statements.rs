@@ -36,6 +36,11 @@ impl ServerName {
         ServerName { bytes, len: text.len().min(30) as u8 }
     }
 
+    /// One that no server knows.
+    pub fn nobodys() -> ServerName {
+        ServerName::new(0)
+    }
+
     /// Its bytes, without a zero.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or_default()
@@ -55,6 +60,22 @@ impl Statement {
     pub fn name(&self) -> &ServerName {
         &self.name
     }
+
+    /// Writes a Parse of it.
+    pub fn write_parse(&self, out: &mut Vec<u8>) {
+        write::packet(out, b'P', |out| {
+            write::text(out, self.name.as_bytes());
+            out.extend_from_slice(&self.key);
+        });
+    }
+}
+
+/// Writes a Close of a statement by its name on servers.
+pub fn write_close(out: &mut Vec<u8>, name: &ServerName) {
+    write::packet(out, b'C', |out| {
+        out.push(b'S');
+        write::text(out, name.as_bytes());
+    });
 }
 
 /// A statement on a server.
@@ -308,10 +329,7 @@ impl Statements {
     /// Writes a Parse of the statement for this server; it takes this place in the queue of replies.
     pub fn prepare(&mut self, shelf: &mut Shelf, id: StatementId, place: u64, out: &mut Vec<u8>) {
         let Some(statement) = self.all.get_mut(id) else { return };
-        write::packet(out, b'P', |out| {
-            write::text(out, statement.name.as_bytes());
-            out.extend_from_slice(&statement.key);
-        });
+        statement.write_parse(out);
         let at = match shelf.instances.get(&id) {
             Some(at) => *at,
             None => {
@@ -352,10 +370,7 @@ impl Statements {
     /// Writes a Close of the server's name for a statement.
     pub fn close(&self, id: StatementId, out: &mut Vec<u8>) {
         if let Some(statement) = self.all.get(id) {
-            write::packet(out, b'C', |out| {
-                out.push(b'S');
-                write::text(out, statement.name.as_bytes());
-            });
+            write_close(out, &statement.name);
         }
     }
 

@@ -3,7 +3,8 @@
 
 use std::process::Command;
 
-use crate::rig::pooler::{in_transactions, Pooler};
+use crate::rig::pooler::{in_transactions, Pooler, Setup};
+use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
 use crate::rig::wire::{bind, close, describe, execute, fatal, last_error, parse, query, rows};
 use crate::rig::wire::{sync, tags, Msg};
@@ -80,6 +81,30 @@ fn nobody_runs_the_unnamed_statement_of_another() {
     assert_eq!(code(&first), "42601");
     let shown = rows(&second);
     assert!(shown.is_empty() || shown == [[Some("a".into())]], "{second:?}");
+}
+
+/// Statements are looked after in transaction mode and not in session mode.
+#[test]
+fn unnamed_statements_stay_their_clients_when_reload_changes_the_mode() {
+    let mut setup = Setup::trust("pool_mode = transaction\ndefault_pool_size = 1\n");
+    let (pooler, database) = (Pooler::start(&setup), postgres().new_database());
+    let [mut a, mut b, mut c] = [(); 3].map(|()| pooler.client(&database));
+    for (client, sql) in [(&mut a, "select 'a'"), (&mut b, "select 'b'")] {
+        assert_eq!(tags(&ask(client, &[parse("", sql), sync()])), "1Z");
+    }
+    setup.settings = "pool_mode = session\ndefault_pool_size = 1\n".to_owned();
+    pooler.rewrite(&setup);
+    pooler.command("RELOAD");
+    // The server keeps it behind its reset.
+    assert_eq!(tags(&ask(&mut c, &[parse("", "select 'c'"), sync()])), "1Z");
+    drop(c);
+    let answer = ask(&mut a, &[describe(b'S', ""), bind("", &[]), execute(), sync()]);
+    assert_eq!(tags(&answer), "tT2DCZ");
+    assert_eq!(rows(&answer), [[Some("a".into())]]);
+    drop(a);
+    assert_eq!(value(&mut b, ""), "b");
+    assert_eq!(tags(&ask(&mut b, &[parse("", "select 'new'"), sync()])), "1Z");
+    assert_eq!(value(&mut b, ""), "new");
 }
 
 #[test]

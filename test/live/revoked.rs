@@ -11,7 +11,8 @@ use crate::rig::pooler::{in_transactions, Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
 use crate::rig::wait_until;
-use crate::rig::wire::{bind, describe, execute, flush, msg, parse, query, sync, tags, Msg};
+use crate::rig::wire::{bind, close, describe, execute, flush, msg, parse, query, rows, sync};
+use crate::rig::wire::{tags, Msg};
 
 /// A pooler whose one server somebody holds.
 struct Full {
@@ -264,4 +265,30 @@ fn asyncpg_cancels_a_query_that_waits() {
 fn jdbc_cancels_a_query_that_waits() {
     let java = ["-cp", "/usr/share/java/postgresql.jar", &folder("Waits.java")];
     driver("java", &java, &[&[CANCELED], &[CANCELED]]);
+}
+
+/// What follows an ignored batch may be about names that it would have given or taken.
+#[test]
+fn names_of_an_ignored_batch_are_errors_and_not_the_end() {
+    let mut full = Full::new();
+    let mut client = full.pooler.client(&full.database);
+    let use_it = [bind("s", &[]), execute(), sync()].concat();
+    client.send(&[parse("s", "select 's'"), use_it.clone(), use_it.clone()].concat());
+    full.cancel(&client);
+    check_error(&client.until(b'Z'));
+    full.let_go();
+    let answer = client.until(b'Z');
+    assert_eq!((tags(&answer).as_str(), answer[0].field(b'C').as_str()), ("EZ", "26000"));
+    client.send(&[parse("s", "select 's'"), use_it.clone()].concat());
+    assert_eq!(tags(&client.until(b'Z')), "12DCZ");
+    assert_eq!(tags(&full.holder.query("begin")), "CZ");
+    // Close is ignored with the rest.
+    let batch = [bind("s", &[]), execute(), close(b'S', "s"), sync()].concat();
+    client.send(&[batch, parse("s", "select 'new'"), sync(), use_it.clone()].concat());
+    full.cancel(&client);
+    check_error(&client.until(b'Z'));
+    full.let_go();
+    let answer = client.until(b'Z');
+    assert_eq!((tags(&answer).as_str(), answer[0].field(b'C').as_str()), ("EZ", "42P05"));
+    assert_eq!(rows(&client.until(b'Z')), [[Some("s".into())]]);
 }

@@ -110,7 +110,7 @@ impl World {
             text = format!("KILL_CLIENT {}", self.dice.pick(&numbers));
         }
         if text == LIMIT {
-            text = format!("{LIMIT} {}", self.dice.pick(self.plan.limits));
+            text = format!("{LIMIT} '{}'", self.dice.pick(self.plan.limits));
         }
         // What is refused by Parse would need a Sync.
         let prepares = text != "NONSENSE" && !text.starts_with(LIMIT);
@@ -163,10 +163,13 @@ impl World {
         match word {
             "PAUSE" => {
                 self.facts.paused = true;
-                self.pausing.insert(id);
+                // Whoever asks when the end is decided gets no answer any more.
+                if self.exit.is_none() {
+                    self.pausing.insert(id);
+                }
             }
-            "SUSPEND" => self.suspender = Some(id),
-            "WAIT_CLOSE" => {
+            "SUSPEND" if active => self.suspender = Some(id),
+            "WAIT_CLOSE" if self.exit.is_none() => {
                 self.closing.insert(id, name.to_owned());
             }
             "RESUME" => self.facts.resumed = true,
@@ -197,7 +200,8 @@ impl World {
         console::run(&mut self.core, &Nowhere, id);
         self.check_spared(&before);
         if let Some(limit) = command.strip_prefix(LIMIT) {
-            self.set_limit(limit.trim().parse().unwrap_or_default());
+            let limit = limit.trim_matches([' ', '\'']);
+            self.set_limit(limit.parse().unwrap_or_default());
         }
     }
 

@@ -3,7 +3,7 @@
 
 use crate::auth_query::SECRET_MARK;
 use crate::line::Line;
-use crate::names::Names;
+use crate::names::{Names, Op, Wrong};
 use crate::speech::{self, Mark};
 use crate::texts::Text;
 use pgturnstile::core::ClientId;
@@ -41,6 +41,12 @@ pub struct Expected {
     pub text: Option<Text>,
     /// It may be about a statement that does not exist.
     pub may_miss: bool,
+    /// It was said behind a request that forgets all names, before that was answered.
+    pub behind_clear: bool,
+    /// What it does to the client's names.
+    pub op: Op,
+    /// It is about a name in a way that can't be done.
+    pub wrong: Option<Wrong>,
 }
 
 /// A COPY whose data the client has to send now.
@@ -99,7 +105,7 @@ pub struct Client {
     pub names: Names,
     /// How many texts are prepared in this run.
     pub texts: usize,
-    /// Its batch has failed: nothing comes before ReadyForQuery.
+    /// What is being answered has failed: nothing comes before ReadyForQuery.
     pub failed: bool,
     inbox: Vec<u8>,
 }
@@ -201,7 +207,8 @@ impl Client {
 
     fn packet(&mut self, tag: u8, body: &[u8]) -> Result<(), String> {
         let mark = Mark::find(body);
-        if let Some(mark) = mark.filter(|mark| mark.client != self.number) {
+        let stray = mark.filter(|mark| mark.client != self.number && !self.runs_anything());
+        if let Some(mark) = stray {
             return Err(format!("got '{}' of another client: {mark}", tag as char));
         }
         if body.windows(SECRET_MARK.len()).any(|bytes| bytes == SECRET_MARK) {
@@ -255,7 +262,7 @@ impl Client {
             return Err(format!("got '{}' {number:?} without a request", tag as char));
         };
         let what = || format!("got '{}' {number:?}, expected {head:?}", tag as char);
-        // A canceled query may have left the unnamed statement as it was.
+        // Whose statement it is may be out of sight.
         if number.is_some_and(|number| number != head.number) && !self.names.hazy {
             return Err(what());
         }
@@ -268,10 +275,10 @@ impl Client {
         }
         match (head.tag, tag) {
             (b'Q' | b'E', b'G') => self.begin_copy(head),
-            (asked, b'E') => {
+            (_, b'E') => {
                 self.check_code(&head, ErrorFields::read(body).sqlstate)?;
                 self.copying = None;
-                self.failed = !matches!(asked, b'Q' | b'F');
+                self.failed = true;
             }
             (b'Q', b'C') => {
                 self.note_complete(head.number);
@@ -279,11 +286,7 @@ impl Client {
             }
             (b'Q', b'T' | b'D' | b'I' | b'H' | b'd' | b'c') | (b'F', b'V') => {}
             (b'E', b'D' | b'H' | b'd' | b'c') | (b'D', b't') => {}
-            (b'P', b'1') => {
-                self.confirm(head.number);
-                self.pop();
-            }
-            (b'B', b'2') | (b'C', b'3') | (b'D', b'T' | b'n') => self.pop(),
+            (b'P', b'1') | (b'B', b'2') | (b'C', b'3') | (b'D', b'T' | b'n') => self.pop(),
             (b'E', b'C' | b'I' | b's') => {
                 self.note_complete(head.number);
                 self.copying = None;
@@ -294,18 +297,14 @@ impl Client {
         Ok(())
     }
 
-    fn pop(&mut self) {
-        self.expected.pop_front();
-    }
-
     fn ready(&mut self, head: Expected, status: u8) -> Result<(), String> {
         match head.tag {
+            b'Q' | b'F' | b'S' if self.failed => self.end_failed(1),
             b'Q' | b'F' | b'S' => self.pop(),
             _ if self.failed => {
                 let sync = self.expected.iter().position(|e| e.tag == b'S');
                 let sync = sync.ok_or("ReadyForQuery without a Sync")?;
-                self.expected.drain(..=sync);
-                self.note_failed_batch();
+                self.end_failed(sync + 1);
             }
             _ => return Err(format!("got ReadyForQuery, expected {head:?}")),
         }

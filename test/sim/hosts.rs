@@ -6,6 +6,7 @@ use crate::plan::Plan;
 use crate::server::Role;
 use crate::world::World;
 use pgturnstile::config::{DatabaseEntry, SessionAttrs};
+use pgturnstile::core::client::ClientState;
 use pgturnstile::core::server::ServerState;
 use pgturnstile::core::{Addr, Decisions, Peer, ServerId};
 use std::collections::BTreeSet;
@@ -126,6 +127,16 @@ impl World {
         }
     }
 
+    /// True if a pool of a database that wants something tries a host, or would when it is time.
+    pub fn is_searching(&self) -> bool {
+        self.core.pools().any(|(_, pool)| {
+            let tries = !pool.servers(ServerState::Login).is_empty()
+                || !pool.servers(ServerState::Tested).is_empty()
+                || !pool.clients(ClientState::Waiting).is_empty();
+            tries && self.plan.wanted(pool.names().0) != SessionAttrs::Any
+        })
+    }
+
     /// A server was closed for its role: it has to be wrong.
     pub fn is_role_wrong(&self, database: &str, id: Option<&ServerId>) -> bool {
         let wanted = self.plan.wanted(database);
@@ -133,9 +144,20 @@ impl World {
         // What it says may not have arrived; then it is closed for what a neighbour said, or for
         // what it was before.
         let unfit = model.is_none_or(|model| {
-            is_unfit(wanted, model.role.is_standby) || is_unfit(wanted, model.role.was_standby)
+            is_unfit(wanted, model.role.is_standby)
+                || is_unfit(wanted, model.role.was_standby)
+                || self.is_said_of(&model.role.host, wanted)
         });
         unfit || self.facts.replaced || self.facts.reloaded
+    }
+
+    /// True if a server that was at this host before, and has gone since, has said what is wrong: that
+    /// may be heard only now.
+    fn is_said_of(&self, host: &str, wanted: SessionAttrs) -> bool {
+        let mut gone = self.servers.values().filter(|other| other.is_gone());
+        gone.any(|other| {
+            other.role.host == host && other.role.said.is_some_and(|is| is_unfit(wanted, is))
+        })
     }
 
     /// A standby was preferred: there is such a pool, and the server is none.

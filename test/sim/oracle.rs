@@ -118,7 +118,6 @@ impl World {
         self.check_cancels();
         self.check_clocks();
         self.check_statistics();
-        (0..self.clients.len()).for_each(|at| self.note_canceled(at));
         self.check_statements();
         self.check_admissions();
         self.check_order();

@@ -423,6 +423,11 @@ impl Server {
             return Ok(());
         }
         if self.copy.is_some() && !matches!(tag, b'd' | b'c' | b'f' | b'S' | b'H' | b'X') {
+            if self.is_strays_copy() {
+                self.copy = None;
+                self.fail_with(b"08P01", "unexpected message during COPY", true);
+                return Ok(());
+            }
             return Err(format!("message {} in the middle of COPY", tag as char));
         }
         match tag {

@@ -331,6 +331,7 @@ impl World {
                 self.round(100_000);
             }
         }
+        self.end_searches();
         if self.exit.is_some() {
             return;
         }
@@ -344,6 +345,20 @@ impl World {
             self.fail(&format!("SHUTDOWN: {mode:?} does not end with {states:?}"));
         }
         self.check_empty();
+    }
+
+    /// A pool that tries its hosts for the right kind of server comes to an end of that, too, and who
+    /// has waited for it is served.
+    fn end_searches(&mut self) {
+        let mut left = 0;
+        for _ in 0..200 {
+            left = if self.is_searching() { 20 } else { left };
+            if left == 0 || self.exit.is_some() {
+                return;
+            }
+            self.round(100_000);
+            left -= 1;
+        }
     }
 
     fn check_empty(&self) {

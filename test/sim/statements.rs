@@ -79,7 +79,7 @@ impl World {
             .collect();
         for (at, tracked) in changed {
             let client = &mut self.clients[at];
-            client.names.hazy |= !client.is_quiet() || !client.names.known.is_empty();
+            client.names.hazy |= !client.is_quiet() || !client.names.now.known.is_empty();
             client.names.tracked = tracked;
             if client.names.mistake.is_some() {
                 // Whether it was one is an open question now.
@@ -89,22 +89,6 @@ impl World {
         let lower = limit_before != self.plan.settings.max_prepared_statements;
         for server in self.servers.values_mut().filter(|_| lower) {
             server.allowance.limit_was(limit_before);
-        }
-    }
-
-    /// If its query was canceled while it waited, names that the ignored batch gave or took are as
-    /// they were: which ones that are, the model does not work out.
-    pub fn note_canceled(&mut self, at: usize) {
-        let client = &mut self.clients[at];
-        let ignored = self.core.clients().get(client.id).is_some_and(|client| client.is_ignored());
-        let canceled = self.watch.borrow().canceled.contains(&client.id) || ignored;
-        if !canceled || !client.names.tracked {
-            return;
-        }
-        client.names.hazy |= client.expected.iter().any(|e| matches!(e.tag, b'P' | b'C' | b'Q'));
-        // A mistake that is ignored ends nothing, and the client would say no more.
-        if client.names.mistake.is_some() && client.lives() {
-            client.leave(false);
         }
     }
 
@@ -141,7 +125,7 @@ impl World {
             let names = &client.names;
             let known = self.core.clients().get(client.id).filter(|_| client.is_quiet());
             let known = known.filter(|_| names.are_kept() && names.mistake.is_none());
-            let has = names.known.keys().filter(|name| !name.is_empty()).count() + names.others;
+            let has = names.now.count();
             if known.is_some_and(|known| known.prepared() != has) {
                 let says = known.map(|known| known.prepared());
                 let number = client.number;

@@ -2,6 +2,7 @@
 
 use crate::client::{Client, Expected, Phase};
 use crate::dice::Dice;
+use crate::names::Op;
 use crate::speech::{self, Mark};
 use pgturnstile::wire::startup::{CANCEL_REQUEST, SSL_REQUEST};
 use pgturnstile::wire::write;
@@ -237,8 +238,7 @@ impl Words<'_> {
     fn simple(&mut self, command: &str) -> &'static str {
         let (mark, text) = self.request(command);
         write::query(&mut self.out, text.as_bytes());
-        self.client.expect(b'Q', mark.number);
-        self.client.end_unnamed();
+        self.client.expect_of(b'Q', mark.number, Op::Query);
         "query"
     }
 
@@ -270,15 +270,12 @@ impl Words<'_> {
     fn parse_and_bind(&mut self, command: &str) -> (u32, String) {
         let (mark, text) = self.request(command);
         let portal = format!("p{}", mark.number);
-        let name = match self.dice.chance(20) {
+        let (name, op) = match self.dice.chance(20) {
             true => {
-                self.client.names.others += usize::from(self.client.names.tracked);
-                format!("s{}_{}", mark.client, mark.number)
+                let op = if self.client.names.tracked { Op::PrepareOther } else { Op::None };
+                (format!("s{}_{}", mark.client, mark.number), op)
             }
-            false => {
-                self.client.forget_unnamed();
-                String::new()
-            }
+            false => (String::new(), Op::PrepareNone),
         };
         write::packet(&mut self.out, b'P', |out| {
             write::text(out, name.as_bytes());
@@ -290,7 +287,7 @@ impl Words<'_> {
             write::text(out, name.as_bytes());
             out.extend_from_slice(&[0; 6]);
         });
-        self.client.expect(b'P', mark.number);
+        self.client.expect_of(b'P', mark.number, op);
         self.client.expect(b'B', mark.number);
         (mark.number, portal)
     }
@@ -339,8 +336,7 @@ impl Words<'_> {
     fn sync(&mut self) {
         write::packet(&mut self.out, b'S', |_| {});
         let number = self.client.last;
-        self.client.expect(b'S', number);
-        self.client.names.synced(number);
+        self.client.expect_of(b'S', number, Op::None);
         self.client.unsynced = false;
     }
 

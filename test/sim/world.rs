@@ -442,7 +442,6 @@ impl World {
 
     /// A model client reads.
     pub fn client_hears(&mut self, at: usize) {
-        self.note_canceled(at);
         let was = self.clients[at].phase;
         if let Err(text) = self.clients[at].hear() {
             self.fail(&text);

@@ -42,6 +42,7 @@ tags! {
     25 CONSOLE "what it is as a console",
     26 NAMES "its prepared statements",
     27 TLS "what is known of it if it is encrypted",
+    28 WAS_REVOKED "requests of it have been ignored for a canceled query",
 }
 
 /// The numbers of states. Who shares a look-up is told as logging in.
@@ -116,6 +117,7 @@ impl Core {
             cancel_key,
             cancels,
             revoked,
+            was_revoked,
             connect_time,
             // The row itself has it.
             number: _number,
@@ -143,6 +145,7 @@ impl Core {
         fields.count(CANCEL_KEY, *cancel_key);
         fields.count(CANCELS, self.number_of_server(*cancels));
         fields.count(REVOKED, number_of(&REVOKED_AS, revoked));
+        fields.flag(WAS_REVOKED, *was_revoked);
         fields.since(CONNECT_TIME, *connect_time, now);
         parts::put_addr(fields, REMOTE, *remote);
         parts::put_addr(fields, LOCAL, *local);
@@ -397,6 +400,7 @@ impl Client {
             DATABASE_NAME => self.database_name = text(),
             CANCEL_KEY => self.cancel_key = field.number(),
             REVOKED => self.revoked = value_of(&REVOKED_AS, field.number()).flatten(),
+            WAS_REVOKED => self.was_revoked = true,
             CONNECT_TIME => self.connect_time = field.since(now),
             REMOTE => self.remote = parts::addr(field),
             LOCAL => self.local = parts::addr(field),

@@ -152,6 +152,12 @@ impl Server {
         }
     }
 
+    /// True if somebody has run another client's COPY unawares.
+    pub(super) fn is_strays_copy(&self) -> bool {
+        let copy = self.copy.as_ref();
+        copy.is_some_and(|copy| self.holder.is_some_and(|holder| copy.mark.client != holder))
+    }
+
     /// CopyData, CopyDone, CopyFail.
     pub(super) fn copy_message(&mut self, tag: u8, body: &[u8]) -> Result<(), String> {
         let from = Mark::find(body);

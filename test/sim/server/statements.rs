@@ -22,7 +22,10 @@ pub struct Statement {
 /// A statement that has been bound.
 pub struct Portal {
     statement: Statement,
+    /// What replies carry.
     mark: Mark,
+    /// The Bind's own, if it has one.
+    asker: Mark,
 }
 
 /// True if the pooler has made up this name: clients use lower-case letters.
@@ -92,8 +95,9 @@ impl Server {
             self.fail_with(b"25P02", &format!("aborted {about}"), true);
         } else if command == "PFAIL" {
             self.fail_with(b"42601", &format!("syntax {about}"), true);
-        } else if self.statements.contains_key(name) {
-            if is_pooled(name) {
+        } else if let Some(has) = self.statements.get(name) {
+            // The same again is how the pooler has a client told that its name is in use.
+            if is_pooled(name) && (has.sql != sql || has.types != types) {
                 return Err(format!("STATEMENTS: Parse of {name:?}, which the server has"));
             }
             self.fail_with(b"42P05", &format!("{name} exists {about}"), true);
@@ -122,13 +126,14 @@ impl Server {
         let Some(mark) = own.or(value) else {
             return Err(format!("HEART: Bind of {name:?} without a mark"));
         };
-        self.enter(mark, &[])?;
+        let asker = value.unwrap_or(mark);
+        self.enter(asker, &[])?;
         let (_, command) = speech::read_request(&statement.sql);
         if self.refuses(command) {
             self.fail(mark, true, "aborted");
             return Ok(());
         }
-        self.portals.insert(portal.to_owned(), Portal { statement, mark });
+        self.portals.insert(portal.to_owned(), Portal { statement, mark, asker });
         self.say(|out| write::packet(out, b'2', |_| {}));
         Ok(())
     }
@@ -171,8 +176,8 @@ impl Server {
         let Some(portal) = self.portals.get(name) else {
             return Err(format!("HEART: Execute of unknown portal {name:?}"));
         };
-        let (statement, mark) = (portal.statement.clone(), portal.mark);
-        self.enter(mark, &[])?;
+        let (statement, mark, asker) = (portal.statement.clone(), portal.mark, portal.asker);
+        self.enter(asker, &[])?;
         self.print = statement.print;
         let (_, command) = speech::read_request(&statement.sql);
         self.execute(mark, command, true, dice);

@@ -2,32 +2,18 @@
 //! texts in all hands, in batches and pipelines, used long after they were prepared.
 
 use super::Words;
-use crate::client::Expected;
-use crate::names::{Awaits, IN_USE, UNKNOWN};
+use crate::names::{Awaits, Name, Op, IN_USE, UNKNOWN};
 use crate::texts::Text;
 use pgturnstile::wire::write;
 
-/// How many short names there are; the next is a long one, the last the unnamed statement's.
-const SHORT: usize = 3;
-/// Length of the long name.
-const LONG: usize = 350;
-
-/// A name by its number.
-fn name(number: usize) -> String {
-    match number {
-        0..SHORT => format!("s{number}"),
-        SHORT => "l".repeat(LONG),
-        _ => String::new(),
-    }
-}
-
 impl Words<'_> {
     /// One in three clients knows the unnamed statement only, as some drivers do.
-    fn any_name(&mut self) -> String {
+    fn any_name(&mut self) -> Name {
         if self.client.keeps_to_unnamed() && self.dice.chance(80) {
-            return String::new();
+            return Name::NONE;
         }
-        name(self.dice.pick(&[0, 0, 1, 1, 2, 2, SHORT, SHORT + 1, SHORT + 1]))
+        let [one, two, three, long] = [0, 1, 2, Name::SHORT].map(Name::of);
+        self.dice.pick(&[one, one, two, two, three, three, long, Name::NONE, Name::NONE])
     }
 
     fn any_text(&mut self) -> Text {
@@ -54,7 +40,7 @@ impl Words<'_> {
                 match self.dice.chance(30) {
                     true => {
                         let name = self.any_name();
-                        self.prepare(&name);
+                        self.prepare(name);
                     }
                     false => self.elements(3),
                 }
@@ -75,93 +61,73 @@ impl Words<'_> {
     fn elements(&mut self, most: usize) {
         for _ in 0..=self.dice.below(most) {
             let name = self.any_name();
-            let known = self.client.names.known.get(&name).copied();
+            let known = self.client.names.now.known.get(&name).copied();
             let settled = known.filter(|known| {
-                let may_change = name.is_empty() && self.client.is_uncertain(known);
+                let may_change = name == Name::NONE && self.client.is_uncertain(known);
                 !may_change
             });
             match self.dice.below(12) {
-                0 => self.close(&name),
+                0 => self.close(name),
                 // Whatever unnamed statement the server has is another client's.
-                1 if name.is_empty() && !self.client.names.has_unnamed => self.use_it(&name),
-                1..=3 => self.prepare(&name),
+                1 if name == Name::NONE && !self.client.names.now.has_unnamed => self.use_it(name),
+                1..=3 => self.prepare(name),
                 4 => {
-                    self.prepare(&name);
-                    self.use_it(&name);
+                    self.prepare(name);
+                    self.use_it(name);
                 }
                 5 => {
-                    self.prepare(&name);
-                    self.describe(&name);
+                    self.prepare(name);
+                    self.describe(name);
                 }
-                6 if settled.is_some() => self.describe(&name),
-                _ if settled.is_some() => self.use_it(&name),
+                6 if settled.is_some() => self.describe(name),
+                _ if settled.is_some() => self.use_it(name),
                 _ => {
-                    self.prepare(&name);
-                    self.use_it(&name);
+                    self.prepare(name);
+                    self.use_it(name);
                 }
             }
         }
     }
 
-    fn about(&mut self, tag: u8, number: u32, name: &str) {
-        let known = self.client.names.known.get(name);
-        let expected = Expected {
-            tag,
-            number,
-            text: known.map(|known| known.text),
-            may_miss: known.is_none() || self.client.names.is_clearing(),
-            ..Expected::default()
-        };
-        self.client.expected.push_back(expected);
-    }
-
-    fn parse(&mut self, name: &str, text: Text) -> u32 {
+    fn parse(&mut self, name: Name, text: Text) {
         let number = self.client.next_mark().number;
         write::packet(&mut self.out, b'P', |out| {
-            write::text(out, name.as_bytes());
+            write::text(out, name.text().as_bytes());
             write::text(out, text.sql().as_bytes());
             out.extend_from_slice(&text.types());
         });
-        number
+        self.client.expect_of(b'P', number, Op::Prepare(name, text));
     }
 
     /// Parse, behind Close if the name is in use.
-    fn prepare(&mut self, name: &str) {
-        if !name.is_empty() && self.client.names.is_taken(name) {
+    fn prepare(&mut self, name: Name) {
+        if name != Name::NONE && self.client.names.is_taken(name) {
             self.close(name);
         }
         let text = self.any_text();
-        let number = self.parse(name, text);
-        self.client.names.prepare(name, text, number);
-        self.client.expected.push_back(Expected {
-            tag: b'P',
-            number,
-            text: Some(text),
-            ..Expected::default()
-        });
+        self.parse(name, text);
     }
 
-    fn describe(&mut self, name: &str) {
+    fn describe(&mut self, name: Name) {
         let number = self.client.next_mark().number;
         write::packet(&mut self.out, b'D', |out| {
             out.push(b'S');
-            write::text(out, name.as_bytes());
+            write::text(out, name.text().as_bytes());
         });
-        self.about(b'D', number, name);
+        self.client.expect_of(b'D', number, Op::Use(name));
     }
 
-    fn close(&mut self, name: &str) {
+    fn close(&mut self, name: Name) {
         let number = self.client.next_mark().number;
         write::packet(&mut self.out, b'C', |out| {
             out.push(b'S');
-            write::text(out, name.as_bytes());
+            write::text(out, name.text().as_bytes());
         });
-        self.client.expect(b'C', number);
-        self.client.names.known.remove(name);
+        self.client.expect_of(b'C', number, Op::Close(name));
     }
 
     /// Bind and Execute.
-    fn use_it(&mut self, name: &str) {
+    fn use_it(&mut self, name: Name) {
         let mark = self.client.next_mark();
         let portal = match self.dice.chance(50) {
             true => format!("p{}", mark.number),
@@ -172,24 +138,22 @@ impl Words<'_> {
         value.extend(std::iter::repeat_n(b'v', len));
         write::packet(&mut self.out, b'B', |out| {
             write::text(out, portal.as_bytes());
-            write::text(out, name.as_bytes());
+            write::text(out, name.text().as_bytes());
             out.extend_from_slice(&[0, 0, 0, 1]);
             out.extend_from_slice(&(value.len() as u32).to_be_bytes());
             out.extend_from_slice(&value);
             out.extend_from_slice(&[0, 0]);
         });
-        self.about(b'B', mark.number, name);
+        self.client.expect_of(b'B', mark.number, Op::Use(name));
         if self.dice.chance(30) {
             write::packet(&mut self.out, b'D', |out| {
                 out.push(b'P');
                 write::text(out, portal.as_bytes());
             });
-            self.about(b'D', mark.number, name);
+            self.client.expect_of(b'D', mark.number, Op::Use(name));
         }
         self.execute(mark.number, &portal);
-        if let Some(last) = self.client.expected.back_mut() {
-            last.text = self.client.names.known.get(name).map(|known| known.text);
-        }
+        self.client.amend(Op::Use(name));
     }
 
     /// The pooler closes whoever uses a name twice, or one that it doesn't have.
@@ -199,25 +163,29 @@ impl Words<'_> {
             self.sync();
             return "statements";
         }
-        let name = name(self.dice.below(SHORT + 1));
+        let name = Name::of(self.dice.below(Name::SHORT + 1));
         if self.dice.chance(30) {
             self.elements(2);
         }
-        let why = match self.client.names.known.contains_key(&name) {
+        let why = match self.client.names.now.known.contains_key(&name) {
             true => {
                 let text = self.any_text();
-                self.parse(&name, text);
+                self.parse(name, text);
                 IN_USE
             }
             false if self.dice.chance(50) => {
-                self.describe(&name);
+                self.describe(name);
                 UNKNOWN
             }
             false => {
-                self.use_it(&name);
+                self.use_it(name);
                 UNKNOWN
             }
         };
+        if self.client.names.forgiven {
+            self.sync();
+            return "forgiven mistake";
+        }
         self.client.names.mistake = Some(why);
         self.client.expect(b'!', self.client.last);
         "mistake"
@@ -227,13 +195,12 @@ impl Words<'_> {
     fn clear(&mut self) -> &'static str {
         if self.dice.chance(50) {
             self.simple("DEALLOCATE ALL");
+            self.client.amend(Op::Clear);
         } else {
-            let name = name(SHORT + 1);
             let Some(text) = Text::of("DEALLOCATE ALL") else { return "" };
-            let number = self.parse(&name, text);
-            self.client.names.prepare(&name, text, number);
-            self.client.expect(b'P', number);
-            self.use_it(&name);
+            self.parse(Name::NONE, text);
+            self.use_it(Name::NONE);
+            self.client.amend(Op::Clear);
             self.sync();
         }
         self.go_on_behind();
@@ -242,7 +209,6 @@ impl Words<'_> {
 
     /// All names are being forgotten; new ones are given at once, or later.
     fn go_on_behind(&mut self) {
-        self.client.names.clear(self.client.last);
         if self.dice.chance(50) {
             self.elements(3);
             self.sync();
@@ -254,23 +220,20 @@ impl Words<'_> {
     fn discard(&mut self) -> &'static str {
         self.client.unsure = true;
         self.simple("DISCARD ALL");
+        self.client.amend(Op::Clear);
         self.go_on_behind();
         "DISCARD ALL"
     }
 
     /// DEALLOCATE of one name, as SQL.
     fn deallocate(&mut self) -> &'static str {
-        let name = name(self.dice.below(SHORT));
+        let name = Name::of(self.dice.below(Name::SHORT));
         let number = self.client.next_mark().number;
         let prepare = self.dice.pick(&["", "", "PREPARE "]);
         let end = self.dice.pick(&["", ";"]);
-        write::query(&mut self.out, format!("DEALLOCATE {prepare}{name}{end}").as_bytes());
-        let known = self.client.names.known.remove(&name);
-        self.client.expect(b'Q', number);
-        if let Some(last) = self.client.expected.back_mut() {
-            last.may_miss = known.is_none();
-        }
-        self.client.end_unnamed();
+        let name_text = name.text();
+        write::query(&mut self.out, format!("DEALLOCATE {prepare}{name_text}{end}").as_bytes());
+        self.client.expect_of(b'Q', number, Op::Forget(name));
         if self.dice.chance(50) {
             self.elements(3);
             self.sync();
