@@ -101,8 +101,11 @@ fn the_old_process_finishes_with_its_clients_while_new_ones_come_to_us() {
     assert_alone(&pooler);
     assert_eq!(new.value("select 3"), "3");
     // All of it can go on from here as ever.
-    pooler.replace(binary());
+    let mut keeper = pooler.succeed(binary());
     assert_eq!(new.value("select 4"), "4");
+    assert_eq!(over_tls.value("select 5"), "5");
+    over_tls.bye();
+    wait_until("the keeper ends", || keeper.try_wait().unwrap().is_some());
     assert_alone(&pooler);
     pooler.signal(Signal::SIGTERM);
     for client in [new, by_file] {
