@@ -2,7 +2,7 @@
 
 use super::super::client::ClientState;
 use super::super::face::{Action, Addr, ClientId, Decisions, Loss, Origin, Peer, ServerId, Sink};
-use super::super::run_tests::{Scene, QUERY};
+use super::super::run_tests::{packet, Scene, QUERY};
 use super::super::server::ServerState;
 use super::super::Core;
 use super::{Kind, Row, TABLES};
@@ -189,6 +189,26 @@ fn damaged_rows_harm_nobody_but_their_connections() {
         let (core, _) = read(&rows);
         check(&core);
         farewell(core);
+    }
+}
+
+#[test]
+fn servers_are_replaced_if_other_parameters_are_tracked_now() {
+    let (few, many) = ("IntervalStyle", "IntervalStyle, search_path");
+    for (before, now, want) in
+        [(few, few, false), (many, many, false), (few, many, true), (many, few, true)]
+    {
+        let settings = |names| format!("track_extra_parameters = {names}");
+        let mut scene = Scene::new(&settings(before));
+        scene.client("u");
+        let server = scene.server();
+        let status = packet(b"S\0\0\0\x12search_path\0a\0");
+        scene.core.server_packet(server, status, &mut Sink::default());
+        let rows = scene.core.hand_out(Id::none());
+        let mut core = Scene::new(&settings(now)).core;
+        core.take_in(rows.into_iter().map(|(row, peer)| (row, peer.map(|_| FROM))).collect());
+        let marked: Vec<bool> = core.servers.iter().map(|(_, it)| it.close_needed).collect();
+        assert_eq!(marked, [want], "{before} {now}");
     }
 }
 
