@@ -84,6 +84,10 @@ impl<'a> Successor<'a> {
 
     /// Sends what has not been sent.
     pub fn send(&mut self) -> io::Result<()> {
+        // Never when all has been sent: what it has heard to the end it may act upon.
+        if self.is_late() {
+            return Err(Errno::EAGAIN.into());
+        }
         let bytes = std::mem::take(&mut self.bytes);
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
@@ -91,12 +95,16 @@ impl<'a> Successor<'a> {
             let control = [ControlMessage::ScmRights(&raw)];
             let control = if raw.is_empty() { &control[..0] } else { &control[..] };
             let flags = MsgFlags::MSG_NOSIGNAL;
-            let room = [IoSlice::new(rest)];
+            // With a slow reader one call lasts as long as it has something to send.
+            let room = [IoSlice::new(rest.get(..CHUNK).unwrap_or(rest))];
             match sendmsg::<()>(self.stream.as_raw_fd(), &room, control, flags, None) {
                 Ok(count) => {
                     // They have gone with the first byte.
                     self.descriptors.clear();
                     rest = rest.get(count..).unwrap_or_default();
+                    if !rest.is_empty() && self.is_late() {
+                        return Err(Errno::EAGAIN.into());
+                    }
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) if !self.is_late() => {}
@@ -114,6 +122,8 @@ impl<'a> Successor<'a> {
         // The system makes twice of it, and never has more in it than one and a half times that.
         let room = getsockopt(&self.stream, sockopt::SndBuf)?;
         setsockopt(&self.stream, sockopt::SndBuf, &room)?;
+        let now = Instant::now();
+        self.until = now.checked_add(SLICE).unwrap_or(now);
         self.say(|out| write::error(out, "ERROR", b"08P01", text.as_bytes()))?;
         self.send()
     }
@@ -252,7 +262,7 @@ mod tests {
         let mut waits = || {};
         let patience = Duration::from_millis(300);
         let mut successor = Successor::over(ours.as_fd(), patience, &mut waits).unwrap();
-        let error = successor.say(|out| out.resize(100_000_000, 7)).unwrap_err();
+        let error = successor.say(|out| out.resize(10_000_000, 7)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
         assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
         drop((successor, ours));
