@@ -201,6 +201,7 @@ fn assemble(
         clock,
         successor: None,
         exit: None,
+        newcomers: Vec::new(),
         handover: None,
         handed_over: None,
         pidfile: None,
