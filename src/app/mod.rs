@@ -5,6 +5,7 @@ pub mod args;
 pub mod clock;
 pub mod daemon;
 mod files;
+pub mod format;
 mod handover;
 mod heir;
 mod keep;
