@@ -18,15 +18,21 @@ const UNTOLD: Origin = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid
 /// FATAL line.
 pub(super) fn go_on(process: &mut Process, old: &mut Old) -> Result<(), String> {
     process.say(Level::Log, "asking the old process for all that it has".into());
+    let parcels = old.everything()?;
+    // Ages are told as they are when the old process stops turning.
     process.core.now = process.clock.now();
     process.net.set_time(process.core.now);
-    let parcels = old.everything()?;
     let settings = process.core.settings().clone();
     let listeners = take_in(process, parcels);
     // A unit whose main process ends has ended.
     process.service.become_main();
-    // The point of no return.
-    old.replace()?;
+    // The point of no return, if it does not refuse.
+    if let Err(text) = old.replace() {
+        if let Some(pid) = old.pid() {
+            process.service.follow(pid);
+        }
+        return Err(text);
+    }
     let listens = process.net.take_in_listeners(listeners);
     if !std::rc::Rc::ptr_eq(&settings, process.core.settings()) {
         process.reload_tls();

@@ -30,7 +30,7 @@ pub(super) const SIGNALS: u32 = 0;
 pub(super) const OLD_PROCESS: u32 = 1;
 
 /// The janitor comes three times a second.
-const TICK: Micros = Micros(333_333);
+pub(super) const TICK: Micros = Micros(333_333);
 
 /// So often it is looked whether listening sockets can be closed that are to be.
 const DRAIN: Micros = Micros(10_000);

@@ -196,7 +196,8 @@ impl Core {
     ) -> Vec<Newcomer<'a>> {
         let mut newcomers = Vec::new();
         for ((row, origin), peer) in rows.iter().zip(peers) {
-            let is_new = row.number <= NUMBER_MAX && !known.numbers.contains_key(&row.number);
+            let is_number = (1..=NUMBER_MAX).contains(&row.number);
+            let is_new = is_number && !known.numbers.contains_key(&row.number);
             let (true, Kind::Client, Some(origin)) = (is_new, row.kind, origin) else { continue };
             let newcomer = self.take_in_client(row, *origin, known);
             *peer = Some(Peer::Client(newcomer.id));
@@ -238,7 +239,9 @@ impl Core {
                 CONSOLE => newcomer.console = Some(field.value),
                 NAMES => newcomer.names = Some(field.value),
                 OPTIONS => newcomer.options = Some(field.value),
-                PARAMETER => parts::take_in_var(&mut client.vars, &self.tracked, field),
+                PARAMETER => {
+                    parts::take_in_var(&mut client.vars, &self.tracked, field);
+                }
                 _ => client.take_in(field, now),
             }
         }
