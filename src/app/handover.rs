@@ -35,6 +35,10 @@ pub(super) struct Handover {
 impl Process {
     /// A successor asks for everything (`Action::Handoff`).
     pub(super) fn begin_handover(&mut self, console: ClientId) {
+        if self.handover.is_some() {
+            // Another one has come first.
+            return self.core.fail_console(console);
+        }
         self.net.suspend_accepting(true);
         self.handover = Some(Handover { console, since: self.core.now });
     }
@@ -42,15 +46,17 @@ impl Process {
     /// At the end of a turn: hands over if it is time.
     pub(super) fn hand_over_when_settled(&mut self) {
         let Some(Handover { console, since }) = self.handover else { return };
-        let is_there = self.core.clients().get(console).is_some();
-        if is_there && !self.core.is_settled() && self.core.now.since(since) < SETTLE {
+        // A shutdown, for one, may have begun since this was asked for.
+        let refusal = match self.core.clients().get(console) {
+            Some(_) => self.core.refuses_handoff(),
+            None => Some("it has gone"),
+        };
+        let has_time = self.core.now.since(since) < SETTLE;
+        if refusal.is_none() && has_time && !self.core.is_settled() {
             return;
         }
         self.handover = None;
-        let done = match is_there {
-            true => self.hand_over(console),
-            false => Err("it has gone".into()),
-        };
+        let done = refusal.map_or_else(|| self.hand_over(console), |text| Err(text.to_owned()));
         match done {
             Ok(kept) => {
                 self.handed_over = Some(kept);
@@ -60,7 +66,7 @@ impl Process {
                 let line = format!("handoff failed, going on: {text}");
                 self.core.journal.line(Level::Warning, line);
                 self.core.fail_console(console);
-                self.net.suspend_accepting(false);
+                self.net.suspend_accepting(self.core.is_suspended());
                 self.perform();
             }
         }
