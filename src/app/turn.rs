@@ -194,10 +194,15 @@ impl Process {
     fn stop_listening(&mut self) {
         match self.core.shutdown() {
             Some(pause::Shutdown::WaitForClients) => {
+                // Nothing will come of a handoff that has been asked for.
+                self.net.suspend_accepting(false);
                 self.net.drain_tcp_listeners();
                 self.drain_listeners();
             }
-            _ => self.net.close_tcp_listeners(),
+            _ => {
+                self.net.close_tcp_listeners();
+                self.core.set_draining(false);
+            }
         }
     }
 
