@@ -4,7 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -125,10 +125,12 @@ fn leading_pid(content: &[u8]) -> Option<Pid> {
     (number > 0).then(|| Pid::from_raw(number))
 }
 
-/// This process's pidfile; dropping it removes the file.
+/// This process's pidfile; dropping it removes the file, unless another one is in its place.
 #[derive(Debug)]
 pub struct OwnPidfile {
     path: PathBuf,
+    /// Kept open: nobody else's has its number meanwhile.
+    file: fs::File,
 }
 
 impl OwnPidfile {
@@ -137,20 +139,30 @@ impl OwnPidfile {
         let name = path.display();
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(0o644);
-        let mut file = options
+        let file = options
             .open(path)
             .map_err(|error| format!("could not open pidfile '{name}': {}", reason(&error)))?;
-        let own = OwnPidfile { path: path.to_path_buf() };
-        file.write_all(format!("{}\n", process::id()).as_bytes())
+        let own = OwnPidfile { path: path.to_path_buf(), file };
+        (&own.file)
+            .write_all(format!("{}\n", process::id()).as_bytes())
             .map_err(|error| format!("could not write pidfile '{name}': {}", reason(&error)))?;
         Ok(own)
+    }
+
+    /// True if the file is still there.
+    fn is_there(&self) -> bool {
+        let found = (fs::symlink_metadata(&self.path), self.file.metadata());
+        let id = |file: &fs::Metadata| (file.dev(), file.ino());
+        matches!(&found, (Ok(there), Ok(ours)) if id(there) == id(ours))
     }
 }
 
 impl Drop for OwnPidfile {
     fn drop(&mut self) {
-        // Somebody may have removed it already; at the exit there is nobody to tell.
-        let _ = fs::remove_file(&self.path);
+        if self.is_there() {
+            // At the exit there is nobody to tell.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -261,6 +273,14 @@ mod tests {
         );
         assert!(path.exists());
         drop(own);
+        assert!(!path.exists());
+        // Removed by somebody, and written by the next process.
+        let own = OwnPidfile::create(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let next = OwnPidfile::create(&path).unwrap();
+        drop(own);
+        assert!(path.exists());
+        drop(next);
         assert!(!path.exists());
     }
 

@@ -5,6 +5,7 @@ pub mod args;
 pub mod clock;
 pub mod daemon;
 mod files;
+pub mod format;
 mod handover;
 mod heir;
 mod keep;
@@ -201,6 +202,7 @@ fn assemble(
         clock,
         successor: None,
         exit: None,
+        newcomers: Vec::new(),
         handover: None,
         handed_over: None,
         pidfile: None,

@@ -346,11 +346,13 @@ impl Pair {
     /// Goes on with the handshake. Its facts are the first that the successor gets.
     fn shake(&mut self, spare: &mut Spare, journal: &mut Journal) -> Next {
         // What the successor may say before that is for nobody; that it leaves counts.
-        if self.near.readable {
+        while self.near.readable {
             match self.inside.read(&mut [0; 64]) {
                 Ok(0) => return Next::End,
                 Ok(_) => {}
-                Err(error) => self.near.readable = error.kind() != ErrorKind::WouldBlock,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.near.readable = false,
+                Err(_) => return Next::End,
             }
         }
         let text = match self.session.shake() {

@@ -12,10 +12,11 @@ use super::options::reason;
 use super::stream::Stream;
 use crate::core::Origin;
 use mio::net::UnixListener;
+use nix::unistd::getuid;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -115,7 +116,7 @@ pub fn accept_waiting(listener: OwnedFd) -> Vec<(Stream, Origin)> {
 fn make_dir(path: &str) -> Result<String, String> {
     for number in 1..=NUMBERS {
         let dir = format!("{path}.soft-{number}");
-        if is_left(Path::new(&dir)) {
+        if is_ours(Path::new(&dir)) && is_left(Path::new(&dir)) {
             remove(Path::new(&dir));
         }
         match DirBuilder::new().mode(0o700).create(&dir) {
@@ -125,6 +126,14 @@ fn make_dir(path: &str) -> Result<String, String> {
         }
     }
     Err(format!("{NUMBERS} processes have a directory beside {path}"))
+}
+
+/// True if it is such a directory of this user. Anybody may put something else there if the place is
+/// open to all, as /tmp is: a link to where nothing is to be removed.
+fn is_ours(dir: &Path) -> bool {
+    fs::symlink_metadata(dir).is_ok_and(|found| {
+        found.is_dir() && found.uid() == getuid().as_raw() && found.mode() & 0o077 == 0
+    })
 }
 
 /// True if nobody listens at the socket in this directory any more.
@@ -139,4 +148,40 @@ fn remove(dir: &Path) {
         let _ = fs::remove_file(entry.path());
     }
     let _ = fs::remove_dir(dir);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{symlink, PermissionsExt};
+    use std::os::unix::net::UnixListener as StdUnixListener;
+
+    /// A directory with a socket at which nobody listens.
+    fn dead(dir: &Path, mode: u32) {
+        fs::create_dir(dir).unwrap();
+        drop(StdUnixListener::bind(dir.join("spare")).unwrap());
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn only_what_a_dead_process_of_ours_has_left_is_removed() {
+        let folder = std::env::temp_dir().join(format!("pgt-swap-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let path = folder.join("socket").to_str().unwrap().to_owned();
+        let numbered = |number| PathBuf::from(format!("{path}.soft-{number}"));
+        // Others put these there: a link to somewhere else, and what they may change at any time.
+        let elsewhere = folder.join("elsewhere");
+        dead(&elsewhere, 0o700);
+        fs::write(elsewhere.join("precious"), "x").unwrap();
+        symlink(&elsewhere, numbered(1)).unwrap();
+        dead(&numbered(2), 0o777);
+        dead(&numbered(3), 0o700);
+        assert_eq!(PathBuf::from(make_dir(&path).unwrap()), numbered(3));
+        assert!(elsewhere.join("precious").exists() && elsewhere.join("spare").exists());
+        assert!(numbered(2).join("spare").exists() && !numbered(3).join("spare").exists());
+        // The one that has just been made is in use.
+        let _spare = StdUnixListener::bind(numbered(3).join("spare")).unwrap();
+        assert_eq!(PathBuf::from(make_dir(&path).unwrap()), numbered(4));
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -87,6 +87,54 @@ fn the_old_process_goes_on_whenever_its_successor_leaves() {
     });
 }
 
+/// Somebody who does not read what the console has for it: until then a handoff has to wait a second.
+fn unread(pooler: &Pooler) -> Taker {
+    let mut console = Taker::trusted(pooler, "admin");
+    console.ask(&"show config;".repeat(500));
+    console.skip(100);
+    console
+}
+
+#[test]
+fn a_shutdown_ends_a_handoff_that_waits() {
+    let (mut pooler, database) = in_transactions("");
+    let mut held = pooler.holder(&database);
+    let _unread = unread(&pooler);
+    let mut new = Taker::own_user(&pooler);
+    new.query("HANDOFF 0;");
+    new.ask("HANDOFF 1;");
+    pooler.wait_log("HANDOFF command issued");
+    // Nobody is accepted meanwhile, and whoever waits for that comes in after all.
+    let early = pooler.tcp();
+    pooler.signal(Signal::SIGTERM);
+    pooler.wait_log("WARNING handoff failed, going on: pooler is shutting down");
+    let mut early = early.login("trusty", &database, "").unwrap().0;
+    assert_eq!(early.value("select 1"), "1");
+    assert_eq!(tags(&held.query("commit")), "CZ");
+    assert_eq!(pooler.exited(), None);
+    for client in [early, held] {
+        client.bye();
+    }
+    drop((new, _unread));
+    assert_eq!(pooler.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn a_second_successor_is_refused_while_the_first_one_waits() {
+    let (mut pooler, database) = in_transactions("");
+    let _unread = unread(&pooler);
+    let mut first = Taker::own_user(&pooler);
+    let mut second = Taker::own_user(&pooler);
+    first.ask("HANDOFF 1;");
+    pooler.wait_log("HANDOFF command issued");
+    second.ask("HANDOFF 1;");
+    assert_eq!(second.receive().msgs[0].tag, b'E');
+    // It is the first one's; who leaves without it.
+    first.skip(500);
+    drop((first, second));
+    pooler.assert_serves(&database);
+}
+
 #[test]
 fn what_is_said_while_it_settles_counts() {
     for (command, text) in [

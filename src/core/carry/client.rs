@@ -87,7 +87,8 @@ impl Core {
         }
         for id in ids.into_iter().filter(|id| *id != except) {
             let Some(client) = self.clients.get(id) else { continue };
-            let mut fields = Fields::default();
+            // One of many: what most of them take.
+            let mut fields = Fields::with_room(384);
             self.hand_out_client(id, client, &mut fields);
             let state = fields.into_bytes();
             let row = Row { kind: Kind::Client, number: client.number, state };

@@ -431,3 +431,24 @@ fn client_that_leaves_in_its_handshake_is_lost() {
     until_logged(&mut new, &mut keeper, "lost C9 Receive");
     assert!(keeper.is_empty() && keeper.journal().pop().is_some());
 }
+
+#[test]
+fn successor_that_says_something_and_leaves_in_a_handshake_is_gone() {
+    let mut scene = Scene::new("keeper-words-early");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let _far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (near, _) = listener.accept().unwrap();
+    near.set_nonblocking(true).unwrap();
+    let accepts = scene.tls.client().unwrap();
+    let stream = mio::net::TcpStream::from_std(near);
+    let ours = Box::new(Session::new(accepts.begin().unwrap(), stream).unwrap());
+    let (inside, mut successor) = StdUnixStream::pair().unwrap();
+    inside.set_nonblocking(true).unwrap();
+    scene.keeper.add(ours, inside.into(), Buf::default(), Some(accepts.end_point()));
+    scene.turn();
+    assert_eq!(scene.keeper.len(), 1);
+    successor.write_all(&[0; 300]).unwrap();
+    drop(successor);
+    scene.turn();
+    assert!(scene.keeper.is_empty());
+}

@@ -28,7 +28,9 @@ impl Listeners {
         // Of sockets that somebody else has, too, the queue is not ours alone.
         let is_ours = self.inherited.is_some() && !self.is_shared;
         let ignores = |tcp: &TcpListener| hear(tcp, tcp.local_addr(), false).is_ok();
-        match is_ours && !system_migrates() && self.tcp().all(ignores) {
+        // Where nobody else listens there is nowhere to move to.
+        let is_lost = || self.is_alone() || !system_migrates();
+        match is_ours && is_lost() && self.tcp().all(ignores) {
             true => self.draining = self.draining.or(Some(now)),
             false => self.close_tcp(),
         }
@@ -38,9 +40,8 @@ impl Listeners {
     /// waited have been accepted. False if they are still open.
     pub(crate) fn close_drained(&mut self, now: Micros) -> bool {
         let Some(since) = self.draining else { return true };
-        let is_alone = !self.tcp().any(|tcp| getsockopt(tcp, sockopt::ReusePort) == Ok(true));
         // Who is alone says at once that it has closed.
-        if is_alone || now.since(since) >= HANDSHAKE {
+        if self.is_alone() || now.since(since) >= HANDSHAKE {
             self.close_tcp();
             return true;
         }
@@ -52,9 +53,21 @@ impl Listeners {
         self.draining.is_some()
     }
 
-    /// Another process is given these sockets.
+    /// Another process is given these sockets. It needs some that hear; who comes anew is its
+    /// affair then.
     pub(crate) fn share(&mut self) {
         self.is_shared = true;
+        if self.is_draining() {
+            for tcp in self.tcp() {
+                // They are about to be closed here. If that fails the other one has what we have.
+                let _ = hear(tcp, tcp.local_addr(), true);
+            }
+        }
+    }
+
+    /// True if no other socket can have the same address.
+    fn is_alone(&self) -> bool {
+        !self.tcp().any(|tcp| getsockopt(tcp, sockopt::ReusePort) == Ok(true))
     }
 
     fn tcp(&self) -> impl Iterator<Item = &TcpListener> {
@@ -142,6 +155,20 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
             let Stream::Tcp(mut accepted) = accepted else { panic!() };
             assert_eq!(accepted.read(&mut [0; 9]).unwrap(), 1);
+        }
+    }
+
+    #[test]
+    fn sockets_that_another_process_is_given_meanwhile_hear_again() {
+        for addr in ["127.0.0.1", "::1"] {
+            let (mut listeners, at) = listeners(addr, true);
+            listeners.drain_tcp(NOW);
+            assert!(TcpStream::connect_timeout(&at, Duration::from_millis(100)).is_err());
+            let theirs = listeners.descriptor(0).unwrap().try_clone_to_owned().unwrap();
+            listeners.share();
+            assert!(listeners.close_drained(NOW + HANDSHAKE));
+            assert!(TcpStream::connect_timeout(&at, Duration::from_secs(10)).is_ok());
+            drop(theirs);
         }
     }
 
