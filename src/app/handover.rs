@@ -114,8 +114,7 @@ impl Process {
         // From here on everything is the successor's. It waits for the pidfile to be gone.
         self.pidfile = None;
         self.successor = None;
-        let agreed = |out: &mut Vec<u8>| write::command_complete(out, "HANDOFF");
-        let _ = successor.say(agreed).and_then(|()| successor.send());
+        let _ = successor.agree();
         drop(successor);
         Ok(parcels.into_iter().filter_map(Parcel::kept).collect())
     }

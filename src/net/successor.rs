@@ -122,9 +122,20 @@ impl<'a> Successor<'a> {
         // The system makes twice of it, and never has more in it than one and a half times that.
         let room = getsockopt(&self.stream, sockopt::SndBuf)?;
         setsockopt(&self.stream, sockopt::SndBuf, &room)?;
+        self.last_word(|out| write::error(out, "ERROR", b"08P01", text.as_bytes()))
+    }
+
+    /// Says that everything is the successor's. It has read all that was said before, so there is
+    /// room.
+    pub fn agree(&mut self) -> io::Result<()> {
+        self.last_word(|out| write::command_complete(out, "HANDOFF"))
+    }
+
+    /// What has to be said however late it is.
+    fn last_word(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         let now = Instant::now();
         self.until = now.checked_add(SLICE).unwrap_or(now);
-        self.say(|out| write::error(out, "ERROR", b"08P01", text.as_bytes()))?;
+        self.say(write)?;
         self.send()
     }
 
@@ -267,6 +278,21 @@ mod tests {
         assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
         drop((successor, ours));
         reader.join().unwrap();
+    }
+
+    #[test]
+    fn agreement_arrives_however_late_it_is() {
+        let (ours, mut theirs) = pair();
+        theirs.write_all(b"Q\0\0\0\x0eSHUTDOWN;\0").unwrap();
+        let mut waits = || {};
+        let mut successor = Successor::over(ours.as_fd(), SLICE, &mut waits).unwrap();
+        std::thread::sleep(SLICE * 2);
+        assert_eq!(successor.hear_shutdown(), Ok(()));
+        successor.agree().unwrap();
+        drop((successor, ours));
+        let mut said = Vec::new();
+        theirs.read_to_end(&mut said).unwrap();
+        assert_eq!(said, b"C\0\0\0\x0cHANDOFF\0");
     }
 
     #[test]
