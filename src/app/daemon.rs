@@ -10,7 +10,7 @@ use std::process;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::resource::{getrlimit, Resource};
+use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use nix::sys::signal::kill;
 use nix::unistd::{self, Pid, User};
 
@@ -173,6 +173,19 @@ pub fn limit_line(max_client_conn: i64, expected: i64) -> String {
     limit_text(soft, hard, max_client_conn, expected)
 }
 
+/// Does something that may need more descriptors than this process was meant to have, and so many as
+/// it can get. If that succeeds, the limit stays up.
+pub fn with_all_descriptors<T, E>(what: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+    // Without that, `what` notices itself when there are no more.
+    let is_lifted = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    let result = what();
+    if is_lifted && result.is_err() {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+    }
+    result
+}
+
 fn limit_text(soft: u64, hard: u64, max_client_conn: i64, expected: i64) -> String {
     let [soft, hard] = [soft, hard].map(|limit| limit as u32 as i32);
     format!(
@@ -287,6 +300,16 @@ mod tests {
             "kernel file descriptor limit: 1024 (hard: -1); \
              max_client_conn: 100, max expected fd use: 212"
         );
+    }
+
+    #[test]
+    fn limit_is_lifted_for_what_needs_many_descriptors() {
+        let limits = || getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let (soft, hard) = limits();
+        let failed: Result<(), _> = with_all_descriptors(|| Err(limits()));
+        assert_eq!((failed, limits()), (Err((hard, hard)), (soft, hard)));
+        let done: Result<_, ()> = with_all_descriptors(|| Ok(limits()));
+        assert_eq!((done, limits()), (Ok((hard, hard)), (hard, hard)));
     }
 
     #[test]

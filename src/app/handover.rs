@@ -3,7 +3,8 @@
 //! more: all is written down and handed over. If the successor does not take it, the loop turns on as
 //! if nothing had happened.
 
-use super::turn::Process;
+use super::daemon;
+use super::turn::{Process, TICK};
 use crate::base::{Level, Micros};
 use crate::core::carry::{Kind, Row};
 use crate::core::client::Client;
@@ -35,9 +36,9 @@ pub(super) struct Handover {
 impl Process {
     /// A successor asks for everything (`Action::Handoff`).
     pub(super) fn begin_handover(&mut self, console: ClientId) {
-        if self.handover.is_some() {
-            // Another one has come first.
-            return self.core.fail_console(console);
+        let other = self.handover.map(|other| other.console);
+        if other.is_some_and(|other| self.core.clients().get(other).is_some()) {
+            return self.refuse_handover(console, "another process is taking over already");
         }
         self.net.suspend_accepting(true);
         self.handover = Some(Handover { console, since: self.core.now });
@@ -46,17 +47,26 @@ impl Process {
     /// At the end of a turn: hands over if it is time.
     pub(super) fn hand_over_when_settled(&mut self) {
         let Some(Handover { console, since }) = self.handover else { return };
-        // A shutdown, for one, may have begun since this was asked for.
-        let refusal = match self.core.clients().get(console) {
-            Some(_) => self.core.refuses_handoff(),
-            None => Some("it has gone"),
-        };
-        let has_time = self.core.now.since(since) < SETTLE;
-        if refusal.is_none() && has_time && !self.core.is_settled() {
+        if self.exit.is_some() {
+            return;
+        }
+        let is_there = self.core.clients().get(console).is_some();
+        // Others may have said something since it was asked for.
+        let refusal = self.core.refuses_handoff();
+        let may_wait = is_there && refusal.is_none();
+        if may_wait && !self.core.is_settled() && self.core.now.since(since) < SETTLE {
             return;
         }
         self.handover = None;
-        let done = refusal.map_or_else(|| self.hand_over(console), |text| Err(text.to_owned()));
+        let done = match (is_there, refusal) {
+            (false, _) => Err("it has gone".into()),
+            (true, Some(text)) => {
+                self.refuse_handover(console, text);
+                Err(text.into())
+            }
+            // The keeper's socketpairs are two more for each TLS connection.
+            (true, None) => daemon::with_all_descriptors(|| self.hand_over(console)),
+        };
         match done {
             Ok(kept) => {
                 self.handed_over = Some(kept);
@@ -65,11 +75,20 @@ impl Process {
             Err(text) => {
                 let line = format!("handoff failed, going on: {text}");
                 self.core.journal.line(Level::Warning, line);
-                self.core.fail_console(console);
+                if refusal.is_none() {
+                    self.core.fail_console(console);
+                }
                 self.net.suspend_accepting(self.core.is_suspended());
                 self.perform();
             }
         }
+    }
+
+    /// Answers that there will be no handoff, before anything else of an answer.
+    fn refuse_handover(&mut self, console: ClientId, text: &str) {
+        let mut error = Vec::new();
+        write::error(&mut error, "ERROR", b"08P01", text.as_bytes());
+        self.core.fail_waiter(console, error);
     }
 
     /// Hands over; what is returned is for a keeper. The error says why the successor does not go on
@@ -77,16 +96,19 @@ impl Process {
     fn hand_over(&mut self, console: ClientId) -> Result<Kept, String> {
         let limit = self.core.settings().suspend_timeout;
         let limit = if limit.is_set() { limit } else { PATIENCE };
-        let socket = self.net.descriptor(Peer::Client(console)).ok_or("it has gone")?;
-        let successor = Successor::over(socket, Duration::from_micros(limit.0));
-        let successor = successor.map_err(|error| reason(&error))?;
+        let (service, clock) = (&mut self.service, &self.clock);
+        // The unit's watchdog has to know that this is no standstill.
+        let mut waits = || service.tick(clock.now(), TICK);
         let failed = |error| format!("writing failed: {}", reason(&error));
         let parcels = parcels(&self.core, &self.net, console).map_err(failed)?;
+        let socket = self.net.descriptor(Peer::Client(console)).ok_or("it has gone")?;
+        let successor = Successor::over(socket, Duration::from_micros(limit.0), &mut waits);
+        let successor = successor.map_err(|error| reason(&error))?;
         let mut successor = tell(&parcels, successor).map_err(failed)?;
         if let Err(text) = successor.hear_shutdown() {
-            // If it is still there it must not believe that this process is gone.
-            let refused = |out: &mut Vec<u8>| write::error(out, "ERROR", b"08P01", text.as_bytes());
-            let _ = successor.say(refused).and_then(|()| successor.send());
+            // If it is still there it must not believe that this process is gone. What fails then
+            // is that it has gone.
+            let _ = successor.refuse(&text);
             return Err(text);
         }
         // From here on everything is the successor's. It waits for the pidfile to be gone.

@@ -5,6 +5,7 @@ pub mod args;
 pub mod clock;
 pub mod daemon;
 mod files;
+pub mod format;
 mod handover;
 mod heir;
 mod keep;
@@ -201,6 +202,7 @@ fn assemble(
         clock,
         successor: None,
         exit: None,
+        newcomers: Vec::new(),
         handover: None,
         handed_over: None,
         pidfile: None,
@@ -236,6 +238,7 @@ fn open(process: &mut Process, settings: &Settings, inheritance: Inheritance) ->
     if let Err(error) = process.net.watch(process.signals.source(), SIGNALS) {
         return Err(fail(process, setup_failed(error)));
     }
+    let has_everything = matches!(inheritance, Inheritance::All(_));
     let opened = match inheritance {
         Inheritance::All(takeover) => takeover.finish(process, settings),
         Inheritance::Listeners(adoption) => {
@@ -251,6 +254,8 @@ fn open(process: &mut Process, settings: &Settings, inheritance: Inheritance) ->
     if !settings.pidfile.is_empty() && process.successor.is_none() {
         match daemon::OwnPidfile::create(Path::new(&settings.pidfile)) {
             Ok(pidfile) => process.pidfile = Some(pidfile),
+            // The connections are nobody's but ours.
+            Err(text) if has_everything => process.say(Level::Error, text),
             Err(text) => return Err(fail(process, text)),
         }
     }

@@ -129,7 +129,14 @@ impl Takeover {
                     return Err(Fatal);
                 }
                 if !pidfile.is_empty() {
-                    wait_for_pidfile(process, Path::new(pidfile));
+                    let path = Path::new(pidfile);
+                    // It removes the file before it agrees; so it has died, even if nobody has taken
+                    // note of that yet.
+                    if daemon::running_pid(path).is_some_and(|pid| Some(pid) == old.pid()) {
+                        process.say(Level::Log, daemon::STALE.into());
+                        let _ = daemon::remove_stale_pidfile(path);
+                    }
+                    wait_for_pidfile(process, path);
                 }
                 Ok(())
             }

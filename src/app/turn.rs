@@ -4,6 +4,7 @@ use super::adopt::Successor;
 use super::clock::Clock;
 use super::daemon::OwnPidfile;
 use super::handover::{self, Handover, Kept};
+use super::heir::Newcomers;
 use super::log::{Broken, LocalZone, Log};
 use super::service::Service;
 use super::signal::{Signal, Signals};
@@ -29,10 +30,13 @@ pub(super) const SIGNALS: u32 = 0;
 pub(super) const OLD_PROCESS: u32 = 1;
 
 /// The janitor comes three times a second.
-const TICK: Micros = Micros(333_333);
+pub(super) const TICK: Micros = Micros(333_333);
 
 /// So often it is looked whether listening sockets can be closed that are to be.
 const DRAIN: Micros = Micros(10_000);
+
+/// So many clients of the process before are taken in at the end of one turn.
+const NEWCOMERS: usize = 200;
 
 /// So often pools are looked after at the end of one turn; what is left waits for the next one.
 const ROUNDS: usize = 16;
@@ -50,6 +54,8 @@ pub(super) struct Process {
     pub(super) successor: Option<Successor>,
     /// Set when the loop is to end.
     pub(super) exit: Option<u8>,
+    /// Clients of the process before that are still to be taken in.
+    pub(super) newcomers: Newcomers,
     /// A successor has asked for everything.
     pub(super) handover: Option<Handover>,
     /// A successor goes on with everything; these connections are left to be kept.
@@ -117,6 +123,7 @@ impl Process {
         let is_due = self.core.is_pending() || self.core.has_left(|id| is_heard(net, id));
         let until_tick = match is_due {
             true => Micros(0),
+            false if !self.newcomers.is_empty() => Micros(0),
             false if self.handover.is_some() => handover::LOOK,
             false => self.next_tick.since(self.clock.now()),
         };
@@ -172,6 +179,7 @@ impl Process {
             self.core.check_suspension(|peer| net.is_quiet(peer));
             self.perform();
         }
+        self.take_in_newcomers(NEWCOMERS);
         self.hand_over_when_settled();
         self.print();
     }
@@ -266,6 +274,10 @@ impl Process {
 
     pub(super) fn perform(&mut self) {
         while let Some(action) = self.core.next_action() {
+            if !matches!(action, Action::Connect(_) | Action::Resume(_)) {
+                // It may be about any of them.
+                self.take_in_newcomers(usize::MAX);
+            }
             match action {
                 Action::Connect(id) => self.net.connect(id, &mut self.core),
                 Action::Resume(id) => self.net.resume(id, &mut self.core),

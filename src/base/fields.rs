@@ -36,6 +36,11 @@ pub struct Fields {
 }
 
 impl Fields {
+    /// No fields yet, but room for so many bytes.
+    pub fn with_room(bytes: usize) -> Fields {
+        Fields { bytes: Vec::with_capacity(bytes) }
+    }
+
     /// A field with this value.
     pub fn put(&mut self, tag: u16, value: &[u8]) {
         self.group(tag, |fields| fields.bytes.extend_from_slice(value));

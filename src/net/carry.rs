@@ -6,7 +6,6 @@
 //! it. So nothing is to be pumped before all are here; the first turn after that does.
 
 use super::conn::{Conn, Flow, Wire};
-use super::handoff::{is_unix, set_nonblocking};
 use super::listen::Fatal;
 use super::relay::Relay;
 use super::stream::{Socket, Stream};
@@ -40,6 +39,7 @@ tags! {
     12 CUT "it has the beginning of a packet whose end will never come",
     13 KEPT "its socket is one end of a socketpair; a keeper encrypts what goes through it",
     14 SILENT "a client that has not said anything and may begin with TLS",
+    16 UNIX "it is a Unix socket",
     15 SHAKING "a client whose handshake its keeper makes: its facts (see there) come first; HELD of them",
 }
 
@@ -47,6 +47,12 @@ tags! {
     /// What is told of a listening socket, in the column `wire`.
     LISTENER:
     1 FILE "the path of the Unix socket that who listens removes at the end; a service manager's is not",
+}
+
+/// True if there is nothing to be done about a connection of which this is told before something
+/// comes from it.
+pub fn is_idle(wire: &[u8]) -> bool {
+    fields::read(wire).all(|field| matches!(field.tag, KEPT | UNIX))
 }
 
 /// Says who has a number.
@@ -83,6 +89,7 @@ impl Net {
         if let Some(conn) = self.relay.conn(peer) {
             let stream = conn.wire.stream();
             fields.flag(KEPT, is_kept(stream));
+            fields.flag(UNIX, matches!(stream, Stream::Unix(_)));
             // What OpenSSL has refused may have been sent in part: the keeper sends the rest.
             let keeps_unsent = matches!(stream, Stream::Tls(_));
             hand_out(conn, keeps_unsent, number, &mut fields);
@@ -143,7 +150,7 @@ impl Net {
         peers: Numbers<'_>,
     ) -> io::Result<()> {
         let has = |tag| fields::read(wire).any(|field| field.tag == tag);
-        let stream = stream(socket, has(KEPT))?;
+        let stream = stream(socket, has(KEPT), has(UNIX));
         let is_tcp = matches!(stream, Stream::Tcp(_));
         let socket = Socket::reading(stream, token_of(peer), &self.common)?;
         let is_client = matches!(peer, Peer::Client(_));
@@ -187,13 +194,13 @@ fn pair<'a>() -> io::Result<Part<'a>> {
     Ok(Part::Pair { theirs: theirs.into(), ours: ours.into() })
 }
 
-fn stream(socket: OwnedFd, is_kept: bool) -> io::Result<Stream> {
-    set_nonblocking(&socket)?;
-    match (is_unix(&socket).map_err(io::Error::other)?, is_kept) {
-        (true, true) => Ok(Stream::Kept(UnixStream::from_std(socket.into()))),
-        (true, false) => Ok(Stream::Unix(UnixStream::from_std(socket.into()))),
-        (false, false) => Ok(Stream::Tcp(TcpStream::from_std(socket.into()))),
-        (false, true) => Err(io::ErrorKind::InvalidInput.into()),
+/// What is told of a socket is believed, and that it does not block: to ask ten thousand of them
+/// would take longer than anything else.
+fn stream(socket: OwnedFd, is_kept: bool, is_unix: bool) -> Stream {
+    match (is_kept, is_unix) {
+        (true, _) => Stream::Kept(UnixStream::from_std(socket.into())),
+        (_, true) => Stream::Unix(UnixStream::from_std(socket.into())),
+        (false, false) => Stream::Tcp(TcpStream::from_std(socket.into())),
     }
 }
 

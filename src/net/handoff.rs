@@ -25,7 +25,7 @@ use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 mod soft;
 
@@ -40,6 +40,10 @@ pub const FORMAT: u64 = 1;
 const BUDGET: usize = 1 << 20;
 /// Each row may add so many: a PgBouncer takes none that is longer (takeover 5.1).
 const ROW: usize = 2048;
+/// A process that has closed its sockets may take so long to end.
+const GRACE: Duration = Duration::from_secs(2);
+/// So often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(2);
 pub(super) const LOOKING: &str = "looking at a socket of the old process";
 
 /// A console of the process that is to be replaced.
@@ -221,13 +225,19 @@ impl Old {
     /// The point of no return, for a process that has handed over everything: it agrees that its
     /// connections are ours, or is gone. The error says why it goes on itself.
     pub fn replace(&mut self) -> Result<(), String> {
+        let process = self.pid.and_then(|pid| sys::open_process(pid).ok());
         // Whether it could be written shows in the answer.
         let _ = self.ask("SHUTDOWN;");
         loop {
             match self.packet() {
-                Ok((b'C', _)) | Err(_) => return Ok(()),
+                Ok((b'C', _)) => return Ok(()),
                 Ok((b'E', body)) => return Err(refused(&body)),
                 Ok(_) => {}
+                // Two that go on with the same connections would be worse than none.
+                Err(text) if process.as_ref().is_some_and(|process| !ends(process)) => {
+                    return Err(format!("{text}, but the old process lives"));
+                }
+                Err(_) => return Ok(()),
             }
         }
     }
@@ -328,6 +338,18 @@ impl Old {
     }
 }
 
+/// True if a process whose sockets are closed ends: the one comes a moment before the other.
+fn ends(process: &OwnedFd) -> bool {
+    let end = Instant::now().checked_add(GRACE);
+    while !sys::has_ended(process) {
+        if end.is_none_or(|end| Instant::now() >= end) {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
+    true
+}
+
 fn too_many_descriptors() -> String {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
     format!(
@@ -404,5 +426,44 @@ pub fn local(socket: &OwnedFd) -> Addr {
             _ => Addr::Unix { pid: 0 },
         },
         Err(_) => Addr::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of the last word to a process that says this and closes its end.
+    fn replaced(pid: Option<i32>, says: &[u8]) -> Result<(), String> {
+        let (stream, mut other) = StdUnixStream::pair().unwrap();
+        other.write_all(says).unwrap();
+        drop(other);
+        let (bytes, descriptors) = (Vec::new(), VecDeque::new());
+        Old { stream, bytes, at: 0, descriptors, pid, budget: BUDGET }.replace()
+    }
+
+    #[test]
+    fn silence_counts_as_the_end_of_a_process_that_has_ended() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let (own, ended) = (std::process::id() as i32, child.id() as i32);
+        let mut agreed = Vec::new();
+        write::command_complete(&mut agreed, "HANDOFF");
+        let mut refusal = Vec::new();
+        write::error(&mut refusal, "ERROR", b"08P01", b"it did not answer in time");
+        for (pid, says, want) in [
+            (own, &agreed, Ok(())),
+            (own, &refusal, Err("it did not answer in time")),
+            (own, &Vec::new(), Err("unexpected EOF, but the old process lives")),
+            (ended, &refusal, Err("it did not answer in time")),
+            (ended, &Vec::new(), Ok(())),
+        ] {
+            let result = replaced(Some(pid), says);
+            match want {
+                Ok(()) => assert_eq!(result, Ok(())),
+                Err(text) => assert!(result.is_err_and(|error| error.contains(text)), "{text}"),
+            }
+        }
+        assert_eq!(replaced(None, b""), Ok(()));
     }
 }

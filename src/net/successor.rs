@@ -7,11 +7,11 @@ use super::options::reason;
 use crate::wire::frame::{Frame, Framer};
 use crate::wire::write;
 use nix::errno::Errno;
-use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags};
+use nix::sys::socket::{getsockopt, sendmsg, setsockopt, sockopt, ControlMessage, MsgFlags};
 use std::io::{self, ErrorKind, IoSlice, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Rows are sent together until they have so many bytes.
 const CHUNK: usize = 128 * 1024;
@@ -19,22 +19,41 @@ const CHUNK: usize = 128 * 1024;
 const DESCRIPTORS: usize = 250;
 /// What a successor says is short, in bytes.
 const SAID_MAX: u32 = 1024;
+/// Who waits says so this often.
+const SLICE: Duration = Duration::from_millis(100);
 
 /// The line to a successor. Descriptors are borrowed until they have been sent.
 pub struct Successor<'a> {
     stream: UnixStream,
     bytes: Vec<u8>,
     descriptors: Vec<BorrowedFd<'a>>,
+    /// When it is given up.
+    until: Instant,
+    /// Called now and then while it keeps us waiting.
+    waits: &'a mut dyn FnMut(),
 }
 
 impl<'a> Successor<'a> {
-    /// Speaks over the socket of this console; no single step may take longer than `patience`.
-    pub fn over(console: BorrowedFd<'_>, patience: Duration) -> io::Result<Successor<'a>> {
+    /// Speaks over the socket of this console; all of it may not take longer than `patience`.
+    pub fn over(
+        console: BorrowedFd<'_>,
+        patience: Duration,
+        waits: &'a mut dyn FnMut(),
+    ) -> io::Result<Successor<'a>> {
         let stream = UnixStream::from(console.try_clone_to_owned()?);
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(patience))?;
-        stream.set_write_timeout(Some(patience))?;
-        Ok(Successor { stream, bytes: Vec::with_capacity(CHUNK), descriptors: Vec::new() })
+        stream.set_read_timeout(Some(SLICE.min(patience)))?;
+        stream.set_write_timeout(Some(SLICE.min(patience)))?;
+        let now = Instant::now();
+        let until = now.checked_add(patience).unwrap_or(now);
+        let (bytes, descriptors) = (Vec::with_capacity(CHUNK), Vec::new());
+        Ok(Successor { stream, bytes, descriptors, until, waits })
+    }
+
+    /// It keeps us waiting; true if that is enough.
+    fn is_late(&mut self) -> bool {
+        (self.waits)();
+        Instant::now() >= self.until
     }
 
     /// Packets without a descriptor.
@@ -65,25 +84,48 @@ impl<'a> Successor<'a> {
 
     /// Sends what has not been sent.
     pub fn send(&mut self) -> io::Result<()> {
-        let mut rest = self.bytes.as_slice();
+        // Never when all has been sent: what it has heard to the end it may act upon.
+        if self.is_late() {
+            return Err(Errno::EAGAIN.into());
+        }
+        let bytes = std::mem::take(&mut self.bytes);
+        let mut rest = bytes.as_slice();
         while !rest.is_empty() {
             let raw: Vec<RawFd> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
             let control = [ControlMessage::ScmRights(&raw)];
             let control = if raw.is_empty() { &control[..0] } else { &control[..] };
             let flags = MsgFlags::MSG_NOSIGNAL;
-            let room = [IoSlice::new(rest)];
+            // With a slow reader one call lasts as long as it has something to send.
+            let room = [IoSlice::new(rest.get(..CHUNK).unwrap_or(rest))];
             match sendmsg::<()>(self.stream.as_raw_fd(), &room, control, flags, None) {
                 Ok(count) => {
                     // They have gone with the first byte.
                     self.descriptors.clear();
                     rest = rest.get(count..).unwrap_or_default();
+                    if !rest.is_empty() && self.is_late() {
+                        return Err(Errno::EAGAIN.into());
+                    }
                 }
                 Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if !self.is_late() => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
+        self.bytes = bytes;
         self.bytes.clear();
         Ok(())
+    }
+
+    /// Says that we go on ourselves. Whoever has heard everything takes our silence for our end, so
+    /// this must get there also if nothing has been read yet and there is no more room for it.
+    pub fn refuse(&mut self, text: &str) -> io::Result<()> {
+        // The system makes twice of it, and never has more in it than one and a half times that.
+        let room = getsockopt(&self.stream, sockopt::SndBuf)?;
+        setsockopt(&self.stream, sockopt::SndBuf, &room)?;
+        let now = Instant::now();
+        self.until = now.checked_add(SLICE).unwrap_or(now);
+        self.say(|out| write::error(out, "ERROR", b"08P01", text.as_bytes()))?;
+        self.send()
     }
 
     /// Waits for the word that it has all and goes on with it. The error says why it does not.
@@ -109,7 +151,9 @@ impl<'a> Successor<'a> {
                 Ok(count) => said.extend_from_slice(room.get(..count).unwrap_or_default()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Err("it did not answer in time".into());
+                    if self.is_late() {
+                        return Err("it did not answer in time".into());
+                    }
                 }
                 Err(error) => return Err(format!("reading failed: {}", reason(&error))),
             }
@@ -154,7 +198,9 @@ mod tests {
             }
             (bytes, count)
         });
-        let mut successor = Successor::over(ours.as_fd(), Duration::from_secs(20)).unwrap();
+        let mut waits = || {};
+        let mut successor =
+            Successor::over(ours.as_fd(), Duration::from_secs(20), &mut waits).unwrap();
         let big = vec![7; 300_000];
         let mut want = 0;
         for (number, socket) in sockets.iter().enumerate() {
@@ -184,11 +230,62 @@ mod tests {
             let (ours, mut theirs) = pair();
             theirs.write_all(said).unwrap();
             drop(theirs);
-            let mut successor = Successor::over(ours.as_fd(), Duration::from_secs(20)).unwrap();
+            let mut waits = || {};
+            let patience = Duration::from_secs(20);
+            let mut successor = Successor::over(ours.as_fd(), patience, &mut waits).unwrap();
             assert_eq!(successor.hear_shutdown(), want.map_err(str::to_owned), "{said:?}");
         }
         let (ours, _theirs) = pair();
-        let mut successor = Successor::over(ours.as_fd(), Duration::from_millis(10)).unwrap();
+        let (count, mut waits) = (std::cell::Cell::new(0), || {});
+        let patience = Duration::from_millis(10);
+        let mut successor = Successor::over(ours.as_fd(), patience, &mut waits).unwrap();
         assert_eq!(successor.hear_shutdown(), Err("it did not answer in time".into()));
+        drop(successor);
+        let mut waits = || count.set(count.get() + 1);
+        let patience = Duration::from_millis(350);
+        let mut successor = Successor::over(ours.as_fd(), patience, &mut waits).unwrap();
+        assert_eq!(successor.hear_shutdown(), Err("it did not answer in time".into()));
+        assert!(count.get() > 2, "others hear of us meanwhile");
+    }
+
+    #[test]
+    fn steps_of_any_number_take_no_longer_than_all_may() {
+        let (ours, mut theirs) = pair();
+        let reader = std::thread::spawn(move || {
+            // Slow, but never so slow that nothing moves.
+            let mut room = [0; 4096];
+            while theirs.read(&mut room).is_ok_and(|count| count > 0) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let start = Instant::now();
+        let mut waits = || {};
+        let patience = Duration::from_millis(300);
+        let mut successor = Successor::over(ours.as_fd(), patience, &mut waits).unwrap();
+        let error = successor.say(|out| out.resize(10_000_000, 7)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+        drop((successor, ours));
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn a_refusal_arrives_although_nothing_has_been_read() {
+        for size in [100, 1000, 7000, 30_000, 60_000] {
+            let (ours, mut theirs) = pair();
+            ours.set_nonblocking(true).unwrap();
+            let row = vec![b'x'; size];
+            while (&ours).write(&row).is_ok_and(|count| count == size) {}
+            let mut waits = || {};
+            let patience = Duration::from_millis(10);
+            let mut successor = Successor::over(ours.as_fd(), patience, &mut waits).unwrap();
+            successor.hear_shutdown().unwrap_err();
+            successor.refuse("no").unwrap();
+            drop((successor, ours));
+            let mut said = Vec::new();
+            theirs.read_to_end(&mut said).unwrap();
+            let end = said.iter().rposition(|byte| *byte == b'x').unwrap();
+            assert_eq!(said.get(end + 1), Some(&b'E'), "{size}");
+        }
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::rig::fds::Taker;
-use crate::rig::pooler::{in_transactions, Pooler};
+use crate::rig::pooler::{binary, in_transactions, Pooler, Setup};
+use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
 use crate::rig::wait_until;
 use crate::rig::wire::{query, rows, startup, tags};
@@ -134,6 +135,51 @@ fn a_second_successor_is_refused_while_the_first_one_waits() {
     first.skip(500);
     drop((first, second));
     pooler.assert_serves(&database);
+}
+
+#[test]
+fn what_is_said_while_it_settles_counts() {
+    for (command, text) in [
+        ("SHUTDOWN WAIT_FOR_CLIENTS", "pooler is shutting down"),
+        ("SUSPEND", "already suspended/paused"),
+    ] {
+        let (mut pooler, database) = in_transactions("default_pool_size = 10\n");
+        let mut crowd = Crowd::new(&pooler, &database);
+        // Somebody is in the midst of an answer that nobody reads: for a second that is waited for.
+        let mut lazy = pooler.console();
+        lazy.send(&query("SHOW CONFIG").repeat(4000));
+        lazy.until(b'T');
+        let (mut other, mut console) = (Taker::own_user(&pooler), pooler.console());
+        let mut new = Taker::own_user(&pooler);
+        new.ask("HANDOFF 1;");
+        let said = |taker: &mut Taker| {
+            let mut msgs = taker.answer().into_iter().flat_map(|received| received.msgs);
+            msgs.find(|msg| msg.tag == b'E').map(|msg| msg.field(b'M'))
+        };
+        other.ask("HANDOFF 1;");
+        let refusal = said(&mut other);
+        assert_eq!(refusal.as_deref(), Some("another process is taking over already"));
+        console.send(&query(command));
+        assert_eq!(said(&mut new).as_deref(), Some(text));
+        drop((lazy, new));
+        if command == "SUSPEND" {
+            drop(console);
+        }
+        crowd.check();
+        assert!(pooler.exited().is_none());
+    }
+}
+
+#[test]
+fn a_pidfile_that_can_not_be_written_ends_nobody() {
+    let mut setup = Setup::trust("pool_mode = transaction\ndefault_pool_size = 10\n");
+    let (mut pooler, database) = (Pooler::start(&setup), postgres().new_database());
+    let mut crowd = Crowd::new(&pooler, &database);
+    setup.settings.push_str("pidfile = /nowhere/pid\n");
+    pooler.rewrite(&setup);
+    pooler.replace(binary());
+    crowd.check();
+    pooler.wait_log("ERROR could not open pidfile '/nowhere/pid'");
 }
 
 #[test]

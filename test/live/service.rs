@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use crate::rig::old::{self, Old};
 use crate::rig::raw::Raw;
 use crate::rig::run::{is_root, Run, Running};
-use crate::rig::wire::tags;
+use crate::rig::wire::{error, tags};
 use crate::rig::{wait_until, DEADLINE};
 
 /// The end of the service manager.
@@ -167,6 +167,28 @@ fn the_unit_follows_the_successor_before_the_old_process_ends() {
     assert!(next.all().contains("process up: ") && next.read("stderr").contains("process up: "));
     next.signal(Signal::SIGINT);
     assert_eq!(manager.hear_state(), "STOPPING=1");
+}
+
+#[test]
+fn the_unit_stays_with_an_old_process_that_refuses_at_the_last_moment() {
+    let run = Run::new("");
+    let listener = old::listen(&run.folder, run.port);
+    let (manager, run) = Manager::of(run.args(&["-R"]));
+    let mut running = run.start();
+    let mut old = Old::accept(&listener);
+    old.welcome();
+    old.hear("HANDOFF 0;");
+    old.say(&old::row(&[Some("1")]));
+    old.complete("SHOW");
+    old.hear("HANDOFF 1;");
+    assert!(manager.hears_nothing());
+    old.complete("HANDOFF");
+    old.hear("SHUTDOWN;");
+    assert_eq!(manager.hear_state(), format!("MAINPID={}", running.pid));
+    old.say(&error(&[(b'S', "ERROR"), (b'C', "08P01"), (b'M', "it did not answer in time")]));
+    assert_eq!(running.code(), 1);
+    assert_eq!(manager.hear_state(), format!("MAINPID={}", std::process::id()));
+    assert!(manager.hears_nothing());
 }
 
 /// A start with a TCP socket as descriptor 3 and a Unix socket as 4.

@@ -87,7 +87,8 @@ impl Core {
         }
         for id in ids.into_iter().filter(|id| *id != except) {
             let Some(client) = self.clients.get(id) else { continue };
-            let mut fields = Fields::default();
+            // One of many: what most of them take.
+            let mut fields = Fields::with_room(384);
             self.hand_out_client(id, client, &mut fields);
             let state = fields.into_bytes();
             let row = Row { kind: Kind::Client, number: client.number, state };
@@ -195,7 +196,8 @@ impl Core {
     ) -> Vec<Newcomer<'a>> {
         let mut newcomers = Vec::new();
         for ((row, origin), peer) in rows.iter().zip(peers) {
-            let is_new = row.number <= NUMBER_MAX && !known.numbers.contains_key(&row.number);
+            let is_number = (1..=NUMBER_MAX).contains(&row.number);
+            let is_new = is_number && !known.numbers.contains_key(&row.number);
             let (true, Kind::Client, Some(origin)) = (is_new, row.kind, origin) else { continue };
             let newcomer = self.take_in_client(row, *origin, known);
             *peer = Some(Peer::Client(newcomer.id));
@@ -237,7 +239,9 @@ impl Core {
                 CONSOLE => newcomer.console = Some(field.value),
                 NAMES => newcomer.names = Some(field.value),
                 OPTIONS => newcomer.options = Some(field.value),
-                PARAMETER => parts::take_in_var(&mut client.vars, &self.tracked, field),
+                PARAMETER => {
+                    parts::take_in_var(&mut client.vars, &self.tracked, field);
+                }
                 _ => client.take_in(field, now),
             }
         }

@@ -126,13 +126,13 @@ pub(in crate::core) fn parameter(field: Field<'_>) -> Option<(&[u8], &[u8])> {
     Some((name, value.get(1..)?)).filter(|(name, value)| !name.is_empty() && !value.contains(&0))
 }
 
-/// Reads the value of a parameter, if that is tracked here.
-pub(in crate::core) fn take_in_var(vars: &mut Vars, tracked: &Tracked, field: Field<'_>) {
-    if let Some((name, value)) = parameter(field) {
-        if let Some(at) = tracked.find(name) {
-            vars.set(tracked, at, value.into());
-        }
+/// Reads the value of a parameter; false if that is not tracked here.
+pub(in crate::core) fn take_in_var(vars: &mut Vars, tracked: &Tracked, field: Field<'_>) -> bool {
+    let found = parameter(field).and_then(|(name, value)| Some((tracked.find(name)?, value)));
+    if let Some((at, value)) = found {
+        vars.set(tracked, at, value.into());
     }
+    found.is_some()
 }
 
 tags! {

@@ -181,7 +181,8 @@ impl Core {
     ) -> Vec<Newcomer> {
         let mut newcomers = Vec::new();
         for ((row, origin), peer) in rows.iter().zip(peers) {
-            let is_new = row.number <= NUMBER_MAX && !known.numbers.contains_key(&row.number);
+            let is_number = (1..=NUMBER_MAX).contains(&row.number);
+            let is_new = is_number && !known.numbers.contains_key(&row.number);
             let (true, Kind::Server, Some(origin)) = (is_new, row.kind, origin) else { continue };
             let Some(newcomer) = self.take_in_server(row, *origin, known) else {
                 let number = row.number;
@@ -227,16 +228,20 @@ impl Core {
         server.delivered = false;
         (server.status, server.replies, server.shelf) = (status, replies, shelf);
         (server.remote, server.local) = (origin.remote, origin.local);
+        let mut is_ahead = false;
         for field in read(&row.state) {
             match field.tag {
-                PARAMETER => parts::take_in_var(&mut server.vars, &self.tracked, field),
+                PARAMETER => {
+                    is_ahead |= !parts::take_in_var(&mut server.vars, &self.tracked, field);
+                }
                 _ => server.take_in(field, now),
             }
         }
-        // What nobody has tracked nobody knows of it.
+        // What nobody has tracked nobody knows of it; what nobody tracks any more would stay as its
+        // last client wanted it.
         let is_behind = (0..self.tracked.len()).any(|at| !known.tracked.contains(&at));
-        let is_moved = known.moved.contains(&pool) && !is_carrier;
-        server.close_needed |= is_moved || is_behind && !is_carrier;
+        let is_moved = known.moved.contains(&pool);
+        server.close_needed |= (is_moved || is_behind || is_ahead) && !is_carrier;
         self.shared.share(&mut server.vars);
         let (client, carries) = (value(CLIENT), value(CARRIES));
         Some(Newcomer { id, status, client, carries, target: value(TARGET) })

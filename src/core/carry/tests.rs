@@ -2,13 +2,15 @@
 
 use super::super::client::ClientState;
 use super::super::face::{Action, Addr, ClientId, Decisions, Loss, Origin, Peer, ServerId, Sink};
-use super::super::run_tests::{Scene, QUERY};
+use super::super::run_tests::{packet, Scene, QUERY};
 use super::super::server::ServerState;
+use super::super::vars::Tracked;
 use super::super::Core;
 use super::{Kind, Row, TABLES};
 use crate::base::random::Random;
 use crate::base::{Id, Micros};
 use crate::wire::write;
+use std::rc::Rc;
 
 const FROM: Origin = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
 const SETTINGS: &str = "admin_users = w";
@@ -189,6 +191,30 @@ fn damaged_rows_harm_nobody_but_their_connections() {
         let (core, _) = read(&rows);
         check(&core);
         farewell(core);
+    }
+}
+
+#[test]
+fn servers_are_replaced_if_other_parameters_are_tracked_now() {
+    let (few, many) = ("", "search_path");
+    for (before, now, want) in
+        [(few, few, false), (many, many, false), (few, many, true), (many, few, true)]
+    {
+        let new = |names| {
+            let mut scene = Scene::new("");
+            scene.core.tracked = Rc::new(Tracked::new(names));
+            scene
+        };
+        let mut scene = new(before);
+        scene.client("u");
+        let server = scene.server();
+        let status = packet(b"S\0\0\0\x12search_path\0a\0");
+        scene.core.server_packet(server, status, &mut Sink::default());
+        let rows = scene.core.hand_out(Id::none());
+        let mut core = new(now).core;
+        core.take_in(rows.into_iter().map(|(row, peer)| (row, peer.map(|_| FROM))).collect());
+        let marked: Vec<bool> = core.servers.iter().map(|(_, it)| it.close_needed).collect();
+        assert_eq!(marked, [want], "{before} {now}");
     }
 }
 
