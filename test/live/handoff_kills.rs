@@ -10,7 +10,7 @@ use crate::rig::pooler::{binary, in_transactions, Pooler, Setup};
 use crate::rig::postgres::postgres;
 use crate::rig::raw::Raw;
 use crate::rig::wait_until;
-use crate::rig::wire::{query, rows, tags};
+use crate::rig::wire::{query, rows, startup, tags};
 
 /// Kills come at so many moments, a little later each time.
 const MOMENTS: u64 = 24;
@@ -88,10 +88,10 @@ fn the_old_process_goes_on_whenever_its_successor_leaves() {
 }
 
 /// Somebody who does not read what the console has for it: until then a handoff has to wait a second.
-fn unread(pooler: &Pooler) -> Taker {
-    let mut console = Taker::trusted(pooler, "admin");
-    console.ask(&"show config;".repeat(500));
-    console.skip(100);
+fn unread(pooler: &Pooler) -> Raw {
+    let mut console = pooler.unix().login("admin", "pgbouncer", "admin-pw").unwrap().0;
+    console.send(&query("show config;").repeat(300));
+    console.until(b'T');
     console
 }
 
@@ -105,10 +105,12 @@ fn a_shutdown_ends_a_handoff_that_waits() {
     new.ask("HANDOFF 1;");
     pooler.wait_log("HANDOFF command issued");
     // Nobody is accepted meanwhile, and whoever waits for that comes in after all.
-    let early = pooler.tcp();
+    let mut early = pooler.tcp();
+    early.send(&startup(0, &[("user", "trusty"), ("database", &database)]));
+    std::thread::sleep(Duration::from_millis(50));
     pooler.signal(Signal::SIGTERM);
     pooler.wait_log("WARNING handoff failed, going on: pooler is shutting down");
-    let mut early = early.login("trusty", &database, "").unwrap().0;
+    early.until(b'Z');
     assert_eq!(early.value("select 1"), "1");
     assert_eq!(tags(&held.query("commit")), "CZ");
     assert_eq!(pooler.exited(), None);

@@ -222,6 +222,38 @@ fn client_that_does_not_take_the_last_words_is_given_up() {
 }
 
 #[test]
+fn who_can_do_nothing_sleeps() {
+    let mut scene = Scene::new("keeper-sleeps");
+    (0..5).for_each(|_| scene.keep_one());
+    let said = [7; 100_000];
+    // Says all that there is room for.
+    let fill = |scene: &mut Scene, index: usize, side| {
+        let mut refused = 0;
+        while refused < 50 {
+            let is_full = scene.kept[index].say(side, &said) == 0;
+            refused = if is_full { refused + 1 } else { 0 };
+            scene.turn();
+            std::thread::sleep(Duration::from_millis(u64::from(is_full)));
+        }
+    };
+    for (index, side) in [(1, CLIENT), (2, SUCCESSOR), (3, CLIENT), (3, SUCCESSOR), (4, SUCCESSOR)]
+    {
+        fill(&mut scene, index, side);
+    }
+    // Ends behind what the other side does not take, and one that comes upon an end.
+    scene.kept[1].client = None;
+    scene.kept[2].successor = None;
+    assert_eq!(scene.kept[4].say(CLIENT, b"for nobody"), 10);
+    scene.kept[4].successor = None;
+    for _ in 0..50 {
+        scene.turn();
+    }
+    assert!(scene.keeper.ready.is_empty());
+    // The system may have found room for some of them.
+    assert!(scene.keeper.pairs.contains(0) && scene.keeper.pairs.contains(3));
+}
+
+#[test]
 fn client_that_vanishes_is_gone_for_its_successor() {
     let mut scene = Scene::new("keeper-gone");
     scene.keep_one();
