@@ -25,16 +25,11 @@ fn next(turn: usize) -> PathBuf {
 /// pgbench with 16 clients, while the poolers take turns, `turns` times.
 fn relay_race(mode: &str, script: &[&str], turns: usize) {
     let server = postgres();
-    let database = server.new_database();
+    let database = server.new_bench_database();
     let mut setup = setup(mode);
     if mode == "session" {
         setup.settings += "default_pool_size = 16\n";
     }
-    let mut tool = server.tool("pgbench");
-    tool.args(["-i", "-q", "-U", "postgres", "-h"]).arg(&server.folder);
-    tool.args(["-p", &server.port.to_string(), &database]);
-    assert!(tool.stderr(Stdio::null()).status().unwrap().success());
-    server.value(&database, "grant all on all tables in schema public to public");
     let mut pooler = Pooler::start_program(&reference(), &setup);
     let mut tool = server.tool("pgbench");
     tool.args(["-n", "-c", "16", "-T", "6", "-U", "trusty", "-h", "127.0.0.1"]).args(script);

@@ -124,22 +124,10 @@ fn bench(pooler: &Pooler, database: &str, host: &str) -> Child {
     tool.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// A database for pgbench.
-fn bench_database() -> String {
-    let server = postgres();
-    let database = server.new_database();
-    let mut tool = server.tool("pgbench");
-    tool.args(["-i", "-q", "-U", "postgres", "-h"]).arg(&server.folder);
-    tool.args(["-p", &server.port.to_string(), &database]);
-    assert!(tool.stderr(Stdio::null()).status().unwrap().success());
-    server.value(&database, "grant all on all tables in schema public to public");
-    database
-}
-
 #[test]
 fn nobody_who_connects_meanwhile_is_refused() {
     let (mut pooler, _) = in_transactions("");
-    let database = bench_database();
+    let database = postgres().new_bench_database();
     let folder = pooler.folder.to_str().unwrap().to_owned();
     let runs = [bench(&pooler, &database, "127.0.0.1"), bench(&pooler, &database, &folder)];
     for _ in 0..4 {

@@ -6,7 +6,7 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
 use crate::rig::pooler::{binary, Pooler, Setup};
-use crate::rig::postgres::{postgres, tls_postgres, Postgres};
+use crate::rig::postgres::{postgres, tls_postgres};
 use crate::rig::tls::setup as tls_setup;
 use crate::rig::wait_until;
 
@@ -19,21 +19,10 @@ const CLIENTS: usize = 16;
 /// would not be heard meanwhile.
 const PREPARED: [&str; 4] = ["-M", "prepared", "-j", "16"];
 
-/// The tables of pgbench, for everybody, in a database of their own.
-fn tables(server: &Postgres) -> String {
-    let database = server.new_database();
-    let mut tool = server.tool("pgbench");
-    tool.args(["-i", "-q", "-U", "postgres", "-h"]).arg(&server.folder);
-    tool.args(["-p", &server.port.to_string(), &database]);
-    assert!(tool.stderr(Stdio::null()).status().unwrap().success());
-    server.value(&database, "grant all on all tables in schema public to public");
-    database
-}
-
 /// Runs pgbench with these switches while poolers take over from one another.
 fn race(mode: &str, encrypted: bool, switches: &[&str]) {
     let server = if encrypted { tls_postgres() } else { postgres() };
-    let database = tables(server);
+    let database = server.new_bench_database();
     let size = if mode == "session" { CLIENTS } else { 4 };
     let settings = format!("pool_mode = {mode}\ndefault_pool_size = {size}\n");
     let mut setup = Setup::trust(&settings);

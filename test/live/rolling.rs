@@ -64,7 +64,7 @@ struct Group {
 
 impl Group {
     fn start(settings: &str) -> Self {
-        let (port, database) = (free_port(), bench_database());
+        let (port, database) = (free_port(), postgres().new_bench_database());
         let folders: Vec<PathBuf> = (0..3).map(|_| scratch().folder()).collect();
         let peer = |(n, folder): (usize, &PathBuf)| {
             format!("{} = host={} port={port}\n", n + 1, folder.display())
@@ -134,18 +134,6 @@ impl Group {
         let mut console = self.console(at);
         assert_eq!(tags(&console.query("SHUTDOWN WAIT_FOR_CLIENTS")), "CZ");
     }
-}
-
-/// A database for pgbench.
-fn bench_database() -> String {
-    let server = postgres();
-    let database = server.new_database();
-    let mut tool = server.tool("pgbench");
-    tool.args(["-i", "-q", "-U", "postgres", "-h"]).arg(&server.folder);
-    tool.args(["-p", &server.port.to_string(), &database]);
-    assert!(tool.stderr(Stdio::null()).status().unwrap().success());
-    server.value(&database, "grant all on all tables in schema public to public");
-    database
 }
 
 /// Restarts one process after the other, each at least once, under pgbench, which connects anew for

@@ -128,6 +128,17 @@ impl Postgres {
         name
     }
 
+    /// As `new_database`, with pgbench's tables for everybody.
+    pub(crate) fn new_bench_database(&self) -> String {
+        let database = self.new_database();
+        let mut tool = self.tool("pgbench");
+        tool.args(["-i", "-q", "-U", "postgres", "-h"]).arg(&self.folder);
+        tool.args(["-p", &self.port.to_string(), &database]);
+        assert!(tool.stderr(Stdio::null()).status().unwrap().success());
+        self.value(&database, "grant all on all tables in schema public to public");
+        database
+    }
+
     /// One of PostgreSQL's programs, to be run as the unprivileged user; killed if it hangs.
     pub(crate) fn tool(&self, program: &str) -> std::process::Command {
         let mut tool = command("timeout");

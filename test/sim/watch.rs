@@ -109,7 +109,8 @@ pub fn ask(
             if verdict != Verdict::Whole {
                 watch.said.insert(id, core.now);
             }
-            if tag == b'Z' {
+            // Until it is whole, whoever comes shares what has been found.
+            if tag == b'Z' && verdict != Verdict::Whole {
                 watch.lookups.ended(id);
             }
             if tag == b'Z' && verdict == Verdict::Pass {
