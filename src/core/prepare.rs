@@ -69,6 +69,12 @@ pub(super) const CLEARING: [u32; 2] = [17, 20];
 /// is taken at the server's pace, while what is owed by the pooler would be remembered without end.
 const OWED_MAX: usize = 1000;
 
+/// True for packets with the name of a statement in them, or of a portal in its place.
+fn names_a_statement(kind: FromClient) -> bool {
+    use FromClient as F;
+    matches!(kind, F::Parse | F::Bind | F::Describe | F::Close)
+}
+
 impl Core {
     /// True if the prepared statements of this client are looked after (pooling 7.1, 9).
     #[inline]
@@ -88,10 +94,7 @@ impl Core {
     ) -> Option<Verdict> {
         let request = match kind {
             FromClient::Query => return self.tracked_query(id, packet, sink),
-            FromClient::Parse => Request::Parse,
-            FromClient::Bind => Request::Bind,
-            FromClient::Describe => Request::Describe,
-            FromClient::Close => Request::Close,
+            kind if names_a_statement(kind) => Request::of(kind)?,
             FromClient::Flush => return self.tracked_flush(id, packet),
             _ => return None,
         };
@@ -476,10 +479,7 @@ impl Core {
         sink: &mut Sink,
     ) -> Option<Verdict> {
         let request = match kind {
-            FromClient::Parse => Request::Parse,
-            FromClient::Close => Request::Close,
-            FromClient::Bind => Request::Bind,
-            FromClient::Describe => Request::Describe,
+            kind if names_a_statement(kind) => Request::of(kind)?,
             FromClient::Query => {
                 self.end_unnamed(id);
                 return None;

@@ -9,7 +9,7 @@ use super::conn::{Conn, Flow, Wire};
 use super::listen::Fatal;
 use super::relay::Relay;
 use super::stream::{Socket, Stream};
-use super::{listener_token, token_of, Net};
+use super::{token_of, Net};
 use crate::base::fields::{self, Field, Fields};
 use crate::base::Spare;
 use crate::core::{Decisions, Loss, Peer};
@@ -177,7 +177,7 @@ impl Net {
     pub fn take_in_listeners(&mut self, sockets: Vec<(OwnedFd, Vec<u8>)>) -> Result<(), Fatal> {
         let sockets = sockets.into_iter().map(|(socket, wire)| (socket, file(&wire))).collect();
         let (registry, journal) = (&self.common.registry, &mut self.journal);
-        self.listeners.take_in(sockets, registry, listener_token, journal)?;
+        self.listeners.take_in(sockets, registry, journal)?;
         self.try_listeners();
         Ok(())
     }

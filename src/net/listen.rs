@@ -2,6 +2,7 @@
 
 use super::address::{listening_path, unix_addr, Place};
 use super::handoff;
+use super::listener_token;
 use super::options::{reason, SocketOptions};
 use super::socket_file::SocketFile;
 use super::stream::Stream;
@@ -9,7 +10,7 @@ use super::sys;
 use crate::base::{Journal, Level, Micros};
 use crate::core::{Addr, Origin};
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Registry};
 use nix::sys::socket::{
     self, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage,
 };
@@ -101,7 +102,6 @@ impl Listeners {
     pub(super) fn open(
         options: &ListenOptions,
         registry: &Registry,
-        token: fn(usize) -> Token,
         journal: &mut Journal,
     ) -> Result<Listeners, Fatal> {
         let inherited = Some(options.sockets);
@@ -114,7 +114,7 @@ impl Listeners {
         if listeners.all.is_empty() {
             return fatal(journal, "nowhere to listen on".to_owned());
         }
-        listeners.watch(registry, token, journal)?;
+        listeners.watch(registry, journal)?;
         Ok(listeners)
     }
 
@@ -122,7 +122,6 @@ impl Listeners {
     pub(super) fn inherit(
         sockets: Vec<OwnedFd>,
         registry: &Registry,
-        token: fn(usize) -> Token,
         journal: &mut Journal,
     ) -> Result<Listeners, Fatal> {
         let mut listeners = Listeners::default();
@@ -131,7 +130,7 @@ impl Listeners {
                 return fatal(journal, text);
             }
         }
-        listeners.watch(registry, token, journal)?;
+        listeners.watch(registry, journal)?;
         Ok(listeners)
     }
 
@@ -140,7 +139,6 @@ impl Listeners {
         &mut self,
         sockets: Vec<(OwnedFd, Option<PathBuf>)>,
         registry: &Registry,
-        token: fn(usize) -> Token,
         journal: &mut Journal,
     ) -> Result<(), Fatal> {
         let mut listeners = Listeners::default();
@@ -152,7 +150,7 @@ impl Listeners {
             socket_file = file.and_then(SocketFile::at).or(socket_file);
         }
         listeners.socket_file = socket_file;
-        listeners.watch(registry, token, journal)?;
+        listeners.watch(registry, journal)?;
         *self = listeners;
         Ok(())
     }
@@ -172,7 +170,6 @@ impl Listeners {
         sockets: Vec<OwnedFd>,
         options: &ListenOptions,
         registry: &Registry,
-        token: fn(usize) -> Token,
         journal: &mut Journal,
     ) -> Result<Listeners, Fatal> {
         let mut listeners = Listeners::default();
@@ -185,7 +182,7 @@ impl Listeners {
             }
         }
         listeners.socket_file = None;
-        listeners.watch(registry, token, journal)?;
+        listeners.watch(registry, journal)?;
         Ok(listeners)
     }
 
@@ -211,19 +208,14 @@ impl Listeners {
         self.all.push(Some(Listener::Unix(listener)));
     }
 
-    fn watch(
-        &mut self,
-        registry: &Registry,
-        token: fn(usize) -> Token,
-        journal: &mut Journal,
-    ) -> Result<(), Fatal> {
+    fn watch(&mut self, registry: &Registry, journal: &mut Journal) -> Result<(), Fatal> {
         for (index, listener) in self.all.iter_mut().enumerate() {
             let result = match listener {
                 Some(Listener::Tcp(tcp, _)) => {
-                    registry.register(tcp, token(index), Interest::READABLE)
+                    registry.register(tcp, listener_token(index), Interest::READABLE)
                 }
                 Some(Listener::Unix(unix)) => {
-                    registry.register(unix, token(index), Interest::READABLE)
+                    registry.register(unix, listener_token(index), Interest::READABLE)
                 }
                 None => Ok(()),
             };

@@ -293,7 +293,7 @@ impl Net {
     /// Opens the listening sockets; lines and errors go to the journal.
     pub fn listen(&mut self, options: &ListenOptions) -> Result<(), Fatal> {
         let (registry, journal) = (&self.common.registry, &mut self.journal);
-        self.listeners = Listeners::open(options, registry, listener_token, journal)?;
+        self.listeners = Listeners::open(options, registry, journal)?;
         Ok(())
     }
 
@@ -304,7 +304,7 @@ impl Net {
         options: &ListenOptions,
     ) -> Result<(), Fatal> {
         let (registry, journal) = (&self.common.registry, &mut self.journal);
-        self.listeners = Listeners::passed(sockets, options, registry, listener_token, journal)?;
+        self.listeners = Listeners::passed(sockets, options, registry, journal)?;
         self.try_listeners();
         Ok(())
     }
@@ -312,7 +312,7 @@ impl Net {
     /// Listens where a process that is taken over did.
     pub fn inherit_listeners(&mut self, sockets: Vec<OwnedFd>) -> Result<(), Fatal> {
         let (registry, journal) = (&self.common.registry, &mut self.journal);
-        self.listeners = Listeners::inherit(sockets, registry, listener_token, journal)?;
+        self.listeners = Listeners::inherit(sockets, registry, journal)?;
         self.try_listeners();
         Ok(())
     }

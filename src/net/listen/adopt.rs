@@ -2,8 +2,8 @@
 
 use super::{fatal, Fatal, ListenOptions, Listeners};
 use crate::base::Journal;
-use crate::net::{listener_token, Net};
-use mio::{Registry, Token};
+use crate::net::Net;
+use mio::Registry;
 use std::os::fd::OwnedFd;
 
 impl Listeners {
@@ -14,7 +14,6 @@ impl Listeners {
         unix: OwnedFd,
         options: &ListenOptions,
         registry: &Registry,
-        token: fn(usize) -> Token,
         journal: &mut Journal,
     ) -> Result<Listeners, Fatal> {
         let mut listeners = Listeners::default();
@@ -29,7 +28,7 @@ impl Listeners {
         }
         // It goes by another name than it was bound to.
         listeners.socket_file = None;
-        listeners.watch(registry, token, journal)?;
+        listeners.watch(registry, journal)?;
         Ok(listeners)
     }
 }
@@ -44,7 +43,7 @@ impl Net {
         options: &ListenOptions,
     ) -> Result<(), Fatal> {
         let (registry, journal) = (&self.common.registry, &mut self.journal);
-        self.listeners = Listeners::adopt(tcp, unix, options, registry, listener_token, journal)?;
+        self.listeners = Listeners::adopt(tcp, unix, options, registry, journal)?;
         self.try_listeners();
         Ok(())
     }

@@ -125,7 +125,7 @@ mod tests {
             sockets: SocketOptions::default(),
         };
         let poll = Poll::new().unwrap();
-        let opened = Listeners::open(&options, poll.registry(), Token, &mut Journal::default());
+        let opened = Listeners::open(&options, poll.registry(), &mut Journal::default());
         let listeners = opened.unwrap();
         let at = listeners.tcp_addresses()[0];
         (listeners, at)
