@@ -300,10 +300,13 @@ fn kill_closes_clients_and_servers() {
 
 #[test]
 fn kill_without_a_name_is_for_all_databases_with_a_pool() {
-    let (pooler, database) = in_transactions("");
-    let [other, unused] = [postgres().new_database(), postgres().new_database()];
+    let [database, other, unused] = [(); 3].map(|()| postgres().new_database());
+    // By name: databases made from `*` are shown as long as somebody uses them only.
+    let mut setup = Setup::trust("pool_mode = transaction\n");
+    let at = |name| format!("{name} = host=127.0.0.1 port={}\n", postgres().port);
+    setup.databases = [&database, &other, &unused].map(at).concat();
+    let pooler = Pooler::start(&setup);
     let mut clients = [pooler.client(&database), pooler.client(&other)];
-    pooler.command(&format!("RECONNECT {unused}"));
     let mut console = pooler.console();
     done(&mut console, "KILL", "KILL");
     for client in &mut clients {

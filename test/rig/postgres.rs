@@ -168,8 +168,9 @@ fn launch(bin: &Path, folder: &Path, data: &Path, options: &[String]) -> u16 {
         wait_until("PostgreSQL is ready", || {
             gone = child.try_wait().unwrap().is_some();
             let ready = || {
+                // By its own socket: on the port somebody else's may answer.
                 let mut probe = command(bin.join("pg_isready"));
-                probe.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]);
+                probe.args(["-q", "-p", &port.to_string(), "-h"]).arg(folder);
                 probe.status().unwrap().success()
             };
             gone || ready()
