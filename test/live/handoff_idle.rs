@@ -3,10 +3,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::rig::fds::Taker;
 use crate::rig::pooler::{binary, in_transactions, Pooler};
 use crate::rig::raw::Raw;
 use crate::rig::wait_until;
-use crate::rig::wire::{bind, close, execute, last_error, parse, rows, sync, tags};
+use crate::rig::wire::{bind, close, execute, last_error, parse, query, rows, sync, tags};
 
 /// Texts of prepared statements; more than a server keeps.
 const TEXTS: usize = 7;
@@ -115,4 +116,35 @@ fn commands_right_behind_the_handoff_find_everybody() {
         assert_eq!(last_error(&client.rest()).2, "database removed");
     }
     assert_eq!(count(&pooler, &database), 0);
+}
+
+#[test]
+fn a_successor_that_stops_reading_in_the_midst_of_rows_leaves_all_as_it_was() {
+    let (mut pooler, database) = in_transactions("default_pool_size = 20\nsuspend_timeout = 1\n");
+    let mut clients = idle(&pooler, &database, 50);
+    let many = "select repeat('r', 999) from generate_series(1, 20000)";
+    let mut reading: Vec<Raw> = (0..12).map(|_| pooler.client(&database)).collect();
+    for client in &mut reading {
+        client.send(&query(many));
+        client.until(b'T');
+    }
+    let mut lazy = Taker::own_user(&pooler);
+    lazy.ask("HANDOFF 1;");
+    pooler.wait_log("handoff failed, going on: writing failed");
+    drop(lazy);
+    for turn in 0..2 {
+        for client in &mut reading {
+            assert_eq!(rows(&client.until(b'Z')).len(), 20000);
+            client.send(&query(many));
+            client.until(b'T');
+        }
+        for (number, client) in &mut clients {
+            client.send(&asks());
+            check(client, *number);
+        }
+        assert_eq!(count(&pooler, &database), 62);
+        if turn == 0 {
+            pooler.replace(binary());
+        }
+    }
 }
