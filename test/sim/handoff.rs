@@ -53,7 +53,7 @@ impl World {
         let mut next = Core::new(self.plan.settings.clone(), around);
         next.configure(self.plan.config(), true);
         next.set_users(self.plan.user_list());
-        next.set_tls_modes(SslMode::Disable, SslMode::Prefer);
+        next.set_tls_modes(SslMode::Disable, SslMode::Prefer, String::new());
         let told = rows.iter().map(|(row, peer)| (left_out(row), peer.map(|_| NOWHERE)));
         let mut told: Vec<_> = told.collect();
         if LEFT_OUT.as_ref().is_some_and(|(kind, _)| kind == "reversed") {

@@ -377,7 +377,7 @@ fn sockets_that_nobody_else_has_are_drained_by_who_has_been_handed_them() {
         old = new;
     }
     // A service manager has them, too.
-    let passed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let passed = TcpListener::bind("127.0.0.1:0").unwrap();
     old.listen_at(passed.into());
     let mut new = process();
     hand_over_listeners(&old, &mut new);

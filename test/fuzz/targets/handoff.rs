@@ -1,0 +1,75 @@
+//! What another process claims to have known. An input is a series of rows: a byte for the kind, one
+//! for the number, two for the length of the state, the state.
+
+use super::scene::configured;
+use super::Fields;
+use pgturnstile::base::Micros;
+use pgturnstile::core::carry::{Kind, Row};
+use pgturnstile::core::server::ServerState;
+use pgturnstile::core::{Action, Addr, Core, Decisions, Loss, Origin, Peer, Sink};
+
+const FROM: Origin = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
+
+/// Whatever is claimed, nobody is in a wrong place, and when everybody has left nobody counts.
+pub(crate) fn handoff(input: &[u8]) {
+    let mut core = configured(
+        "[databases]\nd = host=127.0.0.1 pool_size=1\n\
+         [pgbouncer]\nauth_type = plain\npool_mode = transaction\nadmin_users = w\n",
+    );
+    core.set_users(["u", "v", "w"].map(|name| (name.into(), b"p".to_vec())).to_vec());
+    let (mut fields, mut rows) = (Fields(input), Vec::new());
+    while !fields.0.is_empty() {
+        let at = usize::from(fields.byte()) % Kind::ALL.len();
+        let number = u64::from(fields.byte());
+        let len = usize::from(fields.byte()) << 8 | usize::from(fields.byte());
+        let state = fields.take(len).to_vec();
+        rows.push((Row { kind: Kind::ALL[at], number, state }, Some(FROM)));
+    }
+    core.take_in(rows);
+    check(&core);
+    for _ in 0..3 {
+        act(&mut core);
+        core.turn_end();
+        core.tick();
+        check(&core);
+        core.now = core.now + Micros::from_secs(1);
+    }
+    for _ in 0..100 {
+        if core.clients().is_empty() && core.servers().is_empty() {
+            break;
+        }
+        for id in core.servers().ids() {
+            core.server_drained(id, &mut Sink::default());
+        }
+        core.clients().ids().into_iter().for_each(|id| core.lost(Peer::Client(id), Loss::Receive));
+        core.servers().ids().into_iter().for_each(|id| core.lost(Peer::Server(id), Loss::Receive));
+        act(&mut core);
+        check(&core);
+    }
+    assert!(core.clients().is_empty() && core.servers().is_empty(), "somebody stays");
+    assert!(core.statements().is_empty(), "a statement is left");
+    let counted = core.databases().map(|(_, it)| it.client_count() + it.server_count());
+    let counted = counted.chain(core.users().map(|(_, it)| it.client_count() + it.server_count()));
+    assert_eq!(counted.sum::<usize>(), 0, "somebody counts");
+}
+
+fn act(core: &mut Core) {
+    while let Some(action) = core.next_action() {
+        drop::<Action>(action);
+    }
+}
+
+fn check(core: &Core) {
+    let (mut clients, mut servers) = (core.login_clients().len(), 0);
+    for (_, pool) in core.pools() {
+        (clients, servers) = (clients + pool.client_count(), servers + pool.server_count());
+    }
+    assert_eq!((clients, servers), (core.clients().len(), core.servers().len()), "lists");
+    for (id, server) in core.servers().iter() {
+        assert_eq!(server.state() == ServerState::Active, server.client().is_some(), "links");
+        assert!(server.client().is_none_or(|client| core.server_of(client) == Some(id)), "links");
+    }
+    for (id, client) in core.clients().iter() {
+        assert!(client.server().is_none_or(|server| core.client_of(server) == Some(id)), "links");
+    }
+}
