@@ -9,7 +9,8 @@ use super::super::Core;
 use super::parts::{self, number_of, value_of, Place};
 use super::{login, Kind, Known, Row, NUMBER_MAX};
 use crate::base::fields::{is_whole, read, Field, Fields};
-use crate::base::Micros;
+use crate::base::{Level, Micros};
+use crate::config::PoolMode;
 use crate::tags;
 
 tags! {
@@ -71,6 +72,8 @@ pub(super) struct Newcomer<'a> {
     console: Option<&'a [u8]>,
     names: Option<&'a [u8]>,
     options: Option<&'a [u8]>,
+    /// Values of parameters that are not tracked here.
+    untracked: Vec<Field<'a>>,
     /// What it is closed for when everybody is there.
     pub(super) refusal: Option<Fault>,
 }
@@ -202,6 +205,7 @@ impl Core {
             let newcomer = self.take_in_client(row, *origin, known);
             *peer = Some(Peer::Client(newcomer.id));
             known.numbers.insert(row.number, Peer::Client(newcomer.id));
+            self.note_untracked(&newcomer, known);
             newcomers.push(newcomer);
         }
         newcomers
@@ -220,6 +224,7 @@ impl Core {
             console: None,
             names: None,
             options: None,
+            untracked: Vec::new(),
             refusal: None,
         };
         let (mut state, mut place) = (None, None);
@@ -240,7 +245,9 @@ impl Core {
                 NAMES => newcomer.names = Some(field.value),
                 OPTIONS => newcomer.options = Some(field.value),
                 PARAMETER => {
-                    parts::take_in_var(&mut client.vars, &self.tracked, field);
+                    if !parts::take_in_var(&mut client.vars, &self.tracked, field) {
+                        newcomer.untracked.push(field);
+                    }
                 }
                 _ => client.take_in(field, now),
             }
@@ -320,6 +327,36 @@ impl Core {
             }
         }
         self.shared.share(&mut client.vars);
+    }
+
+    /// Counts a client that has set what is not tracked here: it will have the server's value as
+    /// soon as it gets another server.
+    fn note_untracked(&self, newcomer: &Newcomer<'_>, known: &mut Known) {
+        let pool = self.clients.get(newcomer.id).and_then(|client| client.pool);
+        let keeps_server = newcomer.server != 0
+            && pool.is_some_and(|pool| self.pool_mode(pool) == PoolMode::Session);
+        if newcomer.refusal.is_some() || keeps_server {
+            return;
+        }
+        let welcome = pool.and_then(|pool| self.pools.get(pool)).and_then(|it| it.welcome.as_ref());
+        for (name, value) in newcomer.untracked.iter().filter_map(|it| parts::parameter(*it)) {
+            if !welcome.is_some_and(|welcome| welcome.tells(name, value)) {
+                let name = String::from_utf8_lossy(name).into_owned();
+                let count = known.untracked.entry(name).or_default();
+                *count = count.saturating_add(1);
+            }
+        }
+    }
+
+    /// Tells an operator whose values are lost.
+    pub(super) fn report_untracked(&mut self, known: &Known) {
+        for (name, count) in &known.untracked {
+            let line = format!(
+                "{name} is not tracked any more (track_extra_parameters): clients that have set it \
+                 ({count}) have the server's value from their next server on"
+            );
+            self.journal.line(Level::Warning, line);
+        }
     }
 
     /// Everybody is there: a client gets what refers to others. Its link is tied already.

@@ -120,6 +120,8 @@ pub(super) struct Known {
     pub(super) moved: BTreeSet<PoolId>,
     /// The places of the parameters that the old process has tracked.
     pub(super) tracked: BTreeSet<usize>,
+    /// Parameters that are not tracked here: how many clients have set them.
+    untracked: BTreeMap<String, usize>,
 }
 
 impl Known {
@@ -204,6 +206,7 @@ impl Core {
         of(Kind::Statement).for_each(|row| self.take_in_statement(row, &mut known));
         let mut peers = vec![None; rows.len()];
         let clients = self.take_in_clients(&rows, &mut known, &mut peers);
+        self.report_untracked(&known);
         let servers = self.take_in_servers(&rows, &mut known, &mut peers);
         self.settle_all_in(clients, &servers, &known);
         self.statements.forget_unheld();
