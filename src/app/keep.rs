@@ -1,7 +1,7 @@
 //! What is left of a process that has handed over: a keeper of its TLS connections, if it has some.
 
 use super::handover::Kept;
-use super::signal::Signal;
+use super::signal::{Signal, Signals};
 use super::turn::Process;
 use crate::base::Level;
 use crate::net::keeper::Keeper;
@@ -10,9 +10,6 @@ use crate::net::title;
 
 /// Goes on encrypting for the successor until nothing is left of that; the exit code.
 pub(super) fn keep(process: Process, kept: Kept) -> u8 {
-    if kept.is_empty() {
-        return 0;
-    }
     let Process { core, net, mut log, mut signals, service, .. } = process;
     drop((core, service));
     // Whom it belonged to is not asked again, and nothing but this is printed: who can't be told
@@ -20,6 +17,10 @@ pub(super) fn keep(process: Process, kept: Kept) -> u8 {
     let mut say = |level, text: &str| {
         let _ = log.line(level, text);
     };
+    if kept.is_empty() {
+        forget_signals(&mut signals, &mut say);
+        return 0;
+    }
     let mut keeper = match net.into_keeper(kept, signals.source()) {
         Ok(keeper) => keeper,
         Err(error) => {
@@ -29,17 +30,22 @@ pub(super) fn keep(process: Process, kept: Kept) -> u8 {
         }
     };
     keeper.trim();
+    forget_signals(&mut signals, &mut say);
     say(Level::Log, &format!("keeping {} TLS connections for the successor", keeper.len()));
     let code = pump(&mut keeper, &mut signals, &mut say);
     say(Level::Log, "no TLS connection is kept any more, exiting");
     code
 }
 
-fn pump(
-    keeper: &mut Keeper,
-    signals: &mut super::signal::Signals,
-    say: &mut impl FnMut(Level, &str),
-) -> u8 {
+/// Whoever has sent a signal before this process is a keeper meant a pooler, and must not lose all
+/// that is kept. It came when the successor could not be refused any more.
+fn forget_signals(signals: &mut Signals, say: &mut impl FnMut(Level, &str)) {
+    if !signals.take().is_empty() {
+        say(Level::Warning, "a signal came too late for this process: send it to the successor");
+    }
+}
+
+fn pump(keeper: &mut Keeper, signals: &mut Signals, say: &mut impl FnMut(Level, &str)) -> u8 {
     let mut shown = usize::MAX;
     while !keeper.is_empty() {
         if shown != keeper.len() {
