@@ -390,9 +390,10 @@ impl Core {
         if state == ClientState::ActiveCancel && !self.is_carrier(target, id) {
             return Err(fault::CANCEL_SENT);
         }
+        let counts_at_most = self.counts_at_most(id);
         let Some(client) = self.clients.get_mut(id) else { return Err(unreadable()) };
         client.cancels = target;
-        client.counted = newcomer.counted;
+        client.counted = newcomer.counted.min(counts_at_most);
         if client.replication.is_some() {
             if let Some(options) = newcomer.options {
                 self.startup_options.insert(id, options.into());
