@@ -1,14 +1,20 @@
 //! What another process claims to have known. An input is a series of rows: a byte for the kind, one
-//! for the number, two for the length of the state, the state.
+//! for the number, two for the length of the rest, the rest. That is the state as it is if the highest
+//! bit of the kind is set. Else it is a shorter form of it that no change makes unreadable: a tag, a
+//! length, a value; tags and lengths have one byte. The length `OPEN` begins a group, the tag 0 ends it.
 
 use super::scene::configured;
 use super::Fields;
+use pgturnstile::base::fields::Fields as State;
 use pgturnstile::base::Micros;
 use pgturnstile::core::carry::{Kind, Row};
 use pgturnstile::core::server::ServerState;
-use pgturnstile::core::{Action, Addr, Core, Decisions, Loss, Origin, Peer, Sink};
+use pgturnstile::core::{Addr, Core, Decisions, Loss, Origin, Peer, Sink};
 
 const FROM: Origin = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
+const OPEN: u8 = 255;
+/// Fields are no deeper in one another.
+const DEPTH: usize = 6;
 
 /// Whatever is claimed, nobody is in a wrong place, and when everybody has left nobody counts.
 pub(crate) fn handoff(input: &[u8]) {
@@ -17,15 +23,7 @@ pub(crate) fn handoff(input: &[u8]) {
          [pgbouncer]\nauth_type = plain\npool_mode = transaction\nadmin_users = w\n",
     );
     core.set_users(["u", "v", "w"].map(|name| (name.into(), b"p".to_vec())).to_vec());
-    let (mut fields, mut rows) = (Fields(input), Vec::new());
-    while !fields.0.is_empty() {
-        let at = usize::from(fields.byte()) % Kind::ALL.len();
-        let number = u64::from(fields.byte());
-        let len = usize::from(fields.byte()) << 8 | usize::from(fields.byte());
-        let state = fields.take(len).to_vec();
-        rows.push((Row { kind: Kind::ALL[at], number, state }, Some(FROM)));
-    }
-    core.take_in(rows);
+    core.take_in(rows(input).into_iter().map(|row| (row, Some(FROM))).collect());
     check(&core);
     for _ in 0..3 {
         act(&mut core);
@@ -53,10 +51,43 @@ pub(crate) fn handoff(input: &[u8]) {
     assert_eq!(counted.sum::<usize>(), 0, "somebody counts");
 }
 
-fn act(core: &mut Core) {
-    while let Some(action) = core.next_action() {
-        drop::<Action>(action);
+fn rows(input: &[u8]) -> Vec<Row> {
+    let (mut fields, mut rows) = (Fields(input), Vec::new());
+    while !fields.0.is_empty() {
+        let kind = fields.byte();
+        let number = fields.byte().into();
+        let len = usize::from(fields.byte()) << 8 | usize::from(fields.byte());
+        let rest = fields.take(len);
+        let state = match kind >> 7 {
+            0 => {
+                let mut state = State::default();
+                fill(&mut state, &mut Fields(rest), DEPTH);
+                state.into_bytes()
+            }
+            _ => rest.to_vec(),
+        };
+        let kind = Kind::ALL[usize::from(kind & 0x7f) % Kind::ALL.len()];
+        rows.push(Row { kind, number, state });
     }
+    rows
+}
+
+/// Writes what the shorter form says.
+fn fill(state: &mut State, from: &mut Fields<'_>, depth: usize) {
+    while !from.0.is_empty() {
+        let tag = u16::from(from.byte());
+        if tag == 0 {
+            return;
+        }
+        match from.byte() {
+            OPEN if depth > 0 => state.group(tag, |state| fill(state, from, depth - 1)),
+            len => state.put(tag, from.take(len.into())),
+        }
+    }
+}
+
+fn act(core: &mut Core) {
+    while core.next_action().is_some() {}
 }
 
 fn check(core: &Core) {
