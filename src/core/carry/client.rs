@@ -4,7 +4,7 @@ use super::super::client::{Client, ClientState, Counted};
 use super::super::face::{ClientId, Origin, Peer, ServerId};
 use super::super::fault::{self, Fault};
 use super::super::revoke::Revoked;
-use super::super::server::ServerState;
+use super::super::server::{Carries, ServerState};
 use super::super::Core;
 use super::parts::{self, number_of, value_of, Place};
 use super::{login, Kind, Known, Row, NUMBER_MAX};
@@ -408,7 +408,9 @@ impl Core {
         let server = server.and_then(|id| self.servers.get(id));
         let client = self.clients.get(request);
         server.zip(client).is_some_and(|(server, client)| {
-            server.state == ServerState::ActiveCancel && client.pool == Some(server.pool)
+            server.state == ServerState::ActiveCancel
+                && server.carries != Carries::Nothing
+                && client.pool == Some(server.pool)
         })
     }
 }

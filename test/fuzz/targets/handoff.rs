@@ -6,7 +6,7 @@
 use super::scene::configured;
 use super::Fields;
 use pgturnstile::base::fields::Fields as State;
-use pgturnstile::base::Micros;
+use pgturnstile::base::{Id, Micros};
 use pgturnstile::core::carry::{Kind, Row};
 use pgturnstile::core::server::ServerState;
 use pgturnstile::core::{Addr, Core, Decisions, Loss, Origin, Peer, Sink};
@@ -16,15 +16,32 @@ const OPEN: u8 = 255;
 /// Fields are no deeper in one another.
 const DEPTH: usize = 6;
 
-/// Whatever is claimed, nobody is in a wrong place, and when everybody has left nobody counts.
+/// Whatever is claimed, nobody is in a wrong place, and when everybody has left nobody counts; so it
+/// is in the process that is told by this one next.
 pub(crate) fn handoff(input: &[u8]) {
+    let mut core = successor(rows(input));
+    act(&mut core);
+    let told = core.hand_out(Id::none()).into_iter().map(|(row, _)| row);
+    let next = successor(told.collect());
+    assert_eq!(core.clients().len(), next.clients().len(), "a client is lost on the way");
+    go_on_and_end(core);
+    go_on_and_end(next);
+}
+
+/// Who has been told this.
+fn successor(rows: Vec<Row>) -> Core {
     let mut core = configured(
-        "[databases]\nd = host=127.0.0.1 pool_size=1\n\
+        "[databases]\nd = host=127.0.0.1 pool_size=1\ne = pool_mode=session\n\
+         [peers]\n1 = host=127.0.0.1\n\
          [pgbouncer]\nauth_type = plain\npool_mode = transaction\nadmin_users = w\n",
     );
     core.set_users(["u", "v", "w"].map(|name| (name.into(), b"p".to_vec())).to_vec());
-    core.take_in(rows(input).into_iter().map(|row| (row, Some(FROM))).collect());
+    core.take_in(rows.into_iter().map(|row| (row, Some(FROM))).collect());
     check(&core);
+    core
+}
+
+fn go_on_and_end(mut core: Core) {
     for _ in 0..3 {
         act(&mut core);
         core.turn_end();
@@ -92,7 +109,8 @@ fn act(core: &mut Core) {
 
 fn check(core: &Core) {
     let (mut clients, mut servers) = (core.login_clients().len(), 0);
-    for (_, pool) in core.pools() {
+    let pools = core.pools().map(|(_, pool)| pool);
+    for pool in pools.chain(core.peer_pools().map(|(_, _, pool)| pool)) {
         (clients, servers) = (clients + pool.client_count(), servers + pool.server_count());
     }
     assert_eq!((clients, servers), (core.clients().len(), core.servers().len()), "lists");
