@@ -6,10 +6,20 @@ use super::turn::Process;
 use crate::base::Level;
 use crate::net::keeper::Keeper;
 use crate::net::options::reason;
+use crate::net::sys;
 use crate::net::title;
 
 /// Goes on encrypting for the successor until nothing is left of that; the exit code.
-pub(super) fn keep(process: Process, kept: Kept) -> u8 {
+pub(super) fn keep(mut process: Process, kept: Kept) -> u8 {
+    if kept.is_empty() {
+        let Process { log, signals, .. } = &mut process;
+        forget_signals(signals, &mut |level, text| drop(log.line(level, text)));
+        // The successor has been waited for long enough: it gets the processor, and nobody tidies up
+        // what the system is going to throw away as a whole.
+        sys::step_back();
+        std::mem::forget(process);
+        return 0;
+    }
     let Process { core, net, mut log, mut signals, service, .. } = process;
     drop((core, service));
     // Whom it belonged to is not asked again, and nothing but this is printed: who can't be told
@@ -17,10 +27,6 @@ pub(super) fn keep(process: Process, kept: Kept) -> u8 {
     let mut say = |level, text: &str| {
         let _ = log.line(level, text);
     };
-    if kept.is_empty() {
-        forget_signals(&mut signals, &mut say);
-        return 0;
-    }
     let mut keeper = match net.into_keeper(kept, signals.source()) {
         Ok(keeper) => keeper,
         Err(error) => {

@@ -93,7 +93,7 @@ impl Net {
             fields.flag(UNIX, matches!(stream, Stream::Unix(_)));
             // What OpenSSL has refused may have been sent in part: the keeper sends the rest.
             let keeps_unsent = matches!(stream, Stream::Tls(_));
-            hand_out(conn, keeps_unsent, number, &mut fields);
+            hand_out(peer, conn, keeps_unsent, number, &mut fields);
             return fields.into_bytes();
         }
         match self.shaking_part(peer) {
@@ -211,7 +211,7 @@ impl<W: Wire> Relay<W> {
     /// What is told of a connection's bytes; `None` if there is none.
     pub fn hand_out(&self, peer: Peer, number: &dyn Fn(Peer) -> u64) -> Option<Vec<u8>> {
         let mut fields = Fields::default();
-        hand_out(self.conn(peer)?, false, number, &mut fields);
+        hand_out(peer, self.conn(peer)?, false, number, &mut fields);
         Some(fields.into_bytes())
     }
 
@@ -241,6 +241,7 @@ fn is_sole(wire: &[u8]) -> bool {
 
 /// Writes what is told of a connection.
 fn hand_out<W: Wire>(
+    peer: Peer,
     conn: &Conn<W>,
     keeps_unsent: bool,
     number: &dyn Fn(Peer) -> u64,
@@ -279,13 +280,13 @@ fn hand_out<W: Wire>(
     }
     fields.count(DROP, (*drop).into());
     fields.count(PASS, (*pass).into());
-    if let Some(to) = to {
-        fields.number(TO, number(*to));
+    if let Some(to) = to.filter(|_| *pass > 0) {
+        fields.number(TO, number(to));
     }
     fields.count(WANT, (*want).into());
     fields.flag(READABLE, *readable);
     fields.flag(STOPPED, *stopped);
-    fields.flag(UNDRAINED, *undrained);
+    fields.flag(UNDRAINED, *undrained && matches!(peer, Peer::Server(_)));
     fields.flag(SPOKEN_TO, *spoken_to);
     if let Some(from) = half_from {
         fields.number(HALF_FROM, number(*from));

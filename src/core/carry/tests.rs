@@ -66,7 +66,9 @@ fn fresh() -> Core {
 fn read(rows: &[Row]) -> (Core, usize) {
     let mut core = fresh();
     let taken = core.take_in(rows.iter().map(|row| (row.clone(), Some(FROM))).collect());
-    (core, taken.peers.iter().flatten().count())
+    let count = taken.peers.iter().flatten().count();
+    core.all_are_in(taken);
+    (core, count)
 }
 
 /// What always holds.
@@ -253,7 +255,14 @@ fn values_that_are_lost_because_nobody_tracks_them_any_more_are_told_of() {
         let rows = scene.core.hand_out(Id::none());
         let mut next = Scene::new(&format!("pool_mode = {mode}"));
         next.core.tracked = Rc::new(Tracked::new(tracked));
-        next.core.take_in(rows.into_iter().map(|(row, peer)| (row, peer.map(|_| FROM))).collect());
+        let (late, rows): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|(row, _)| Core::may_come_late(row));
+        let rows = rows.into_iter().map(|(row, peer)| (row, peer.map(|_| FROM)));
+        let mut taken = next.core.take_in(rows.collect());
+        for (row, _) in late {
+            next.core.take_in_late(&row, FROM, &mut taken).unwrap();
+        }
+        next.core.all_are_in(taken);
         let lines = std::iter::from_fn(|| next.core.journal.pop());
         let lines: Vec<_> = lines.filter(|(level, _)| *level == Level::Warning).collect();
         let want = want.map(|count| {
