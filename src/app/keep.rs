@@ -1,7 +1,7 @@
 //! What is left of a process that has handed over: a keeper of its TLS connections, if it has some.
 
 use super::handover::Kept;
-use super::signal::Signal;
+use super::signal::{Signal, Signals};
 use super::turn::Process;
 use crate::base::Level;
 use crate::net::keeper::Keeper;
@@ -10,8 +10,10 @@ use crate::net::sys;
 use crate::net::title;
 
 /// Goes on encrypting for the successor until nothing is left of that; the exit code.
-pub(super) fn keep(process: Process, kept: Kept) -> u8 {
+pub(super) fn keep(mut process: Process, kept: Kept) -> u8 {
     if kept.is_empty() {
+        let Process { log, signals, .. } = &mut process;
+        forget_signals(signals, &mut |level, text| drop(log.line(level, text)));
         // The successor has been waited for long enough: it gets the processor, and nobody tidies up
         // what the system is going to throw away as a whole.
         sys::step_back();
@@ -35,17 +37,22 @@ pub(super) fn keep(process: Process, kept: Kept) -> u8 {
         }
     };
     keeper.trim();
+    forget_signals(&mut signals, &mut say);
     say(Level::Log, &format!("keeping {} TLS connections for the successor", keeper.len()));
     let code = pump(&mut keeper, &mut signals, &mut say);
     say(Level::Log, "no TLS connection is kept any more, exiting");
     code
 }
 
-fn pump(
-    keeper: &mut Keeper,
-    signals: &mut super::signal::Signals,
-    say: &mut impl FnMut(Level, &str),
-) -> u8 {
+/// Whoever has sent a signal before this process is a keeper meant a pooler, and must not lose all
+/// that is kept. It came when the successor could not be refused any more.
+fn forget_signals(signals: &mut Signals, say: &mut impl FnMut(Level, &str)) {
+    if !signals.take().is_empty() {
+        say(Level::Warning, "a signal came too late for this process: send it to the successor");
+    }
+}
+
+fn pump(keeper: &mut Keeper, signals: &mut Signals, say: &mut impl FnMut(Level, &str)) -> u8 {
     let mut shown = usize::MAX;
     while !keeper.is_empty() {
         if shown != keeper.len() {

@@ -118,7 +118,7 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let mut core = Core::new(settings.clone(), around);
     core.configure(config, true);
     let (clients, servers) = tls.modes();
-    core.set_tls_modes(clients, servers);
+    core.set_tls_modes(clients, servers, tls.way_to_servers());
     core.set_users(users.unwrap_or_default());
     core.set_rules(rules.unwrap_or_default());
     let has_sockets = !service.sockets.is_empty();

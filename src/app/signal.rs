@@ -2,10 +2,12 @@
 //! watches (config 8.1). SIGPIPE needs nothing: Rust's runtime ignores it from the start.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use mio::event::Source;
 use mio::net::UnixStream;
+use nix::sys::socket::{recv, MsgFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
@@ -49,6 +51,12 @@ impl Signals {
         self.delivery.get_read_mut()
     }
 
+    /// True if a signal has arrived that nobody has taken note of.
+    pub fn has_some(&self) -> bool {
+        let fd = self.delivery.get_read().as_raw_fd();
+        recv(fd, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).is_ok_and(|count| count > 0)
+    }
+
     /// The signals that have arrived since the last call, in order of their numbers. One that came
     /// twice is there twice, because a second SIGTERM asks for something else than the first. To
     /// be called whenever the token is reported.
@@ -89,8 +97,10 @@ mod tests {
             let mut events = Events::with_capacity(4);
             poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
             assert!(events.iter().any(|event| event.token() == Token(7)));
+            assert!(signals.has_some() && signals.has_some());
             assert_eq!(signals.take(), [Signal::Hup, Signal::Hup, Signal::Usr2, Signal::Term]);
             assert_eq!(signals.take(), []);
+            assert!(!signals.has_some());
         }
     }
 }

@@ -72,8 +72,8 @@ pub struct Listeners {
     failed_at: Option<Micros>,
     /// Since when the TCP sockets take nobody who comes anew.
     draining: Option<Micros>,
-    /// Another process has got them, too.
-    is_shared: bool,
+    /// Nobody else has got the TCP sockets.
+    is_sole: bool,
     /// What the TCP sockets were given when they were opened: accepted ones inherit it.
     inherited: Option<SocketOptions>,
 }
@@ -105,7 +105,7 @@ impl Listeners {
         journal: &mut Journal,
     ) -> Result<Listeners, Fatal> {
         let inherited = Some(options.sockets);
-        let mut listeners = Listeners { inherited, ..Listeners::default() };
+        let mut listeners = Listeners { inherited, is_sole: true, ..Listeners::default() };
         listeners.open_tcp(options, journal)?;
         if !options.unix_dir.is_empty() {
             let listener = listeners.open_unix(options, journal)?;
@@ -138,10 +138,11 @@ impl Listeners {
     pub(super) fn take_in(
         &mut self,
         sockets: Vec<(OwnedFd, Option<PathBuf>)>,
+        is_sole: bool,
         registry: &Registry,
         journal: &mut Journal,
     ) -> Result<(), Fatal> {
-        let mut listeners = Listeners::default();
+        let mut listeners = Listeners { is_sole, ..Listeners::default() };
         let mut socket_file = None;
         for (socket, file) in sockets {
             if let Err(text) = listeners.inherit_one(socket) {

@@ -83,7 +83,12 @@ fn clients_go_on_through_two_handoffs_with_one_keeper() {
     assert_eq!(lazy.until(b'Z').iter().filter(|msg| msg.tag == b'D').count(), 20000);
     // A cancel request finds them.
     idle.send(&query("select pg_sleep(100)"));
-    wait_until("it runs", || pooler.pool(&database, "sv_active") == 1);
+    // PostgreSQL ignores a request that comes before the query.
+    let sql = format!(
+        "select count(*) from pg_stat_activity where datname = '{database}' and state = 'active' and \
+         query like '%pg_sleep(100)%'"
+    );
+    wait_until("it runs", || postgres().value("postgres", &sql) == "1");
     let mut canceler = pooler.tcp();
     canceler.send(&idle.cancel_request());
     canceler.rest();

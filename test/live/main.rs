@@ -27,6 +27,7 @@ mod enumeration;
 mod fds;
 mod garbage;
 mod handoff;
+mod handoff_changes;
 mod handoff_kills;
 mod handoff_scene;
 mod handoff_tls;

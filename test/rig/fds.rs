@@ -78,6 +78,13 @@ impl Taker {
         self.0.read_exact(&mut bytes).unwrap();
     }
 
+    /// All that comes until the other side closes.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.0.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
     /// Receives once.
     pub(crate) fn receive(&mut self) -> Received {
         let mut bytes = [0; 2048];

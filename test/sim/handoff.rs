@@ -91,7 +91,7 @@ impl World {
         let mut next = Core::new(self.plan.settings.clone(), around);
         next.configure(self.plan.config(), true);
         next.set_users(self.plan.user_list());
-        next.set_tls_modes(SslMode::Disable, SslMode::Prefer);
+        next.set_tls_modes(SslMode::Disable, SslMode::Prefer, String::new());
         next
     }
 

@@ -136,7 +136,7 @@ impl World {
         world.trace(|world| format!("{:#?} {:#?}", world.plan.databases, world.plan.entries));
         world.core.configure(world.plan.config(), true);
         world.core.set_users(world.plan.user_list());
-        world.core.set_tls_modes(SslMode::Disable, SslMode::Prefer);
+        world.core.set_tls_modes(SslMode::Disable, SslMode::Prefer, String::new());
         world
     }
 

@@ -133,6 +133,8 @@ pub(super) struct Known {
     pub(super) moved: BTreeSet<PoolId>,
     /// The places of the parameters that the old process has tracked.
     pub(super) tracked: BTreeSet<usize>,
+    /// Parameters that are not tracked here: how many clients have set them.
+    untracked: BTreeMap<String, usize>,
 }
 
 impl Known {
@@ -250,6 +252,7 @@ impl Core {
 
     /// Everybody is there: what nobody has turned out to need is forgotten.
     pub fn all_are_in(&mut self, taken: TakenIn) {
+        self.report_untracked(&taken.known);
         taken.known.statements.into_values().for_each(|id| self.statements.drop(id));
     }
 

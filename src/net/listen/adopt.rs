@@ -18,7 +18,7 @@ impl Listeners {
     ) -> Result<Listeners, Fatal> {
         let mut listeners = Listeners::default();
         if tcp.is_empty() {
-            listeners.inherited = Some(options.sockets);
+            (listeners.inherited, listeners.is_sole) = (Some(options.sockets), true);
             listeners.open_tcp(options, journal)?;
         }
         for socket in tcp.into_iter().chain([unix]) {
