@@ -24,8 +24,11 @@ use std::path::{Path, PathBuf};
 
 mod adopt;
 mod drain;
+mod kept;
 #[cfg(test)]
 mod tests;
+
+pub use kept::Kept;
 
 /// How long nothing is accepted after accepting has failed (pooling 5.7).
 const PAUSE: Micros = Micros::from_secs(5);
@@ -72,6 +75,8 @@ pub struct Listeners {
     failed_at: Option<Micros>,
     /// Since when the TCP sockets take nobody who comes anew.
     draining: Option<Micros>,
+    /// We have opened the TCP sockets; nobody else accepts there unless they are shared.
+    is_ours: bool,
     /// Another process has got them, too.
     is_shared: bool,
     /// What the TCP sockets were given when they were opened: accepted ones inherit it.
@@ -101,12 +106,12 @@ impl Listeners {
     /// config 1.4 into the journal.
     pub(super) fn open(
         options: &ListenOptions,
+        kept: Kept,
         registry: &Registry,
         journal: &mut Journal,
     ) -> Result<Listeners, Fatal> {
-        let inherited = Some(options.sockets);
-        let mut listeners = Listeners { inherited, ..Listeners::default() };
-        listeners.open_tcp(options, journal)?;
+        let mut listeners = Listeners::default();
+        listeners.open_tcp(options, kept, journal)?;
         if !options.unix_dir.is_empty() {
             let listener = listeners.open_unix(options, journal)?;
             listeners.all.push(Some(Listener::Unix(listener)));
@@ -229,7 +234,15 @@ impl Listeners {
         Ok(())
     }
 
-    fn open_tcp(&mut self, options: &ListenOptions, journal: &mut Journal) -> Result<(), Fatal> {
+    fn open_tcp(
+        &mut self,
+        options: &ListenOptions,
+        mut kept: Kept,
+        journal: &mut Journal,
+    ) -> Result<(), Fatal> {
+        self.is_ours = true;
+        // Those who wait at a kept one have what that was given then.
+        self.inherited = kept.is_empty().then_some(options.sockets);
         let mut asked = false;
         for item in options.listen_addr.split(',').map(str::trim) {
             if item.is_empty() {
@@ -244,12 +257,11 @@ impl Listeners {
                 }
             };
             for addr in addrs {
-                match listen_tcp(addr, options, journal) {
+                let again = kept.listen_again(addr, options, journal);
+                match again.unwrap_or_else(|| listen_tcp(addr, options, journal)) {
                     Ok(listener) => {
                         journal.line(Level::Log, format!("listening on {addr}"));
-                        let local = listener.local_addr().ok();
-                        let local = local.filter(|local| !local.ip().is_unspecified());
-                        self.all.push(Some(Listener::Tcp(listener, local)));
+                        self.inherit_tcp(listener);
                     }
                     Err((step, error)) => {
                         warn_cannot_listen(journal, &Place::Inet(addr), step, &error)

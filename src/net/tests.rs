@@ -3,6 +3,7 @@
 use super::script::{packet, Script};
 use super::*;
 use crate::core::{Target, Verdict};
+use crate::net::listen::Kept;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -98,7 +99,7 @@ impl Process {
             defer_accept: false,
             sockets: SocketOptions::default(),
         };
-        self.net.listen(&options).unwrap();
+        self.net.listen(&options, Kept::default()).unwrap();
     }
 
     pub(super) fn lines(&mut self) -> Vec<String> {

@@ -26,7 +26,7 @@ impl Listeners {
     /// has closed the sockets.
     pub(crate) fn drain_tcp(&mut self, now: Micros) {
         // Of sockets that somebody else has, too, the queue is not ours alone.
-        let is_ours = self.inherited.is_some() && !self.is_shared;
+        let is_ours = self.is_ours && !self.is_shared;
         let ignores = |tcp: &TcpListener| hear(tcp, tcp.local_addr(), false).is_ok();
         // Where nobody else listens there is nowhere to move to.
         let is_lost = || self.is_alone() || !system_migrates();
@@ -70,7 +70,7 @@ impl Listeners {
         !self.tcp().any(|tcp| getsockopt(tcp, sockopt::ReusePort) == Ok(true))
     }
 
-    fn tcp(&self) -> impl Iterator<Item = &TcpListener> {
+    pub(super) fn tcp(&self) -> impl Iterator<Item = &TcpListener> {
         self.all.iter().flatten().filter_map(|listener| match listener {
             Listener::Tcp(tcp, _) => Some(tcp),
             Listener::Unix(_) => None,
@@ -125,7 +125,8 @@ mod tests {
             sockets: SocketOptions::default(),
         };
         let poll = Poll::new().unwrap();
-        let opened = Listeners::open(&options, poll.registry(), &mut Journal::default());
+        let opened =
+            Listeners::open(&options, Kept::default(), poll.registry(), &mut Journal::default());
         let listeners = opened.unwrap();
         let at = listeners.tcp_addresses()[0];
         (listeners, at)
