@@ -1,0 +1,94 @@
+//! Listening sockets that a service manager keeps while no process of ours lives: who connects
+//! meanwhile waits for the next one (the store of sd_notify(3)).
+
+use super::{addresses, at, backlog, defer_accept, ListenOptions, Listeners, Step};
+use crate::base::{Journal, Level};
+use crate::core::Addr;
+use crate::net::handoff::local;
+use mio::net::TcpListener;
+use nix::sys::socket::{self, getsockopt, sockopt, SockType};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Sockets that listen where the configuration says.
+#[derive(Debug, Default)]
+pub struct Kept(Vec<(SocketAddr, OwnedFd)>);
+
+impl Kept {
+    /// Those of the sockets that these options have a use for. The others are closed.
+    pub fn of(sockets: Vec<OwnedFd>, options: &ListenOptions) -> Kept {
+        let wanted = wanted(options);
+        let place = |socket: OwnedFd| match local(&socket) {
+            Addr::Inet(at) if wanted.contains(&at) && is_fit(&socket) => Some((at, socket)),
+            _ => None,
+        };
+        Kept(sockets.into_iter().filter_map(place).collect())
+    }
+
+    /// So many are left.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The one that listens at this address, with these options now.
+    pub(super) fn listen_again(
+        &mut self,
+        addr: SocketAddr,
+        options: &ListenOptions,
+        journal: &mut Journal,
+    ) -> Option<Result<TcpListener, Step>> {
+        let at = self.0.iter().position(|(at, _)| *at == addr)?;
+        Some(prepare(self.0.swap_remove(at).1, options, journal))
+    }
+}
+
+fn prepare(
+    fd: OwnedFd,
+    options: &ListenOptions,
+    journal: &mut Journal,
+) -> Result<TcpListener, Step> {
+    options.sockets.apply(&fd).map_err(|failure| {
+        journal.line(Level::Warning, failure.to_string());
+        ("tune_socket", failure.error)
+    })?;
+    // Whoever waits stays; the queue has another length now.
+    socket::listen(&fd, backlog(options.backlog)).map_err(at("listen"))?;
+    defer_accept(&fd, options.defer_accept, journal);
+    let listener = std::net::TcpListener::from(fd);
+    listener.set_nonblocking(true).map_err(at("fcntl"))?;
+    Ok(TcpListener::from_std(listener))
+}
+
+/// Where these options have us listen.
+fn wanted(options: &ListenOptions) -> Vec<SocketAddr> {
+    // The system would go on giving connections to a socket of a group that nobody accepts at, and
+    // the others are there for those who come.
+    if options.reuse_port {
+        return vec![];
+    }
+    let items = options.listen_addr.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.flat_map(|item| addresses(item, options.port).unwrap_or_default()).collect()
+}
+
+/// A socket that listens, and is not one of a group.
+fn is_fit(socket: &impl AsFd) -> bool {
+    getsockopt(socket, sockopt::SockType) == Ok(SockType::Stream)
+        && getsockopt(socket, sockopt::AcceptConn) == Ok(true)
+        && getsockopt(socket, sockopt::ReusePort) == Ok(false)
+}
+
+impl Listeners {
+    /// The TCP sockets that a later start with these options would have a use for.
+    pub fn worth_keeping(&self, options: &ListenOptions) -> Vec<BorrowedFd<'_>> {
+        let wanted = wanted(options);
+        let is_wanted = |tcp: &&TcpListener| {
+            tcp.local_addr().is_ok_and(|at| wanted.contains(&at)) && is_fit(*tcp)
+        };
+        self.tcp().filter(is_wanted).map(AsFd::as_fd).collect()
+    }
+}
