@@ -243,17 +243,12 @@ impl Listeners {
         self.is_ours = true;
         // Those who wait at a kept one have what that was given then.
         self.inherited = kept.is_empty().then_some(options.sockets);
-        let mut asked = false;
-        for item in options.listen_addr.split(',').map(str::trim) {
-            if item.is_empty() {
-                continue;
-            }
-            asked = true;
+        for item in options.items() {
             let addrs = match addresses(item, options.port) {
                 Ok(addrs) => addrs,
                 Err(why) => {
-                    let port = options.port;
-                    return fatal(journal, format!("getaddrinfo('{item}', '{port}') = {why}"));
+                    let text = format!("getaddrinfo('{item}', '{}') = {why}", options.port);
+                    return fatal(journal, text);
                 }
             };
             for addr in addrs {
@@ -269,7 +264,7 @@ impl Listeners {
                 }
             }
         }
-        if asked && self.all.is_empty() {
+        if options.items().next().is_some() && self.all.is_empty() {
             let list = &options.listen_addr;
             let text = format!("failed to listen on any address in listen_addr list: {list}");
             return fatal(journal, text);

@@ -14,6 +14,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 #[derive(Debug, Default)]
 pub struct Kept(Vec<(SocketAddr, OwnedFd)>);
 
+impl ListenOptions {
+    /// The items of `listen_addr`.
+    pub(super) fn items(&self) -> impl Iterator<Item = &str> {
+        self.listen_addr.split(',').map(str::trim).filter(|item| !item.is_empty())
+    }
+}
+
 impl Kept {
     /// Those of the sockets that these options have a use for. The others are closed.
     pub fn of(sockets: Vec<OwnedFd>, options: &ListenOptions) -> Kept {
@@ -71,8 +78,8 @@ fn wanted(options: &ListenOptions) -> Vec<SocketAddr> {
     if options.reuse_port {
         return vec![];
     }
-    let items = options.listen_addr.split(',').map(str::trim).filter(|item| !item.is_empty());
-    items.flat_map(|item| addresses(item, options.port).unwrap_or_default()).collect()
+    let addresses = |item| addresses(item, options.port).unwrap_or_default();
+    options.items().flat_map(addresses).collect()
 }
 
 /// A socket that listens, and is not one of a group.
