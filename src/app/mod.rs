@@ -264,11 +264,11 @@ fn open(process: &mut Process, settings: &Settings, inheritance: Inheritance) ->
     }
     process.core.journal.line(Level::Log, args::process_up(&cares::version()));
     process.print();
-    process.service.ready();
     if !is_passed {
         let sockets = process.net.listeners().worth_keeping(&options::listen(settings));
         process.service.store(&sockets, is_taken_over);
     }
+    process.service.ready();
     Ok(())
 }
 

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::rig::fds::datagram;
+use crate::rig::fds::{datagram, Taker};
 use crate::rig::old::{self, Old};
 use crate::rig::raw::Raw;
 use crate::rig::run::{is_root, Run, Running};
-use crate::rig::wire::{error, tags};
+use crate::rig::wire::{error, query, tags};
 use crate::rig::{wait_until, DEADLINE};
 
 /// What it is told of its store.
@@ -102,7 +102,7 @@ fn fast_exits_tell_nothing() {
         assert_eq!(manager.hear(), "READY=1");
         let mut console = running.console();
         match command {
-            Some(command) => console.send(&crate::rig::wire::query(command)),
+            Some(command) => console.send(&query(command)),
             None => running.signal(Signal::SIGQUIT),
         }
         assert_eq!(running.code(), 0);
@@ -205,6 +205,20 @@ fn the_unit_stays_with_an_old_process_that_refuses_at_the_last_moment() {
     assert!(manager.hears_nothing());
 }
 
+#[test]
+fn the_unit_comes_back_from_a_successor_that_has_died() {
+    let (manager, run) = Manager::of(Run::new(""));
+    let running = run.up();
+    assert_eq!(manager.hear(), "READY=1");
+    let mut successor = Taker::own_user_at(&running.socket());
+    successor.query("HANDOFF 0;");
+    successor.ask("HANDOFF 1;");
+    running.wait_for("HANDOFF command issued");
+    drop(successor);
+    assert_eq!(manager.hear_state(), format!("MAINPID={}", running.pid));
+    assert!(is_served(&running));
+}
+
 /// A start with a TCP socket as descriptor 3 and a Unix socket as 4.
 fn activated(pid: &str, settings: &str) -> Run {
     let shell =
@@ -288,6 +302,7 @@ fn a_successor_leaves_the_files_of_the_service_manager_alone() {
 fn storing(settings: &str) -> (Manager, Running) {
     let (manager, run) = Manager::of(Run::new(settings).env("FDSTORE", "9"));
     let running = run.up();
+    assert_eq!(manager.hear(), STORES);
     assert_eq!(manager.hear(), "READY=1");
     (manager, running)
 }
@@ -312,7 +327,6 @@ fn is_refused(running: &Running) -> bool {
 #[test]
 fn who_connects_after_a_crash_is_served_by_the_next_process() {
     let (manager, mut first) = storing("pidfile = pid");
-    assert_eq!(manager.hear(), STORES);
     first.signal(Signal::SIGKILL);
     assert_eq!(first.code(), -9);
     let waits = Raw::tcp(first.run.port);
@@ -321,9 +335,9 @@ fn who_connects_after_a_crash_is_served_by_the_next_process() {
     assert!(tags(&client.query("show version")).contains('D'));
     let lines = next.texts();
     assert!(!lines.iter().any(|line| line.starts_with("WARNING")), "{lines:#?}");
-    assert_eq!(manager.hear(), "READY=1");
     // A manager knows that it has it already.
     assert_eq!(manager.hear(), STORES);
+    assert_eq!(manager.hear(), "READY=1");
     assert_eq!(tags(&client.query("shutdown wait_for_clients")), "CZ");
     assert_eq!(manager.hear_state(), EMPTIES);
     assert_eq!(manager.hear(), "BARRIER=1");
@@ -334,7 +348,6 @@ fn who_connects_after_a_crash_is_served_by_the_next_process() {
 #[test]
 fn before_another_start_the_manager_keeps_the_sockets() {
     let (manager, mut first) = storing("pidfile = pid");
-    assert_eq!(manager.hear(), STORES);
     // SIGRTMIN
     let told = Command::new("/bin/kill").args(["-34", &first.pid.to_string()]).status();
     assert!(told.unwrap().success());
@@ -348,7 +361,6 @@ fn before_another_start_the_manager_keeps_the_sockets() {
 #[test]
 fn kept_sockets_that_are_of_no_use_are_out_of_the_way_before_others_are_opened() {
     let (manager, mut first) = storing("");
-    assert_eq!(manager.hear(), STORES);
     first.signal(Signal::SIGKILL);
     assert_eq!(first.code(), -9);
     let next = next_start(&first, &manager, "so_reuseport = 1").start();
@@ -365,7 +377,6 @@ fn kept_sockets_that_are_of_no_use_are_out_of_the_way_before_others_are_opened()
 #[test]
 fn a_successor_stores_what_it_has_taken_over_if_the_next_start_can_use_it() {
     let (manager, mut first) = storing("pidfile = pid");
-    assert_eq!(manager.hear(), STORES);
     let notify = first.path("notify");
     let place = first.run.filled("unix_socket_dir = DIR\nlisten_port = PORT\npidfile = DIR/pid");
     let port = first.run.port;
@@ -374,11 +385,11 @@ fn a_successor_stores_what_it_has_taken_over_if_the_next_start_can_use_it() {
         let run = run.env("NOTIFY_SOCKET", notify.to_str().unwrap()).env("FDSTORE", "9");
         let mut next = run.args(&["-R"]).up();
         assert_eq!(manager.hear_state(), format!("MAINPID={}", next.pid));
-        assert_eq!(manager.hear_state(), "READY=1");
         assert_eq!(manager.hear_state(), EMPTIES);
         if is_of_use {
             assert_eq!(manager.hear_state(), STORES);
         }
+        assert_eq!(manager.hear_state(), "READY=1");
         assert_eq!(first.code(), 0);
         std::mem::swap(&mut first, &mut next);
     }

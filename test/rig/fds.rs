@@ -67,7 +67,12 @@ pub(crate) struct Taker(UnixStream);
 impl Taker {
     /// Logged in as the process's own user, who needs no password.
     pub(crate) fn own_user(pooler: &Pooler) -> Self {
-        Self::login(connect(&socket_of(pooler)), "pgbouncer")
+        Self::own_user_at(&socket_of(pooler))
+    }
+
+    /// The same at this socket.
+    pub(crate) fn own_user_at(socket: &Path) -> Self {
+        Self::login(connect(socket), "pgbouncer")
     }
 
     /// Logged in as a trusted user, with the uid of the test.
