@@ -264,7 +264,9 @@ fn open(process: &mut Process, settings: &Settings, inheritance: Inheritance) ->
     }
     process.core.journal.line(Level::Log, args::process_up(&cares::version()));
     process.print();
-    if !is_passed {
+    // What of them has not been used goes: a takeover has made it superfluous.
+    process.service.kept.clear();
+    if process.service.has_store && !is_passed {
         let sockets = process.net.listeners().worth_keeping(&options::listen(settings));
         process.service.store(&sockets, is_taken_over);
     }

@@ -48,7 +48,7 @@ pub(super) struct Service {
     /// Listening sockets of ours that the manager has kept while no process of ours lived.
     pub(super) kept: Vec<OwnedFd>,
     /// It keeps some if we ask for it. systemd says so from version 254 on, older ones by our unit.
-    has_store: bool,
+    pub(super) has_store: bool,
     /// It has been given some.
     has_stored: bool,
     /// Our number when we were started; `-d` changes it.
@@ -90,9 +90,9 @@ impl Service {
         Service {
             line,
             sockets,
-            kept,
             has_store,
-            has_stored: false,
+            has_stored: !kept.is_empty(),
+            kept,
             started_as: own,
             watchdog: limit.map(|limit| Micros(limit / 2)),
             next_sign: Micros(0),
@@ -139,11 +139,6 @@ impl Service {
     /// Has the manager keep these sockets, and no others, for the next start. `anew` if it may have
     /// some of a process before us.
     pub(super) fn store(&mut self, sockets: &[BorrowedFd<'_>], anew: bool) {
-        // Those that a process which we have taken over from made superfluous.
-        self.kept.clear();
-        if !self.has_store {
-            return;
-        }
         if anew {
             self.insist(&format!("FDSTOREREMOVE=1\nFDNAME={STORED}"));
         }
