@@ -203,7 +203,7 @@ fn assemble(
         clock,
         successor: None,
         exit: None,
-        newcomers: Vec::new(),
+        newcomers: None,
         handover: None,
         handed_over: None,
         pidfile: None,

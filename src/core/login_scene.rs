@@ -122,11 +122,12 @@ impl Scene {
         let (rows, peers): (Vec<_>, Vec<_>) = self.core.hand_out(Id::none()).into_iter().unzip();
         let ends = peers.iter().map(|peer| peer.map(|_| from));
         let taken = to.core.take_in(rows.into_iter().zip(ends).collect());
-        let pairs = peers.into_iter().zip(taken.peers).filter_map(|pair| match pair {
-            (Some(Peer::Client(old)), Some(Peer::Client(new))) => Some((old, new)),
+        let pairs = peers.into_iter().zip(&taken.peers).filter_map(|pair| match pair {
+            (Some(Peer::Client(old)), Some(Peer::Client(new))) => Some((old, *new)),
             _ => None,
         });
         let there: BTreeMap<ClientId, ClientId> = pairs.collect();
+        to.core.all_are_in(taken);
         for (peer, bytes) in &self.sent {
             if let Some(new) = old_client(*peer).and_then(|old| there.get(&old)) {
                 to.sent.push((Peer::Client(*new), bytes.clone()));

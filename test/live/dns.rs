@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::rig::dns::{ips, Dns, Reply, A, AAAA, NXDOMAIN, SERVFAIL, SOA};
 use crate::rig::fake::Fake;

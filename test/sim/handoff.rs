@@ -7,7 +7,7 @@ use crate::world::{World, OWN_UID};
 use pgturnstile::base::fields::{read, Field, Fields};
 use pgturnstile::base::Id;
 use pgturnstile::config::SslMode;
-use pgturnstile::core::carry::{Kind, Row, TakenIn};
+use pgturnstile::core::carry::{Kind, Row};
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::{Addr, ClientId, Core, Origin, Peer, ServerId, Surroundings};
 use std::sync::LazyLock;
@@ -17,6 +17,9 @@ const LEFT: u32 = 1 << 30;
 
 /// A row, and whose socket goes with it.
 type Told = (Row, Option<Peer>);
+
+/// A row as the successor has it, and the ends of the socket that came with it.
+type Received = (Row, Option<Origin>);
 
 impl World {
     /// Half of the runs are left in peace.
@@ -44,27 +47,28 @@ impl World {
         let mut rows = self.core.hand_out(Id::none());
         self.trace(|_| format!("handoff of {} rows", rows.len()));
         assert!(self.core.next_action().is_none(), "HANDOFF: something is left to do");
-        let around = Surroundings {
-            now: self.now,
-            seed: [self.successor_dice.below(256) as u8; 32],
-            own_uid: OWN_UID,
-            host_name: "here".into(),
-        };
-        let mut next = Core::new(self.plan.settings.clone(), around);
-        next.configure(self.plan.config(), true);
-        next.set_users(self.plan.user_list());
-        next.set_tls_modes(SslMode::Disable, SslMode::Prefer);
+        let seed = self.successor_dice.below(256) as u8;
         let told = rows.iter().map(|(row, peer)| (left_out(row), peer.map(|_| NOWHERE)));
         let mut told: Vec<_> = told.collect();
         if LEFT_OUT.as_ref().is_some_and(|(kind, _)| kind == "reversed") {
             rows.reverse();
             told.reverse();
         }
-        let taken = next.take_in(told);
+        let mut next = self.successor(seed);
+        let mut peers = self.take_in(&mut next, &told, 50);
+        let is_gone = |peer: &Peer| match peer {
+            Peer::Client(id) => next.clients().get(*id).is_none(),
+            Peer::Server(id) => next.servers().get(*id).is_none(),
+        };
+        if peers.iter().flatten().any(is_gone) {
+            // Who comes late may have its place, and its connection is closed before that.
+            next = self.successor(seed);
+            peers = self.take_in(&mut next, &told, 0);
+        }
         if LEFT_OUT.is_none() {
             self.check_again(&rows, &next);
         }
-        let moved = self.who_is_who(&rows, &taken, &next);
+        let moved = self.who_is_who(&rows, &peers, &next);
         self.core = next;
         self.follow(&moved);
         // The first wait tells of everything that can be read.
@@ -76,10 +80,43 @@ impl World {
         }
     }
 
+    /// A core that knows its files only.
+    fn successor(&self, seed: u8) -> Core {
+        let around = Surroundings {
+            now: self.now,
+            seed: [seed; 32],
+            own_uid: OWN_UID,
+            host_name: "here".into(),
+        };
+        let mut next = Core::new(self.plan.settings.clone(), around);
+        next.configure(self.plan.config(), true);
+        next.set_users(self.plan.user_list());
+        next.set_tls_modes(SslMode::Disable, SslMode::Prefer);
+        next
+    }
+
+    /// So many percent of those who may come late do; who each row is then.
+    fn take_in(&mut self, next: &mut Core, rows: &[Received], late: usize) -> Vec<Option<Peer>> {
+        let mut draws = |row| Core::may_come_late(row) && self.successor_dice.chance(late);
+        let is_late: Vec<bool> = rows.iter().map(|(row, _)| draws(row)).collect();
+        let early = rows.iter().zip(&is_late).filter(|(_, is_late)| !**is_late);
+        let mut taken = next.take_in(early.map(|(row, _)| row.clone()).collect());
+        let mut early = std::mem::take(&mut taken.peers).into_iter();
+        let mut peers = Vec::new();
+        for ((row, from), is_late) in rows.iter().zip(is_late) {
+            peers.push(match from {
+                Some(from) if is_late => next.take_in_late(row, *from, &mut taken),
+                _ => early.next().flatten(),
+            });
+        }
+        next.all_are_in(taken);
+        peers
+    }
+
     /// The ends of a connection are in its record.
-    fn who_is_who(&self, rows: &[Told], taken: &TakenIn, next: &Core) -> Moved {
+    fn who_is_who(&self, rows: &[Told], peers: &[Option<Peer>], next: &Core) -> Moved {
         let mut moved = Moved::new(&self.core, next);
-        for ((row, old), new) in rows.iter().zip(&taken.peers) {
+        for ((row, old), new) in rows.iter().zip(peers) {
             match (old, new) {
                 (Some(old), Some(new)) => moved.note(*old, *new),
                 (Some(old), None) => self.fail(&format!("HANDOFF: {old:?} is left: {row:?}")),

@@ -66,7 +66,9 @@ fn fresh() -> Core {
 fn read(rows: &[Row]) -> (Core, usize) {
     let mut core = fresh();
     let taken = core.take_in(rows.iter().map(|row| (row.clone(), Some(FROM))).collect());
-    (core, taken.peers.iter().flatten().count())
+    let count = taken.peers.iter().flatten().count();
+    core.all_are_in(taken);
+    (core, count)
 }
 
 /// What always holds.
