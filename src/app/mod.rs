@@ -279,13 +279,13 @@ fn listen(process: &mut Process, settings: &Settings) -> Result<(), Fatal> {
     let options = options::listen(settings);
     let sockets = std::mem::take(&mut process.service.sockets);
     let all_kept = std::mem::take(&mut process.service.kept);
-    let count = all_kept.len();
+    // Sockets of the manager's own leave nothing to listen at for ours.
+    let has_others = !sockets.is_empty() && !all_kept.is_empty();
     let kept = match sockets.is_empty() {
         true => Kept::of(all_kept, &options),
         false => Kept::default(),
     };
-    if kept.len() < count {
-        // They could be in the way of what is opened now.
+    if has_others || kept.has_refused() {
         process.service.empty_store();
     }
     if sockets.is_empty() {

@@ -140,7 +140,7 @@ impl Service {
     /// some of a process before us.
     pub(super) fn store(&mut self, sockets: &[BorrowedFd<'_>], anew: bool) {
         if anew {
-            self.insist(&format!("FDSTOREREMOVE=1\nFDNAME={STORED}"));
+            self.empty_store();
         }
         for some in sockets.chunks(MOST) {
             self.insist_with(&format!("FDSTORE=1\nFDNAME={STORED}"), some);
@@ -148,11 +148,19 @@ impl Service {
         self.has_stored |= !sockets.is_empty();
     }
 
-    /// Takes them back, if it has some: when this returns the manager has closed them, unless it
+    /// Takes them back, if it has some: when this returns the manager has let go of them, unless it
     /// is very slow. Who connects would wait for nobody.
     pub(super) fn take_back(&mut self) {
-        if std::mem::take(&mut self.has_stored) {
-            self.empty_store();
+        if !std::mem::take(&mut self.has_stored) {
+            return;
+        }
+        self.empty_store();
+        let Ok((mut ours, theirs)) = UnixStream::pair() else { return };
+        // It closes this as soon as it has heard everything before it.
+        self.insist_with("BARRIER=1", &[theirs.as_fd()]);
+        drop(theirs);
+        if ours.set_read_timeout(Some(PAUSE * ATTEMPTS)).is_ok() {
+            let _ = ours.read(&mut [0]);
         }
     }
 
@@ -161,16 +169,9 @@ impl Service {
         self.has_stored = false;
     }
 
-    /// Has the manager close what it has kept of ours.
+    /// Has the manager close what it has kept of ours. It takes a moment for that.
     pub(super) fn empty_store(&self) {
         self.insist(&format!("FDSTOREREMOVE=1\nFDNAME={STORED}"));
-        let Ok((mut ours, theirs)) = UnixStream::pair() else { return };
-        // It closes this as soon as it has heard everything before it.
-        self.insist_with("BARRIER=1", &[theirs.as_fd()]);
-        drop(theirs);
-        if ours.set_read_timeout(Some(PAUSE * ATTEMPTS)).is_ok() {
-            let _ = ours.read(&mut [0]);
-        }
     }
 
     /// The line of statistics, for `systemctl status`.

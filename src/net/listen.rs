@@ -252,8 +252,7 @@ impl Listeners {
                 }
             };
             for addr in addrs {
-                let again = kept.listen_again(addr, options, journal);
-                match again.unwrap_or_else(|| listen_tcp(addr, options, journal)) {
+                match kept.listen(addr, options, journal) {
                     Ok(listener) => {
                         journal.line(Level::Log, format!("listening on {addr}"));
                         self.inherit_tcp(listener);

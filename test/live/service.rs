@@ -364,8 +364,11 @@ fn kept_sockets_that_are_of_no_use_are_out_of_the_way_before_others_are_opened()
     first.signal(Signal::SIGKILL);
     assert_eq!(first.code(), -9);
     let next = next_start(&first, &manager, "so_reuseport = 1").start();
+    // systemd leaves the closing to a process of its own.
+    let late = manager.1.borrow()[0].try_clone().unwrap();
     assert_eq!(manager.hear(), EMPTIES);
-    assert_eq!(manager.hear(), "BARRIER=1");
+    std::thread::sleep(Duration::from_millis(100));
+    drop(late);
     assert_eq!(manager.hear(), "READY=1");
     let lines = next.texts();
     assert!(!lines.iter().any(|line| line.starts_with("WARNING")), "{lines:#?}");

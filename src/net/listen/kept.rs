@@ -1,18 +1,28 @@
 //! Listening sockets that a service manager keeps while no process of ours lives: who connects
 //! meanwhile waits for the next one (the store of sd_notify(3)).
 
-use super::{addresses, at, backlog, defer_accept, ListenOptions, Listeners, Step};
+use super::{addresses, at, backlog, defer_accept, listen_tcp, ListenOptions, Listeners, Step};
 use crate::base::{Journal, Level};
 use crate::core::Addr;
 use crate::net::handoff::local;
 use mio::net::TcpListener;
 use nix::sys::socket::{self, getsockopt, sockopt, SockType};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// So often it is tried again to listen where a superfluous one has been, this long after the last time.
+const ATTEMPTS: u32 = 100;
+const REST: Duration = Duration::from_millis(10);
 
 /// Sockets that listen where the configuration says.
 #[derive(Debug, Default)]
-pub struct Kept(Vec<(SocketAddr, OwnedFd)>);
+pub struct Kept {
+    all: Vec<(SocketAddr, OwnedFd)>,
+    /// There were others. The manager may still have them open.
+    has_refused: bool,
+}
 
 impl ListenOptions {
     /// The items of `listen_addr`.
@@ -29,28 +39,41 @@ impl Kept {
             Addr::Inet(at) if wanted.contains(&at) && is_fit(&socket) => Some((at, socket)),
             _ => None,
         };
-        Kept(sockets.into_iter().filter_map(place).collect())
-    }
-
-    /// So many are left.
-    pub fn len(&self) -> usize {
-        self.0.len()
+        let count = sockets.len();
+        let all: Vec<_> = sockets.into_iter().filter_map(place).collect();
+        Kept { has_refused: all.len() < count, all }
     }
 
     /// True if there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
     }
 
-    /// The one that listens at this address, with these options now.
-    pub(super) fn listen_again(
+    /// True if some were of no use: the manager has to be told.
+    pub fn has_refused(&self) -> bool {
+        self.has_refused
+    }
+
+    /// Listens at this address, with what has been kept there or anew.
+    pub(super) fn listen(
         &mut self,
         addr: SocketAddr,
         options: &ListenOptions,
         journal: &mut Journal,
-    ) -> Option<Result<TcpListener, Step>> {
-        let at = self.0.iter().position(|(at, _)| *at == addr)?;
-        Some(prepare(self.0.swap_remove(at).1, options, journal))
+    ) -> Result<TcpListener, Step> {
+        if let Some(at) = self.all.iter().position(|(at, _)| *at == addr) {
+            return prepare(self.all.swap_remove(at).1, options, journal);
+        }
+        let mut left = if self.has_refused { ATTEMPTS } else { 0 };
+        loop {
+            match listen_tcp(addr, options, journal) {
+                Err((_, error)) if left > 0 && error.kind() == ErrorKind::AddrInUse => {
+                    left -= 1;
+                    std::thread::sleep(REST);
+                }
+                done => return done,
+            }
+        }
     }
 }
 
