@@ -73,6 +73,8 @@ impl Process {
                 self.exit = Some(0);
             }
             Err(text) => {
+                // It may have said that it is the unit's main process.
+                self.service.become_main();
                 let line = format!("handoff failed, going on: {text}");
                 self.core.journal.line(Level::Warning, line);
                 if refusal.is_none() {

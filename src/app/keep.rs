@@ -54,6 +54,7 @@ fn forget_signals(signals: &mut Signals, say: &mut impl FnMut(Level, &str)) {
 
 fn pump(keeper: &mut Keeper, signals: &mut Signals, say: &mut impl FnMut(Level, &str)) -> u8 {
     let mut shown = usize::MAX;
+    let mut ends_soon = false;
     while !keeper.is_empty() {
         if shown != keeper.len() {
             shown = keeper.len();
@@ -70,10 +71,23 @@ fn pump(keeper: &mut Keeper, signals: &mut Signals, say: &mut impl FnMut(Level, 
         while let Some((level, text)) = keeper.journal().pop() {
             say(level, &text);
         }
-        let ends = |signal: &Signal| matches!(signal, Signal::Term | Signal::Int | Signal::Quit);
-        if has_signal && signals.take().iter().any(ends) {
-            say(Level::Log, &format!("ending {} TLS connections at once", keeper.len()));
-            return 0;
+        if !has_signal {
+            continue;
+        }
+        for signal in signals.take() {
+            match signal {
+                // The unit's main process is the successor, which is told as well.
+                Signal::Term | Signal::Int | Signal::Restart if !ends_soon => {
+                    say(Level::Log, "ending with the successor");
+                    keeper.hurry();
+                    ends_soon = true;
+                }
+                Signal::Term | Signal::Int | Signal::Restart | Signal::Quit => {
+                    say(Level::Log, &format!("ending {} TLS connections at once", keeper.len()));
+                    return 0;
+                }
+                Signal::Hup | Signal::Usr1 | Signal::Usr2 => {}
+            }
         }
     }
     0

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 
 use mio::event::Source;
 use mio::net::UnixStream;
+use nix::libc::SIGRTMIN;
 use nix::sys::socket::{recv, MsgFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
@@ -19,6 +20,8 @@ pub enum Signal {
     Hup,
     /// Shut down, wait until no server is needed.
     Int,
+    /// The same, and a new start follows (SIGRTMIN).
+    Restart,
     /// Exit at once.
     Quit,
     /// Shut down, wait for all clients to leave.
@@ -40,7 +43,7 @@ impl Signals {
         let (read, write) = StdUnixStream::pair()?;
         read.set_nonblocking(true)?;
         write.set_nonblocking(true)?;
-        let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+        let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGRTMIN()];
         let read = UnixStream::from_std(read);
         let delivery = SignalDelivery::with_pipe(read, write, WithRawSiginfo, watched)?;
         Ok(Signals { delivery })
@@ -73,6 +76,7 @@ fn known(number: i32) -> Option<Signal> {
         SIGTERM => Some(Signal::Term),
         SIGUSR1 => Some(Signal::Usr1),
         SIGUSR2 => Some(Signal::Usr2),
+        _ if number == SIGRTMIN() => Some(Signal::Restart),
         _ => None,
     }
 }

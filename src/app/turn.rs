@@ -195,6 +195,7 @@ impl Process {
 
     /// Who waits for clients to leave leaves nobody out who has connected already.
     fn stop_listening(&mut self) {
+        self.service.take_back();
         match self.core.shutdown() {
             Some(pause::Shutdown::WaitForClients) => {
                 // Nothing will come of a handoff that has been asked for.
@@ -257,6 +258,10 @@ impl Process {
                     self.reload(None);
                     self.service.ready();
                     continue;
+                }
+                Signal::Restart => {
+                    self.service.leave_stored();
+                    pause::Signal::Interrupt
                 }
                 Signal::Int => pause::Signal::Interrupt,
                 Signal::Quit => pause::Signal::Quit,

@@ -3,6 +3,7 @@
 use super::script::{packet, Script};
 use super::*;
 use crate::core::{Target, Verdict};
+use crate::net::listen::Kept;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -87,7 +88,7 @@ impl Process {
     }
 
     pub(super) fn listen(&mut self, addr: &str, dir: &str) {
-        self.net.listen(&options(addr, dir)).unwrap();
+        self.net.listen(&options(addr, dir), Kept::default()).unwrap();
     }
 
     /// Listens at a socket that a service manager has passed.

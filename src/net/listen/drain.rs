@@ -74,7 +74,7 @@ impl Listeners {
         !self.tcp().any(|tcp| getsockopt(tcp, sockopt::ReusePort) == Ok(true))
     }
 
-    fn tcp(&self) -> impl Iterator<Item = &TcpListener> {
+    pub(super) fn tcp(&self) -> impl Iterator<Item = &TcpListener> {
         self.all.iter().flatten().filter_map(|listener| match listener {
             Listener::Tcp(tcp, _) => Some(tcp),
             Listener::Unix(_) => None,
@@ -129,7 +129,8 @@ mod tests {
             sockets: SocketOptions::default(),
         };
         let poll = Poll::new().unwrap();
-        let opened = Listeners::open(&options, poll.registry(), &mut Journal::default());
+        let opened =
+            Listeners::open(&options, Kept::default(), poll.registry(), &mut Journal::default());
         let listeners = opened.unwrap();
         let at = listeners.tcp_addresses()[0];
         (listeners, at)
