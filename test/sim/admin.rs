@@ -267,6 +267,7 @@ impl World {
     pub fn reload(&mut self, console: Option<ClientId>) {
         self.judge_admissions();
         self.facts.reloaded = true;
+        self.files.limit = None;
         let old = self.plan.clone();
         let what = match self.settling {
             true => "nothing is new".into(),

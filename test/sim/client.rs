@@ -101,6 +101,8 @@ pub struct Client {
     pub asked_for_tls: bool,
     /// It wants no parameters of its own when it comes.
     pub is_plain: bool,
+    /// It may expect its IntervalStyle to be looked after, as of the last change of that.
+    pub styles: Option<u32>,
     /// Its prepared statements.
     pub names: Names,
     /// How many texts are prepared in this run.
@@ -135,6 +137,7 @@ impl Client {
             unsure: false,
             asked_for_tls: false,
             is_plain: false,
+            styles: None,
             names: Names::default(),
             texts: 1,
             failed: false,
@@ -153,6 +156,12 @@ impl Client {
             && self.copying.is_none()
             && !self.unsynced
             && self.later.is_empty()
+    }
+
+    /// True if it is logged in, and nothing is on its way between it and the pooler.
+    pub fn is_settled(&self) -> bool {
+        let line = self.line.borrow();
+        self.phase == Phase::Ready && self.is_quiet() && !line.stirs() && line.down.is_empty()
     }
 
     /// The mark of its next request.

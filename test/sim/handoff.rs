@@ -3,8 +3,9 @@
 
 use crate::moved::{Move, Moved};
 use crate::net::key;
+use crate::successor::{besides, Doomed, News};
 use crate::world::{World, OWN_UID};
-use pgturnstile::base::fields::{read, Field, Fields};
+use pgturnstile::base::fields::{read, Fields};
 use pgturnstile::base::Id;
 use pgturnstile::config::SslMode;
 use pgturnstile::core::carry::{Kind, Row, TakenIn};
@@ -16,13 +17,15 @@ use std::sync::LazyLock;
 const LEFT: u32 = 1 << 30;
 
 /// A row, and whose socket goes with it.
-type Told = (Row, Option<Peer>);
+pub type Told = (Row, Option<Peer>);
 
 impl World {
     /// Half of the runs are left in peace.
     pub fn draw_handoffs(&mut self) {
         let share = [0, 0, 2, 10];
         self.handoffs = self.successor_dice.pick(&share);
+        // In half of the others files stay as they are.
+        self.files.change = self.successor_dice.chance(70) && !self.plan.calm;
     }
 
     /// Now and then somebody else takes over; in a turn of its own.
@@ -35,15 +38,18 @@ impl World {
             return;
         }
         self.begin_turn(0);
-        self.hand_off();
+        let doomed = self.hand_off();
         self.perform();
+        self.read_journal(None);
+        self.check_doomed(&doomed);
         self.end_turn();
     }
 
-    fn hand_off(&mut self) {
+    fn hand_off(&mut self) -> Vec<Doomed> {
         let mut rows = self.core.hand_out(Id::none());
         self.trace(|_| format!("handoff of {} rows", rows.len()));
         assert!(self.core.next_action().is_none(), "HANDOFF: something is left to do");
+        let news = self.draw_news();
         let around = Surroundings {
             now: self.now,
             seed: [self.successor_dice.below(256) as u8; 32],
@@ -62,11 +68,14 @@ impl World {
         }
         let taken = next.take_in(told);
         if LEFT_OUT.is_none() {
-            self.check_again(&rows, &next);
+            self.check_again(&rows, &next, &news);
         }
-        let moved = self.who_is_who(&rows, &taken, &next);
+        let moved = self.who_is_who(&rows, &taken, &next, &news);
+        self.check_replaced(&news, &moved, &next);
+        let doomed = self.doomed(&news, &moved);
         self.core = next;
         self.follow(&moved);
+        self.take_news(&news);
         // The first wait tells of everything that can be read.
         for peer in self.net.peers() {
             let line = self.net.line(peer);
@@ -74,14 +83,16 @@ impl World {
                 self.net.readable(peer, &mut self.core);
             }
         }
+        doomed
     }
 
     /// The ends of a connection are in its record.
-    fn who_is_who(&self, rows: &[Told], taken: &TakenIn, next: &Core) -> Moved {
+    fn who_is_who(&self, rows: &[Told], taken: &TakenIn, next: &Core, news: &News) -> Moved {
         let mut moved = Moved::new(&self.core, next);
         for ((row, old), new) in rows.iter().zip(&taken.peers) {
             match (old, new) {
                 (Some(old), Some(new)) => moved.note(*old, *new),
+                (Some(_), None) if row.kind == Kind::Server && news.takes_away(row) => {}
                 (Some(old), None) => self.fail(&format!("HANDOFF: {old:?} is left: {row:?}")),
                 _ => {}
             }
@@ -91,7 +102,7 @@ impl World {
 
     /// What the successor would tell its own successor is what it has been told. Of logins that are
     /// begun anew it is something else, and then there may be connections that they need.
-    fn check_again(&self, rows: &[Told], next: &Core) {
+    fn check_again(&self, rows: &[Told], next: &Core, news: &News) {
         let again = next.hand_out(Id::none());
         let anew = self.core.clients().iter().any(|(_, client)| client.is_looked_up());
         let is_inside = |peer: &Option<Peer>| match peer {
@@ -102,12 +113,19 @@ impl World {
             _ => true,
         };
         for (row, peer) in rows.iter().filter(|(_, peer)| is_inside(peer)) {
-            let counts = match row.kind {
-                Kind::Client | Kind::Server | Kind::Statement => true,
-                Kind::Pool => !anew,
-                _ => false,
+            let counts = !news.outdates(row)
+                && match row.kind {
+                    Kind::Client | Kind::Server | Kind::Statement => true,
+                    Kind::Pool => !anew,
+                    _ => false,
+                };
+            let is_same = |other: &Told| {
+                other.0 == *row
+                    || (other.0.kind, other.0.number) == (row.kind, row.number)
+                        && besides(row, Some(other), news).is_empty()
+                        && besides(&other.0, Some(&(row.clone(), None)), news).is_empty()
             };
-            if counts && !again.iter().any(|(other, _)| other == row) {
+            if counts && !again.iter().any(is_same) {
                 if anew && matches!(peer, Some(Peer::Client(id)) if self.is_looked_up(*id)) {
                     continue;
                 }
@@ -117,8 +135,12 @@ impl World {
                     "HANDOFF: {:?} {} was {:?}, is {:?}",
                     row.kind,
                     row.number,
-                    besides(row, other),
-                    other.map(|(other, _)| besides(other, rows.iter().find(|(it, _)| it == row)))
+                    besides(row, other, news),
+                    other.map(|(other, _)| besides(
+                        other,
+                        rows.iter().find(|(it, _)| it == row),
+                        news
+                    ))
                 ));
             }
         }
@@ -196,12 +218,4 @@ fn shared(one: &Row, other: &Row) -> usize {
     } else {
         0
     }
-}
-
-/// The fields of a row that another one does not have.
-fn besides<'a>(row: &'a Row, other: Option<&'a Told>) -> Vec<Field<'a>> {
-    let has = |field: &Field<'_>| {
-        other.is_some_and(|(other, _)| read(&other.state).any(|it| it == *field))
-    };
-    read(&row.state).filter(|field| !has(field)).collect()
 }
