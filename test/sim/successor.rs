@@ -261,6 +261,7 @@ impl World {
             self.forget(name);
         }
         self.facts.removed.extend(news.gone.iter().cloned());
+        self.watch.borrow_mut().lose_databases(&news.gone);
         for server in self.servers.values_mut() {
             server.is_reset = false;
         }
