@@ -29,6 +29,7 @@ mod garbage;
 mod handoff;
 mod handoff_kills;
 mod handoff_scene;
+mod handoff_streams;
 mod handoff_tls;
 mod hba;
 mod hosts;
