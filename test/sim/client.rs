@@ -259,7 +259,14 @@ impl Client {
             }
             b'R' | b'v' => {}
             b'K' => self.key = body.try_into().ok().map(u64::from_be_bytes),
-            b'Z' if self.key.is_some() => self.phase = Phase::Ready,
+            b'Z' if self.key.is_some() => {
+                let told = |name: &&str| self.params.contains_key(*name);
+                if self.database != "pgbouncer" && !["server_version", "TimeZone"].iter().all(told)
+                {
+                    return Err("it is not told all parameters".into());
+                }
+                self.phase = Phase::Ready;
+            }
             _ => return Err(format!("got '{}' during login", tag as char)),
         }
         Ok(())

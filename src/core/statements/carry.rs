@@ -322,6 +322,7 @@ fn named<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::carry::tests::planted_at;
 
     const KEYS: [&[u8]; 3] = [b"select 1\0\0\0", b"select 2\0\0\0", b"select 3\0\0\0"];
 
@@ -351,7 +352,7 @@ mod tests {
         store.touch(&mut shelf, ids[0], |_| true);
         let mut fields = Fields::default();
         store.hand_out_shelf(&shelf, &mut fields);
-        let bytes = fields.into_bytes();
+        let bytes = planted_at("server.10", fields.into_bytes());
         let (mut next, known) = again(&store);
         let mut shelf = next.take_in_shelf(&bytes, |n| known.get(&n).copied()).unwrap();
         next.forget_unheld();
@@ -400,7 +401,7 @@ mod tests {
         names.keep_unnamed(KEYS[1], 12);
         let mut fields = Fields::default();
         store.hand_out_names(&names, |id| (id == server).then_some(77), &mut fields);
-        let bytes = fields.into_bytes();
+        let bytes = planted_at("client.26", fields.into_bytes());
         let (mut next, known) = again(&store);
         let find = |n| known.get(&n).copied();
         let names = next.take_in_names(&bytes, find, |n| (n == 77).then_some(server));
