@@ -262,6 +262,7 @@ impl World {
         }
         self.facts.removed.extend(news.gone.iter().cloned());
         self.watch.borrow_mut().lose_databases(&news.gone);
+        self.watch.borrow_mut().unlisted.clone_from(&self.plan.unlisted);
         for server in self.servers.values_mut() {
             server.is_reset = false;
         }

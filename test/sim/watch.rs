@@ -51,7 +51,9 @@ pub struct Watch {
     /// Clients that the pooler has answered for the server in this turn, which may end a query of
     /// which the server has been given nothing.
     pub answered: BTreeSet<ClientId>,
-    /// What clients asked for; no database if it did not exist then.
+    /// Users that are in no list.
+    pub unlisted: BTreeSet<String>,
+    /// What clients asked for; no database or user if there was none of that name then.
     pub openings: BTreeMap<ClientId, Names>,
     /// Pools that know what to welcome clients with.
     pub welcome: BTreeSet<Names>,
@@ -265,7 +267,8 @@ impl Watch {
         if !meant.is_empty() {
             self.lookups.meet(id, &names.1, core.now);
         }
-        self.openings.insert(id, (meant, names.1.clone()));
+        let user = if self.unlisted.contains(&names.1) { "" } else { names.1.as_str() };
+        self.openings.insert(id, (meant, user.to_owned()));
         let alive = self.openings.iter().filter(|(id, _)| core.clients().get(**id).is_some());
         let (mut of_database, mut of_user) = (0, 0);
         // Whose user is being looked up counts as nobody's yet, nor does who asked for nothing that

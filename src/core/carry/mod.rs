@@ -12,7 +12,7 @@ mod process;
 mod server;
 mod statement;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod twin_tests;
 mod user;

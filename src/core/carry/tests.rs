@@ -18,7 +18,7 @@ const SETTINGS: &str = "admin_users = w";
 
 /// A row without the field that `LEAVE_OUT` names, as a test of the tests: `server.9.5` is field 5 of
 /// field 9 of all servers (doc/reliability.md).
-pub(in crate::core) fn planted(mut row: Row) -> Row {
+pub(crate) fn planted(mut row: Row) -> Row {
     row.state = planted_at(row.kind.word(), row.state);
     row
 }

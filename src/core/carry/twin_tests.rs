@@ -2,8 +2,10 @@
 //! out (doc/reliability.md).
 
 use super::super::attrs::{Question, Traits};
-use super::super::client::ClientState;
-use super::super::face::{Addr, Decisions, Loss, Origin, Peer, ServerId, Sink};
+use super::super::client::{Access, ClientState};
+use super::super::face::{Addr, Decisions, Facts, Loss, Origin, Peer, ServerId, Sink};
+use super::super::fault::Fault;
+use super::super::login::Stage;
 use super::super::replication::Replication;
 use super::super::run_tests::{packet, Scene, QUERY};
 use super::super::server::ServerState;
@@ -22,6 +24,7 @@ const READY: &[u8] = b"Z\0\0\0\x05I";
 fn successor(scene: &Scene, settings: &str) -> Scene {
     let mut next = Scene::new(settings);
     next.core.now = Micros::from_secs(70_000);
+    next.core.stats_period = next.core.settings.stats_period;
     let rows = scene.core.hand_out(Id::none()).into_iter();
     let rows = rows.map(|(row, peer)| (planted(row), peer.map(|_| FROM)));
     next.core.take_in(rows.collect());
@@ -363,23 +366,116 @@ fn a_server_that_was_opened_for_one_client_goes_with_it() {
 
 #[test]
 fn a_cancel_request_goes_to_the_servers_address_with_its_key() {
+    for is_early in [false, true] {
+        let scene = || {
+            let mut scene = at_work("");
+            let id = first_server(&scene);
+            let at = Addr::Inet(([10, 0, 0, 9], 5432).into());
+            scene.core.servers.get_mut(id).unwrap().remote = at;
+            if is_early {
+                cancels(&mut scene);
+            }
+            scene
+        };
+        let sent = both("", scene, |scene| {
+            if !is_early {
+                cancels(scene);
+            }
+            scene.core.turn_end();
+            scene.act();
+            let id = scene.connects.pop().unwrap();
+            let host = scene.core.target(id).unwrap().host;
+            scene.core.connected(id, Addr::Unknown, Addr::Unknown);
+            scene.act();
+            let sent = scene.sent.iter().find(|(to, _)| *to == Peer::Server(id));
+            (host, sent.map(|(_, bytes)| bytes[8..].to_vec()))
+        });
+        assert_eq!(sent, ("10.0.0.9".to_owned(), Some(KEY[5..].to_vec())));
+    }
+}
+
+#[test]
+fn a_replication_client_gets_the_server_that_it_has_asked_for() {
     let scene = || {
-        let mut scene = at_work("");
-        let id = first_server(&scene);
-        let at = Addr::Inet(([10, 0, 0, 9], 5432).into());
-        scene.core.servers.get_mut(id).unwrap().remote = at;
+        let mut scene = at_work("[databases]\nd = host=a pool_size=2");
+        let id = scene.beginner_who_says(&[
+            (b"user", b"u"),
+            (b"options", b"-c any=thing"),
+            (b"replication", b"database"),
+            (b"database", b"d"),
+        ]);
+        scene.told(id, b"p\0\0\0\x06p\0");
         scene
     };
-    let sent = both("", scene, |scene| {
-        cancels(scene);
+    let told = both("[databases]\nd = host=a pool_size=2", scene, |scene| {
+        let found = scene.core.clients.iter().find(|(_, client)| client.replication.is_some());
+        let id = found.unwrap().0;
+        scene.told(id, QUERY);
+        scene.core.turn_end();
+        scene.act();
         let id = scene.connects.pop().unwrap();
-        let host = scene.core.target(id).unwrap().host;
         scene.core.connected(id, Addr::Unknown, Addr::Unknown);
         scene.act();
-        let (_, bytes) = scene.sent.iter().find(|(to, _)| *to == Peer::Server(id)).unwrap();
-        (host, bytes[8..].to_vec())
+        let sent = scene.sent.iter().find(|(to, _)| *to == Peer::Server(id));
+        String::from_utf8_lossy(&sent.unwrap().1).into_owned()
     });
-    assert_eq!(sent, ("10.0.0.9".to_owned(), KEY[5..].to_vec()));
+    for parameter in ["replication\0database\0", "options\0-c any=thing\0"] {
+        assert!(told.contains(parameter), "{told:?}");
+    }
+}
+
+#[test]
+fn a_login_keeps_what_it_was_told_of() {
+    let stages: [fn() -> Stage; 2] = [
+        || Stage::Ldap("ldapserver=x".into()),
+        || Stage::Judged(Err(Fault::relayed(b"no", Some(b"28P09")))),
+    ];
+    for stage in stages {
+        let scene = || {
+            let mut scene = Scene::new("");
+            let id = scene.beginner("u");
+            scene.core.set_stage(id, stage());
+            scene.core.set_admin(id, Access::Admin);
+            let login = scene.core.clients.get_mut(id).unwrap().login.as_mut().unwrap();
+            login.system_user = Some("root".into());
+            scene
+        };
+        let login = both("", scene, |scene| {
+            let (_, client) = scene.core.clients.iter().next().unwrap();
+            let login = client.login.as_ref().unwrap();
+            let stage = match &login.stage {
+                Stage::Ldap(options) => options.clone(),
+                Stage::Judged(Err(fault)) => format!("{} {:?}", fault.text, fault.sqlstate),
+                _ => String::new(),
+            };
+            (stage, login.system_user.clone(), login.admin)
+        });
+        assert!(!login.0.is_empty());
+        assert_eq!((login.1.as_deref(), login.2), (Some("root"), Some(Access::Admin)));
+    }
+}
+
+#[test]
+fn what_is_shown_stays() {
+    let scene = || {
+        let mut scene = at_work("");
+        let ends = [1, 2, 3, 4].map(|last| Addr::Inet(([10, 0, 0, last], 5432).into()));
+        let facts = |text: &str| Some(Box::new(Facts { text: text.into(), ..Facts::default() }));
+        let (server, client) = (first_server(&scene), scene.core.clients.ids()[0]);
+        let server = scene.core.servers.get_mut(server).unwrap();
+        (server.remote, server.local, server.tls) = (ends[0], ends[1], facts("TLSv1.3"));
+        let client = scene.core.clients.get_mut(client).unwrap();
+        (client.remote, client.local, client.tls) = (ends[2], ends[3], facts("TLSv1.2"));
+        scene
+    };
+    let shown = both("", scene, |scene| {
+        let (_, server) = scene.core.servers.iter().next().unwrap();
+        let (_, client) = scene.core.clients.iter().next().unwrap();
+        let ends = [server.remote, server.local, client.remote, client.local];
+        let text = |tls: &Option<Box<Facts>>| tls.as_ref().map(|facts| facts.text.clone());
+        (ends, text(&server.tls), text(&client.tls), client.database_name.clone())
+    });
+    assert_eq!((shown.1.as_deref(), shown.3.as_deref()), (Some("TLSv1.3"), Some("d")));
 }
 
 #[test]
@@ -436,6 +532,7 @@ fn a_period_of_none_has_one_line_of_statistics() {
     let settings = "stats_period = 0";
     let scene = || {
         let mut scene = Scene::new(settings);
+        scene.core.stats_period = 0;
         passes(&mut scene, 1);
         scene
     };
@@ -450,13 +547,24 @@ fn a_period_of_none_has_one_line_of_statistics() {
 }
 
 #[test]
-fn numbers_of_statements_are_not_used_again() {
+fn numbers_are_not_used_again() {
     let scene = || {
         let mut scene = Scene::new("");
         let id = scene.core.statements.intern(b"select 1\0\0\0");
         scene.core.statements.drop(id);
         scene.core.statements.go_on_from((0, 7));
+        for _ in 0..3 {
+            let id = scene.core.accepted(FROM);
+            scene.core.lost(Peer::Client(id), Loss::Receive);
+        }
+        scene.act();
+        scene.core.mock_key = [9; 32];
         scene
     };
-    assert_eq!(both("", scene, |scene| scene.core.statements.last_numbers()), (1, 7));
+    let numbers = both("", scene, |scene| {
+        assert_eq!(scene.core.mock_key, [9; 32]);
+        let id = scene.core.accepted(FROM);
+        (scene.core.statements.last_numbers(), scene.core.clients.get(id).unwrap().number)
+    });
+    assert_eq!(numbers, ((1, 7), 4));
 }
