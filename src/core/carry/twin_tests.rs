@@ -332,10 +332,10 @@ fn the_answer_to_what_a_server_was_asked_is_understood() {
     let scene = || {
         let mut scene = at_work(settings);
         let id = first_server(&scene);
-        answers(&mut scene, id);
         scene.core.servers.get_mut(id).unwrap().traits = Traits::default();
-        scene.core.ask_traits(id, Question::Recovery);
-        scene.act();
+        answers(&mut scene, id);
+        let server = scene.core.servers.get(id).unwrap();
+        assert_eq!(server.traits.asked, Some(Question::Recovery));
         scene
     };
     let state = both(settings, scene, |scene| {

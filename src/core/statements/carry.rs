@@ -350,6 +350,7 @@ mod tests {
         store.discard(&mut shelf, ids[1], &mut Vec::new());
         shelf.forgets(b"n"[..].into(), ids[2]);
         store.touch(&mut shelf, ids[0], |_| true);
+        shelf.is_inherited = true;
         let mut fields = Fields::default();
         store.hand_out_shelf(&shelf, &mut fields);
         let bytes = planted_at("server.10", fields.into_bytes());
@@ -358,6 +359,7 @@ mod tests {
         next.forget_unheld();
         assert_eq!((next.len(), shelf.len(), next.last_numbers()), (3, 2, (4, 0)));
         assert_eq!(next.oldest(&shelf), Some(known[&4]), "the order of use is kept");
+        assert!(shelf.is_inherited);
         assert_eq!(next.get(known[&4]).unwrap().name().as_bytes(), b"PGBOUNCER_4");
         let Some(Sent::Prepare(at)) = shelf.take_sent() else { panic!() };
         next.answered(&mut shelf, at, Some(true));
