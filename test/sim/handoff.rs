@@ -56,8 +56,9 @@ impl World {
             own_uid: OWN_UID,
             host_name: "here".into(),
         };
-        let mut next = Core::new(self.plan.settings.clone(), around);
-        next.configure(self.plan.config(), true);
+        let files = self.files_there();
+        let mut next = Core::new(files.settings.clone(), around);
+        next.configure(files, true);
         next.set_users(self.plan.user_list());
         next.set_tls_modes(SslMode::Disable, SslMode::Prefer);
         let told = rows.iter().map(|(row, peer)| (left_out(row), peer.map(|_| NOWHERE)));

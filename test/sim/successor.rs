@@ -9,6 +9,7 @@ use crate::plan::{edit_place, Plan};
 use crate::talk::STYLE;
 use crate::world::World;
 use pgturnstile::base::fields::{read, Field};
+use pgturnstile::config::Config;
 use pgturnstile::core::carry::{Kind, Row};
 use pgturnstile::core::client::{self, ClientState};
 use pgturnstile::core::server::ServerState;
@@ -196,6 +197,16 @@ impl World {
         news
     }
 
+    /// What a successor reads. What SET has changed it hears from the old process: its files say
+    /// something else.
+    pub fn files_there(&mut self) -> Config {
+        let mut files = self.plan.config();
+        if self.files.limit.is_some() {
+            files.settings.max_prepared_statements = self.successor_dice.pick(&[0, 1, 3, 200]);
+        }
+        files
+    }
+
     /// A server is to be closed if and only if it was before, or leads to an old place, or is of old
     /// knowledge.
     pub fn check_replaced(&self, news: &News, moved: &Moved, next: &Core) {
@@ -268,18 +279,30 @@ impl World {
         }
         self.note_tracking(limit);
         if news.tracking {
-            self.files.era += 1;
-            let era = self.files.era;
-            let styles = self.plan.tracks_more().then_some(era);
-            for server in self.servers.values_mut() {
-                server.era = era;
+            self.change_era();
+        }
+    }
+
+    /// Other parameters are tracked from now on. Who has no server has what its pool knows.
+    fn change_era(&mut self) {
+        self.files.era += 1;
+        let era = self.files.era;
+        let styles = self.plan.tracks_more().then_some(era);
+        for server in self.servers.values_mut() {
+            server.era = era;
+        }
+        for at in 0..self.clients.len() {
+            let client = self.core.clients().get(self.clients[at].id);
+            let free = client.filter(|client| client.server().is_none());
+            let pool = free.and_then(|client| self.core.pool(client.pool()?));
+            let is_known = pool.is_some_and(|pool| self.knows(pool));
+            let client = &mut self.clients[at];
+            client.params.remove(STYLE);
+            if is_known {
+                client.params.insert(STYLE.to_owned(), "postgres".to_owned());
             }
-            for client in &mut self.clients {
-                // What is under way was said before.
-                let settled = client.is_settled();
-                client.params.remove(STYLE);
-                client.styles = styles.filter(|_| settled);
-            }
+            // What is under way was said before.
+            client.styles = styles.filter(|_| client.is_settled());
         }
     }
 }

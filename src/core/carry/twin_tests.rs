@@ -10,10 +10,12 @@ use super::super::replication::Replication;
 use super::super::run_tests::{packet, Scene, QUERY};
 use super::super::server::ServerState;
 use super::super::stats::Counter;
+use super::super::vars::Tracked;
 use super::tests::planted;
 use crate::base::{Id, Micros};
 use crate::wire::write;
 use std::fmt::Debug;
+use std::rc::Rc;
 
 const FROM: Origin = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
 const WELCOME: [&[u8]; 2] = [b"R\0\0\0\x08\0\0\0\0", b"S\0\0\0\x11TimeZone\0GMT\0"];
@@ -25,6 +27,10 @@ fn successor(scene: &Scene, settings: &str) -> Scene {
     let mut next = Scene::new(settings);
     next.core.now = Micros::from_secs(70_000);
     next.core.stats_period = next.core.settings.stats_period;
+    take_over(scene, next)
+}
+
+fn take_over(scene: &Scene, mut next: Scene) -> Scene {
     let rows = scene.core.hand_out(Id::none()).into_iter();
     let rows = rows.map(|(row, peer)| (planted(row), peer.map(|_| FROM)));
     next.core.take_in(rows.collect());
@@ -544,6 +550,17 @@ fn a_period_of_none_has_one_line_of_statistics() {
             .count()
     });
     assert_eq!(lines, 0);
+}
+
+#[test]
+fn clients_have_the_pools_values_of_parameters_that_are_tracked_now() {
+    let name = "default_transaction_read_only";
+    let mut next = Scene::new("");
+    next.core.tracked = Rc::new(Tracked::new(name));
+    let next = take_over(&at_work(""), next);
+    let at = next.core.tracked.find(name.as_bytes()).unwrap();
+    let (_, client) = next.core.clients.iter().next().unwrap();
+    assert_eq!(client.vars.get(at).map(|value| &**value), Some(&b"off"[..]));
 }
 
 #[test]
