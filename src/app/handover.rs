@@ -12,11 +12,11 @@ use crate::core::server::Server;
 use crate::core::{ClientId, Core, Peer};
 use crate::net::carry::Part;
 use crate::net::options::reason;
-use crate::net::successor::{Successor, COLUMNS};
+use crate::net::successor::{Passed, Successor, COLUMNS};
 use crate::net::Net;
 use crate::wire::write::{self, ColumnType};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// So long we wait for those who are in the midst of something.
@@ -100,11 +100,10 @@ impl Process {
         // The unit's watchdog has to know that this is no standstill.
         let mut waits = || service.tick(clock.now(), TICK);
         let failed = |error| format!("writing failed: {}", reason(&error));
-        let parcels = parcels(&self.core, &self.net, console).map_err(failed)?;
         let socket = self.net.descriptor(Peer::Client(console)).ok_or("it has gone")?;
         let successor = Successor::over(socket, Duration::from_micros(limit.0), &mut waits);
-        let successor = successor.map_err(|error| reason(&error))?;
-        let mut successor = tell(&parcels, successor).map_err(failed)?;
+        let mut successor = successor.map_err(|error| reason(&error))?;
+        let kept = tell(&self.core, &self.net, console, &mut successor).map_err(failed)?;
         if let Err(text) = successor.hear_shutdown() {
             // If it is still there it must not believe that this process is gone. What fails then
             // is that it has gone.
@@ -116,71 +115,58 @@ impl Process {
         self.successor = None;
         let _ = successor.agree();
         drop(successor);
-        Ok(parcels.into_iter().filter_map(Parcel::kept).collect())
+        Ok(kept)
     }
 }
 
 /// Connections that a keeper pumps, with its ends of the socketpairs.
 pub(super) type Kept = Vec<(Peer, OwnedFd)>;
 
-/// A row, and what goes with it.
-struct Parcel<'a> {
-    row: Row,
-    peer: Option<Peer>,
-    wire: Vec<u8>,
-    part: Option<Part<'a>>,
-}
-
-impl Parcel<'_> {
-    fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.part.as_ref().map(|part| match part {
-            Part::Socket(socket) => *socket,
-            Part::Pair { theirs, .. } => theirs.as_fd(),
-        })
+/// Tells all there is to tell: the listening sockets, then what the core knows, each with its
+/// socket. Rows go out while others are being written.
+fn tell<'a>(
+    core: &Core,
+    net: &'a Net,
+    console: ClientId,
+    line: &mut Successor<'a>,
+) -> io::Result<Kept> {
+    line.say(describe)?;
+    for (number, _, socket) in net.listening() {
+        let row = Row { kind: Kind::Listener, number: number.into(), state: Vec::new() };
+        tell_row(line, &row, Some((&net.hand_out_listener(number), Passed::Lent(socket))))?;
     }
-
-    fn kept(self) -> Option<(Peer, OwnedFd)> {
-        match self.part {
-            Some(Part::Pair { ours, .. }) => Some((self.peer?, ours)),
-            _ => None,
-        }
-    }
-}
-
-/// All there is to tell.
-fn parcels<'a>(core: &Core, net: &'a Net, console: ClientId) -> io::Result<Vec<Parcel<'a>>> {
+    let mut kept = Kept::new();
     let number = |peer| match peer {
         Peer::Client(id) => core.clients().get(id).map_or(0, Client::number),
         Peer::Server(id) => core.servers().get(id).map_or(0, Server::number),
     };
-    let listeners = net.listening().map(|(number, _, socket)| {
-        let row = Row { kind: Kind::Listener, number: number.into(), state: Vec::new() };
-        let part = Some(Part::Socket(socket));
-        Ok(Parcel { row, peer: None, wire: net.hand_out_listener(number), part })
-    });
-    let others = core.hand_out(console).into_iter().map(|(row, peer)| {
-        let part = peer.map_or(Ok(None), |peer| net.part(peer))?;
-        let wire = peer.map_or_else(Vec::new, |peer| net.hand_out(peer, &number));
-        Ok(Parcel { row, peer, wire, part })
-    });
-    listeners.chain(others).collect()
-}
-
-/// Tells it.
-fn tell<'a>(parcels: &'a [Parcel<'_>], line: Successor<'a>) -> io::Result<Successor<'a>> {
-    let mut line = line;
-    line.say(describe)?;
-    for parcel in parcels {
-        let socket = parcel.socket();
-        let number = parcel.row.number.to_string();
-        let kind = parcel.row.kind.word().as_bytes();
-        let wire = socket.map(|_| &parcel.wire[..]);
-        let values = [Some(kind), Some(number.as_bytes()), Some(&parcel.row.state[..]), wire];
-        line.row(values, socket)?;
-    }
+    core.tell(console, &mut |row, peer| {
+        let Some(peer) = peer else { return tell_row(line, row, None) };
+        let socket = match net.part(peer)? {
+            None => return tell_row(line, row, None),
+            Some(Part::Socket(socket)) => Passed::Lent(socket),
+            Some(Part::Pair { theirs, ours }) => {
+                kept.push((peer, ours));
+                Passed::Given(theirs)
+            }
+        };
+        tell_row(line, row, Some((&net.hand_out(peer, &number), socket)))
+    })?;
     line.say(|out| write::command_complete(out, "HANDOFF"))?;
     line.send()?;
-    Ok(line)
+    Ok(kept)
+}
+
+/// A row, what the net floor knows of its socket, and the socket.
+fn tell_row<'a>(
+    line: &mut Successor<'a>,
+    row: &Row,
+    socket: Option<(&[u8], Passed<'a>)>,
+) -> io::Result<()> {
+    let number = row.number.to_string();
+    let (kind, number) = (row.kind.word().as_bytes(), number.as_bytes());
+    let (wire, descriptor) = socket.unzip();
+    line.row([Some(kind), Some(number), Some(&row.state), wire], descriptor)
 }
 
 fn describe(out: &mut Vec<u8>) {

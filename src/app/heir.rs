@@ -4,11 +4,12 @@
 
 use super::turn::Process;
 use crate::base::Level;
-use crate::core::carry::{Kind, Row};
-use crate::core::client::{Client, ClientState};
-use crate::core::{Addr, Decisions, Loss, Origin, Peer};
-use crate::net::carry::is_idle as is_idle_told;
+use crate::core::carry::{Kind, Row, TakenIn};
+use crate::core::server::ServerState;
+use crate::core::{Addr, Core, Decisions, Loss, Origin, Peer};
+use crate::net::carry::is_idle;
 use crate::net::handoff::{Old, Parcel};
+use crate::net::Event;
 use std::os::fd::OwnedFd;
 
 /// The ends of a connection are in its record: those of a kept one can't be asked for.
@@ -34,6 +35,8 @@ pub(super) fn go_on(process: &mut Process, old: &mut Old) -> Result<(), String> 
         return Err(text);
     }
     let listens = process.net.take_in_listeners(listeners);
+    // Whoever comes anew waits for those who were here.
+    process.net.suspend_accepting(true);
     if !std::rc::Rc::ptr_eq(&settings, process.core.settings()) {
         process.reload_tls();
         process.settings_changed();
@@ -42,61 +45,93 @@ pub(super) fn go_on(process: &mut Process, old: &mut Old) -> Result<(), String> 
     listens.map_err(|_| "cannot listen".to_owned())
 }
 
+/// Clients with nothing to do: there may be thousands of them, and somebody who has something to do
+/// would wait for all.
+pub(super) struct Newcomers {
+    waiting: Vec<Newcomer>,
+    /// What the others have become.
+    taken: TakenIn,
+}
+
+/// What is told of a client, and its socket.
+struct Newcomer {
+    row: Row,
+    wire: Vec<u8>,
+    socket: OwnedFd,
+}
+
 /// Gives each row its place; the listening sockets are left over, with what is told of them.
 fn take_in(process: &mut Process, parcels: Vec<Parcel>) -> Vec<(OwnedFd, Vec<u8>)> {
     let (mut rows, mut sockets) = (Vec::new(), Vec::new());
-    let mut listeners = Vec::new();
+    let (mut listeners, mut waiting) = (Vec::new(), Vec::new());
     for Parcel { kind, number, state, socket } in parcels {
-        match (Kind::of(kind.as_bytes()), socket) {
-            (Some(Kind::Listener), Some((wire, socket))) => listeners.push((socket, wire)),
-            (Some(kind), socket) => {
-                rows.push((Row { kind, number, state }, socket.as_ref().map(|_| UNTOLD)));
+        // A later version has something that we know nothing of.
+        let Some(kind) = kind else { continue };
+        let row = Row { kind, number, state };
+        match socket {
+            Some((wire, socket)) if kind == Kind::Listener => listeners.push((socket, wire)),
+            Some((wire, socket)) if is_idle(&wire) && Core::may_come_late(&row) => {
+                waiting.push(Newcomer { row, wire, socket });
+            }
+            socket => {
+                rows.push((row, socket.as_ref().map(|_| UNTOLD)));
                 sockets.push(socket);
             }
-            // A later version has something that we know nothing of.
-            (None, _) => {}
         }
     }
-    let taken = process.core.take_in(rows);
-    let peer_of = |number| taken.numbers.get(&number).copied();
-    for (peer, socket) in taken.peers.into_iter().zip(sockets) {
+    let mut taken = process.core.take_in(rows);
+    for (peer, socket) in std::mem::take(&mut taken.peers).into_iter().zip(sockets) {
         let Some(peer) = peer else { continue };
         match socket {
-            Some((wire, socket)) if may_wait(process, peer, &wire) => {
-                process.newcomers.push((peer, socket, wire));
-            }
             Some((wire, socket)) => {
+                let peer_of = |number| taken.peer(number);
                 process.net.take_in(peer, socket, &wire, &peer_of, &mut process.core);
             }
             None => process.core.lost(peer, Loss::Receive),
         }
     }
+    process.newcomers = Some(Newcomers { waiting, taken });
     listeners
 }
-
-/// True if the socket of this connection can be taken in a little later: a client with nothing to do.
-fn may_wait(process: &Process, peer: Peer, wire: &[u8]) -> bool {
-    let Peer::Client(id) = peer else { return false };
-    let is_idle = |client: &Client| {
-        client.state() == ClientState::Active && client.server().is_none() && !client.is_console()
-    };
-    process.core.clients().get(id).is_some_and(is_idle) && is_idle_told(wire)
-}
-
-/// Sockets of clients with nothing to do: there may be thousands of them, and somebody who has
-/// something to do would wait for all.
-pub(super) type Newcomers = Vec<(Peer, OwnedFd, Vec<u8>)>;
 
 impl Process {
     /// Takes in so many of the clients that have been left for later.
     pub(super) fn take_in_newcomers(&mut self, count: usize) {
-        let from = self.newcomers.len().saturating_sub(count);
-        for (peer, socket, wire) in self.newcomers.split_off(from) {
-            let Peer::Client(id) = peer else { continue };
-            // Otherwise it has been closed already, and its socket is now.
-            if self.core.clients().get(id).is_some() {
+        let Some(Newcomers { mut waiting, mut taken }) = self.newcomers.take() else { return };
+        for Newcomer { row, wire, socket } in waiting.split_off(waiting.len().saturating_sub(count))
+        {
+            if let Some(peer) = self.core.take_in_late(&row, UNTOLD, &mut taken) {
                 self.net.take_in(peer, socket, &wire, &|_| None, &mut self.core);
+                // If it is closed the next one may get its place.
+                self.perform();
             }
+        }
+        if waiting.is_empty() {
+            self.core.all_are_in(taken);
+            self.net.suspend_accepting(self.core.is_suspended());
+        } else {
+            self.newcomers = Some(Newcomers { waiting, taken });
+        }
+    }
+
+    /// Takes in all of them, unless what has happened is traffic of those who are there.
+    pub(super) fn await_newcomers(&mut self, event: &Event) {
+        if self.newcomers.is_some() && !self.is_traffic(event) {
+            self.take_in_newcomers(usize::MAX);
+        }
+    }
+
+    fn is_traffic(&self, event: &Event) -> bool {
+        match event {
+            Event::Readable(Peer::Client(id)) | Event::Writable(Peer::Client(id)) => {
+                let client = self.core.clients().get(*id);
+                client.is_some_and(|client| client.is_inside() && !client.is_console())
+            }
+            Event::Readable(Peer::Server(id)) | Event::Writable(Peer::Server(id)) => {
+                let server = self.core.servers().get(*id);
+                server.is_some_and(|server| server.state() != ServerState::Login)
+            }
+            _ => false,
         }
     }
 }

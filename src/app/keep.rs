@@ -6,11 +6,16 @@ use super::turn::Process;
 use crate::base::Level;
 use crate::net::keeper::Keeper;
 use crate::net::options::reason;
+use crate::net::sys;
 use crate::net::title;
 
 /// Goes on encrypting for the successor until nothing is left of that; the exit code.
 pub(super) fn keep(process: Process, kept: Kept) -> u8 {
     if kept.is_empty() {
+        // The successor has been waited for long enough: it gets the processor, and nobody tidies up
+        // what the system is going to throw away as a whole.
+        sys::step_back();
+        std::mem::forget(process);
         return 0;
     }
     let Process { core, net, mut log, mut signals, service, .. } = process;

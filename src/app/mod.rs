@@ -202,7 +202,7 @@ fn assemble(
         clock,
         successor: None,
         exit: None,
-        newcomers: Vec::new(),
+        newcomers: None,
         handover: None,
         handed_over: None,
         pidfile: None,

@@ -55,7 +55,7 @@ pub(super) struct Process {
     /// Set when the loop is to end.
     pub(super) exit: Option<u8>,
     /// Clients of the process before that are still to be taken in.
-    pub(super) newcomers: Newcomers,
+    pub(super) newcomers: Option<Newcomers>,
     /// A successor has asked for everything.
     pub(super) handover: Option<Handover>,
     /// A successor goes on with everything; these connections are left to be kept.
@@ -123,7 +123,7 @@ impl Process {
         let is_due = self.core.is_pending() || self.core.has_left(|id| is_heard(net, id));
         let until_tick = match is_due {
             true => Micros(0),
-            false if !self.newcomers.is_empty() => Micros(0),
+            false if self.newcomers.is_some() => Micros(0),
             false if self.handover.is_some() => handover::LOOK,
             false => self.next_tick.since(self.clock.now()),
         };
@@ -139,6 +139,7 @@ impl Process {
         self.core.now = self.clock.now();
         self.net.set_time(self.core.now);
         while let Some(event) = self.net.next_event() {
+            self.await_newcomers(&event);
             match event {
                 Event::Accept(listener) => self.accept(listener),
                 Event::Internal(SIGNALS) => self.signals(),
@@ -154,6 +155,7 @@ impl Process {
         self.drain_listeners();
         if self.core.now >= self.next_tick {
             self.next_tick = self.core.now + TICK;
+            self.take_in_newcomers(usize::MAX);
             self.core.tick();
             self.net.tick();
             self.tend_succession();
@@ -274,10 +276,6 @@ impl Process {
 
     pub(super) fn perform(&mut self) {
         while let Some(action) = self.core.next_action() {
-            if !matches!(action, Action::Connect(_) | Action::Resume(_)) {
-                // It may be about any of them.
-                self.take_in_newcomers(usize::MAX);
-            }
             match action {
                 Action::Connect(id) => self.net.connect(id, &mut self.core),
                 Action::Resume(id) => self.net.resume(id, &mut self.core),

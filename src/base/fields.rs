@@ -36,14 +36,22 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// No fields yet, but room for so many bytes.
-    pub fn with_room(bytes: usize) -> Fields {
-        Fields { bytes: Vec::with_capacity(bytes) }
+    /// No fields yet, in the room of others.
+    pub fn over(mut bytes: Vec<u8>) -> Fields {
+        bytes.clear();
+        Fields { bytes }
     }
 
     /// A field with this value.
     pub fn put(&mut self, tag: u16, value: &[u8]) {
-        self.group(tag, |fields| fields.bytes.extend_from_slice(value));
+        self.put_parts(tag, [value]);
+    }
+
+    /// A field whose value consists of these, one behind the other.
+    pub fn put_parts<const N: usize>(&mut self, tag: u16, parts: [&[u8]; N]) {
+        self.group(tag, |fields| {
+            parts.iter().for_each(|part| fields.bytes.extend_from_slice(part))
+        });
     }
 
     /// A field with this value, if there is one.

@@ -183,6 +183,10 @@ impl Client {
     pub fn tls(&self) -> Option<&Facts> {
         self.tls.as_deref()
     }
+    /// True if it has been told that it is logged in.
+    pub fn is_inside(&self) -> bool {
+        self.welcomed
+    }
     /// True for clients of the admin database.
     pub fn is_console(&self) -> bool {
         self.console.is_some()

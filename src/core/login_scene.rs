@@ -123,11 +123,12 @@ impl Scene {
         let ends = peers.iter().map(|peer| peer.map(|_| from));
         let rows = rows.into_iter().map(super::carry::tests::planted);
         let taken = to.core.take_in(rows.zip(ends).collect());
-        let pairs = peers.into_iter().zip(taken.peers).filter_map(|pair| match pair {
-            (Some(Peer::Client(old)), Some(Peer::Client(new))) => Some((old, new)),
+        let pairs = peers.into_iter().zip(&taken.peers).filter_map(|pair| match pair {
+            (Some(Peer::Client(old)), Some(Peer::Client(new))) => Some((old, *new)),
             _ => None,
         });
         let there: BTreeMap<ClientId, ClientId> = pairs.collect();
+        to.core.all_are_in(taken);
         for (peer, bytes) in &self.sent {
             if let Some(new) = old_client(*peer).and_then(|old| there.get(&old)) {
                 to.sent.push((Peer::Client(*new), bytes.clone()));

@@ -92,7 +92,7 @@ impl Net {
             fields.flag(UNIX, matches!(stream, Stream::Unix(_)));
             // What OpenSSL has refused may have been sent in part: the keeper sends the rest.
             let keeps_unsent = matches!(stream, Stream::Tls(_));
-            hand_out(conn, keeps_unsent, number, &mut fields);
+            hand_out(peer, conn, keeps_unsent, number, &mut fields);
             return fields.into_bytes();
         }
         match self.shaking_part(peer) {
@@ -208,7 +208,7 @@ impl<W: Wire> Relay<W> {
     /// What is told of a connection's bytes; `None` if there is none.
     pub fn hand_out(&self, peer: Peer, number: &dyn Fn(Peer) -> u64) -> Option<Vec<u8>> {
         let mut fields = Fields::default();
-        hand_out(self.conn(peer)?, false, number, &mut fields);
+        hand_out(peer, self.conn(peer)?, false, number, &mut fields);
         Some(fields.into_bytes())
     }
 
@@ -233,6 +233,7 @@ fn file(wire: &[u8]) -> Option<std::path::PathBuf> {
 
 /// Writes what is told of a connection.
 fn hand_out<W: Wire>(
+    peer: Peer,
     conn: &Conn<W>,
     keeps_unsent: bool,
     number: &dyn Fn(Peer) -> u64,
@@ -271,13 +272,13 @@ fn hand_out<W: Wire>(
     }
     fields.count(DROP, (*drop).into());
     fields.count(PASS, (*pass).into());
-    if let Some(to) = to {
-        fields.number(TO, number(*to));
+    if let Some(to) = to.filter(|_| *pass > 0) {
+        fields.number(TO, number(to));
     }
     fields.count(WANT, (*want).into());
     fields.flag(READABLE, *readable);
     fields.flag(STOPPED, *stopped);
-    fields.flag(UNDRAINED, *undrained);
+    fields.flag(UNDRAINED, *undrained && matches!(peer, Peer::Server(_)));
     fields.flag(SPOKEN_TO, *spoken_to);
     if let Some(from) = half_from {
         fields.number(HALF_FROM, number(*from));

@@ -1,12 +1,14 @@
 //! Taking over from a running process: its own console hands us its sockets (takeover 2 to 7).
 //!
-//! A PgBouncer is asked for SHOW FDS, one of us for HANDOFF. All of it happens before our loop runs, so it waits for answers as plain programs do. Until
-//! [`Old::shut_down`] the old process goes on by itself if anything fails here.
+//! A PgBouncer is asked for SHOW FDS, one of us for HANDOFF. All of it happens before our loop runs,
+//! so it waits for answers as plain programs do. Until [`Old::replace`] or [`Old::send_shutdown`] the
+//! old process goes on by itself if anything fails here.
 
 use super::address::listening_path;
 use super::options::reason;
 use super::stream::Stream;
 use super::sys;
+use crate::core::carry::Kind;
 use crate::core::record::{columns as cells, Record};
 use crate::core::{Addr, Origin};
 use crate::wire::frame::{Frame, Framer};
@@ -23,6 +25,7 @@ use nix::sys::socket::{
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::{Duration, Instant};
@@ -31,6 +34,8 @@ mod soft;
 
 /// Bytes of one receive. A row has at most 2048.
 const ROOM: usize = 64 * 1024;
+/// Type and length of a packet, in bytes.
+const HEADER: usize = 5;
 /// The largest packet in bytes: a row of HANDOFF has all that is in memory of a connection.
 const PACKET_MAX: u32 = i32::MAX as u32;
 /// The largest number of a handoff's format that is understood. The old process tells its own; the
@@ -61,8 +66,8 @@ pub struct Old {
 
 /// A row of HANDOFF.
 pub struct Parcel {
-    /// What it is of.
-    pub kind: String,
+    /// What it is of; `None` if a later version has something that we know nothing of.
+    pub kind: Option<Kind>,
     /// The number of a client or server.
     pub number: u64,
     /// What the core knew.
@@ -194,32 +199,19 @@ impl Old {
         self.budget = usize::MAX;
         let mut parcels = Vec::new();
         loop {
-            match self.packet()? {
-                (b'D', body) => parcels.push(self.parcel(&body)?),
-                (b'T' | b'N' | b'S', _) => {}
+            let (tag, body) = self.next_packet()?;
+            match tag {
+                b'D' => {
+                    let body = self.bytes.get(body).unwrap_or_default();
+                    parcels.push(parcel(body, &mut self.descriptors)?);
+                }
+                b'T' | b'N' | b'S' => {}
                 // That is what ReadyForQuery is for otherwise.
-                (b'C', _) => return Ok(parcels),
-                (b'E', body) => return Err(refused(&body)),
-                (tag, _) => return Err(unexpected(tag)),
+                b'C' => return Ok(parcels),
+                b'E' => return Err(refused(self.bytes.get(body).unwrap_or_default())),
+                tag => return Err(unexpected(tag)),
             }
         }
-    }
-
-    fn parcel(&mut self, body: &[u8]) -> Result<Parcel, String> {
-        let parcel = cells(body).and_then(|cells| {
-            let cell = |at: usize| cells.get(at).copied().flatten();
-            let number = number(cells.get(1)?)?;
-            let kind = String::from_utf8_lossy(cell(0)?).into_owned();
-            Some((kind, number, cell(2)?.to_vec(), cell(3).map(<[u8]>::to_vec)))
-        });
-        let (kind, number, state, wire) = parcel.ok_or("invalid data from old process")?;
-        let socket = match wire {
-            None => None,
-            Some(wire) => {
-                Some((wire, self.descriptors.pop_front().ok_or("got row without fd info")?))
-            }
-        };
-        Ok(Parcel { kind, number, state, socket })
     }
 
     /// The point of no return, for a process that has handed over everything: it agrees that its
@@ -297,14 +289,20 @@ impl Old {
 
     /// The next packet, whole: its type and body.
     fn packet(&mut self) -> Result<(u8, Vec<u8>), String> {
+        let (tag, body) = self.next_packet()?;
+        Ok((tag, self.bytes.get(body).unwrap_or_default().to_vec()))
+    }
+
+    /// The next packet, whole: its type, and where its body is until the next one is asked for.
+    fn next_packet(&mut self) -> Result<(u8, Range<usize>), String> {
         let framer = Framer { startup: false, max: PACKET_MAX };
         loop {
             let bytes = self.bytes.get(self.at..).unwrap_or_default();
             match framer.first(bytes) {
                 Frame::Packet { tag, len } if bytes.len() >= len as usize => {
-                    let body = bytes.get(5..len as usize).unwrap_or_default().to_vec();
+                    let body = self.at.saturating_add(HEADER);
                     self.at = self.at.saturating_add(len as usize);
-                    return Ok((tag, body));
+                    return Ok((tag, body..self.at));
                 }
                 Frame::Bad(_) => return Err("cannot parse packet".into()),
                 Frame::Packet { .. } | Frame::NeedMore => self.receive()?,
@@ -336,6 +334,21 @@ impl Old {
             }
         }
     }
+}
+
+/// A row of HANDOFF.
+fn parcel(body: &[u8], descriptors: &mut VecDeque<OwnedFd>) -> Result<Parcel, String> {
+    let parcel = cells(body).and_then(|cells| {
+        let cell = |at: usize| cells.get(at).copied().flatten();
+        let number = number(cells.get(1)?)?;
+        Some((Kind::of(cell(0)?), number, cell(2)?.to_vec(), cell(3).map(<[u8]>::to_vec)))
+    });
+    let (kind, number, state, wire) = parcel.ok_or("invalid data from old process")?;
+    let socket = match wire {
+        None => None,
+        Some(wire) => Some((wire, descriptors.pop_front().ok_or("got row without fd info")?)),
+    };
+    Ok(Parcel { kind, number, state, socket })
 }
 
 /// True if a process whose sockets are closed ends: the one comes a moment before the other.

@@ -9,7 +9,7 @@ use crate::wire::write;
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sendmsg, setsockopt, sockopt, ControlMessage, MsgFlags};
 use std::io::{self, ErrorKind, IoSlice, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -22,11 +22,29 @@ const SAID_MAX: u32 = 1024;
 /// Who waits says so this often.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// The line to a successor. Descriptors are borrowed until they have been sent.
+/// A descriptor that goes with a row.
+#[derive(Debug)]
+pub enum Passed<'a> {
+    /// One that stays here, too.
+    Lent(BorrowedFd<'a>),
+    /// One that is closed when it has been sent.
+    Given(OwnedFd),
+}
+
+impl AsRawFd for Passed<'_> {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Passed::Lent(descriptor) => descriptor.as_raw_fd(),
+            Passed::Given(descriptor) => descriptor.as_raw_fd(),
+        }
+    }
+}
+
+/// The line to a successor.
 pub struct Successor<'a> {
     stream: UnixStream,
     bytes: Vec<u8>,
-    descriptors: Vec<BorrowedFd<'a>>,
+    descriptors: Vec<Passed<'a>>,
     /// When it is given up.
     until: Instant,
     /// Called now and then while it keeps us waiting.
@@ -66,7 +84,7 @@ impl<'a> Successor<'a> {
     pub fn row(
         &mut self,
         values: [Option<&[u8]>; COLUMNS.len()],
-        descriptor: Option<BorrowedFd<'a>>,
+        descriptor: Option<Passed<'a>>,
     ) -> io::Result<()> {
         if self.descriptors.len() >= DESCRIPTORS {
             self.send()?;
@@ -220,7 +238,11 @@ mod tests {
             let mut row = Vec::new();
             write::data_row(&mut row, values.into_iter());
             want += row.len();
-            successor.row(values, Some(socket.as_fd())).unwrap();
+            let descriptor = match number % 2 {
+                0 => Passed::Lent(socket.as_fd()),
+                _ => Passed::Given(socket.try_clone().unwrap().into()),
+            };
+            successor.row(values, Some(descriptor)).unwrap();
         }
         successor.send().unwrap();
         drop(successor);

@@ -515,6 +515,14 @@ mod ldap {
     }
 }
 
+/// Has all others go first; there is no way back from that.
+pub fn step_back() {
+    // SAFETY: only a number is passed.
+    unsafe {
+        libc::nice(19);
+    }
+}
+
 /// Gives memory that nobody uses back to the system; glibc keeps what lies below something in use.
 pub(super) fn trim_heap() {
     // SAFETY: no pointer goes in or out; memory in use is not touched.

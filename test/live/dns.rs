@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::rig::dns::{ips, Dns, Reply, A, AAAA, NXDOMAIN, SERVFAIL, SOA};
 use crate::rig::fake::Fake;
@@ -194,10 +194,13 @@ fn failure_of_each_kind_is_remembered_and_overcome() {
 #[test]
 fn slow_nameserver_holds_up_only_who_waits_for_it() {
     let (dns, farm) = (Dns::start(), Farm::start(&["127.0.0.1"]));
-    dns.set("slow.test", Reply::Late(Duration::from_millis(500), ips(&["127.0.0.1"])));
+    dns.set("slow.test", Reply::Late(Duration::from_secs(2), ips(&["127.0.0.1"])));
     dns.set("never.test", Reply::Silence);
     let hosts = ["slow.test", "127.0.0.1", "never.test"];
-    let (pooler, _) = start(&dns, farm.port, &hosts, "server_connect_timeout = 0.5\n");
+    // It is asked again after one second, and then has two more.
+    let patience = dns.settings_with("retrans:1000 retry:3 timeout:1 attempts:3");
+    let settings = format!("{patience}server_connect_timeout = 4\n");
+    let (pooler, _) = start(&dns, farm.port, &hosts, &settings);
     let hello = |name| startup(0, &[("user", "trusty"), ("database", name)]);
     let (mut slow, mut never) = (pooler.tcp(), pooler.tcp());
     slow.send(&hello("db0"));
@@ -205,16 +208,15 @@ fn slow_nameserver_holds_up_only_who_waits_for_it() {
     wait_until("they wait", || listed(&pooler, "dns_queries") == "2");
     assert_eq!(pooler.show("WAITING", "reason", ("database", "db0")), ["dns"]);
     let mut fast = pooler.client("db1");
-    let begin = Instant::now();
     for _ in 0..100 {
         assert_eq!(fast.value("where"), "127.0.0.1");
     }
-    assert!(begin.elapsed() < Duration::from_millis(400), "{:?}", begin.elapsed());
+    assert_eq!(listed(&pooler, "dns_queries"), "2", "the answers are still to come");
     // Shutting the door on one who waits for a name harms nobody.
     drop(never);
     assert!(slow.until(b'Z').len() > 3);
     assert_eq!(slow.value("where"), "127.0.0.1");
-    assert_eq!(dns.asked("slow.test", A).0, 2, "asked again after 300 ms, the first answer counts");
+    assert!(dns.asked("slow.test", A).0 > 1, "asked again, the first answer counts");
     pooler.wait_lines(&["LOG S db2/trusty closing because: connect timeout"]);
 }
 

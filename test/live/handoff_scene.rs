@@ -18,7 +18,11 @@ fn shown(pooler: &Pooler, topic: &str, columns: &[&str], filter: (&str, &str)) -
     let by_column = columns.iter().map(|column| pooler.show(topic, column, filter));
     let by_column: Vec<Vec<String>> = by_column.collect();
     let count = by_column[0].len();
-    (0..count).map(|row| by_column.iter().map(|values| values[row].clone()).collect()).collect()
+    let row = |at: usize| by_column.iter().map(|values| values[at].clone()).collect();
+    let mut rows: Vec<Vec<String>> = (0..count).map(row).collect();
+    // Who does nothing comes behind the others in the next process.
+    rows.sort_unstable();
+    rows
 }
 
 #[test]

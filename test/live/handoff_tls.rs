@@ -34,7 +34,11 @@ fn shown(pooler: &Pooler, database: &str) -> Vec<[String; 4]> {
         .map(|column| pooler.show("CLIENTS", column, ("database", database)));
     let others = addresses.into_iter().zip(ports).zip(tls);
     let all = pointers.into_iter().zip(others);
-    all.map(|(pointer, ((address, port), tls))| [pointer, address, port, tls]).collect()
+    let row = |(pointer, ((address, port), tls))| [pointer, address, port, tls];
+    let mut rows: Vec<_> = all.map(row).collect();
+    // Who does nothing comes behind the others in the next process.
+    rows.sort_unstable();
+    rows
 }
 
 #[test]

@@ -343,18 +343,18 @@ fn reserve_pool_timeout_of_zero_means_no_reserve() {
     assert_eq!(pooler.servers(&database).len(), 1);
 }
 
-/// Each waits for the one in front of it; a tick apiece would make it three seconds.
+/// Each waits for the one in front of it; a tick apiece would make it ten seconds.
 #[test]
 fn released_server_is_handed_on_at_once() {
     let (pooler, database) = start("default_pool_size = 1\n");
     let mut holder = pooler.holder(&database);
-    let mut waiters: Vec<Raw> = (0..10).map(|_| pooler.waiter(&database, "select 1")).collect();
+    let mut waiters: Vec<Raw> = (0..30).map(|_| pooler.waiter(&database, "select 1")).collect();
     let began = Instant::now();
     holder.query("commit");
     for waiter in &mut waiters {
         assert_eq!(tags(&waiter.until(b'Z')), "TDCZ");
     }
-    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
 }
 
 #[test]

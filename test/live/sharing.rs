@@ -104,14 +104,14 @@ fn who_cannot_evict_waits_without_a_word() {
     assert_eq!(pooler.count(&evicted), 1);
 }
 
-/// Two pools take one connection from each other; a tick apiece would make it three seconds.
+/// Two pools take one connection from each other; a tick apiece would make it ten seconds.
 #[test]
 fn server_that_comes_free_is_evicted_at_once() {
     let (pooler, database) = start("max_db_connections = 1\n");
     client_as(&pooler, "postgres", &database).bye();
     let mut holder = pooler.holder(&database);
     let mut spent = Duration::ZERO;
-    for turn in 0..10 {
+    for turn in 0..30 {
         let user = ["postgres", "trusty"][turn % 2];
         let mut other = client_as(&pooler, user, &database);
         other.send(&query("begin"));
@@ -122,7 +122,7 @@ fn server_that_comes_free_is_evicted_at_once() {
         spent += began.elapsed();
         holder = other;
     }
-    assert!(spent < Duration::from_millis(1500), "{spent:?}");
+    assert!(spent < Duration::from_secs(6), "{spent:?}");
 }
 
 #[test]

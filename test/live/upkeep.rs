@@ -249,16 +249,16 @@ fn old_servers_go_one_after_the_other() {
     pause(500);
     assert_eq!(pooler.count(&over), 1, "the second one has to wait");
     wait_until("its time comes", || pooler.count(&over) == 2);
-    let (pooler, database) = start("transaction", "server_lifetime = 1\ndefault_pool_size = 0\n");
+    let (pooler, database) = start("transaction", "server_lifetime = 4\ndefault_pool_size = 0\n");
     let mut holders = [pooler.holder(&database), pooler.holder(&database)];
-    pause(1200);
+    pause(4200);
     let began = Instant::now();
     for holder in &mut holders {
         holder.query("commit");
     }
     let over = closing(&database, "server lifetime over");
     wait_until("both go", || pooler.count(&over) == 2);
-    assert!(began.elapsed() < Duration::from_millis(800), "without size there is no gap");
+    assert!(began.elapsed() < Duration::from_secs(3), "without size there is no gap");
 }
 
 #[test]

@@ -226,10 +226,15 @@ impl Dns {
 
     /// The settings that make a pooler use it: what is lost is asked for again after a moment.
     pub(crate) fn settings(&self) -> String {
-        let path = scratch().folder().join("resolv.conf");
         // Versions of c-ares differ in which words they know; the last one that is known counts.
-        let options = "options retrans:300 retry:2 timeout:1 attempts:2";
-        let text = format!("nameserver [127.0.0.1]:{}\nsearch search.test\n{options}\n", self.port);
+        self.settings_with("retrans:300 retry:2 timeout:1 attempts:2")
+    }
+
+    /// As `settings`, with other options of resolv.conf(5).
+    pub(crate) fn settings_with(&self, options: &str) -> String {
+        let path = scratch().folder().join("resolv.conf");
+        let at = format!("nameserver [127.0.0.1]:{}", self.port);
+        let text = format!("{at}\nsearch search.test\noptions {options}\n");
         write(&path, text);
         format!("resolv_conf = {}\n", path.display())
     }

@@ -12,22 +12,29 @@ use std::sync::{Mutex, OnceLock};
 use nix::sys::socket::{self, SockaddrIn};
 use nix::unistd::{geteuid, User};
 
-/// The watcher reads `+PID` and `-PID`; when its input ends (the run is over, whatever the reason), it stops the processes that
-/// are left and removes the folder. A process of its own survives even a killed test run.
+/// The watcher reads `+PID:START` and `-PID`; when its input ends (the run is over, whatever the reason), it stops the processes
+/// that are left and removes the folder. A process of its own survives even a killed test run. A process that has ended may have
+/// left its number to somebody else's; when it was started tells the two apart.
 const WATCHER: &str = r#"
 trap '' INT TERM HUP QUIT
-pids=' '
+all=' '
 while read -r line; do
   case $line in
-    +*) pids="$pids${line#+} " ;;
-    -*) pids=$(printf '%s' "$pids" | sed "s/ ${line#-} / /") ;;
+    +*) all="$all${line#+} " ;;
+    -*) all=$(printf '%s' "$all" | sed "s/ ${line#-}:[0-9]* / /") ;;
   esac
 done
-for p in $pids; do kill -QUIT "$p" 2>/dev/null; done
-for p in $pids; do
+lives() {
+  start=${1#*:}
+  set -- $(sed 's/.*) //' "/proc/${1%:*}/stat" 2>/dev/null)
+  [ "${20}" = "$start" ]
+}
+signal() { lives "$2" && kill "-$1" "${2%:*}" 2>/dev/null; }
+for p in $all; do signal QUIT "$p"; done
+for p in $all; do
   n=0
-  while kill -0 "$p" 2>/dev/null && [ $n -lt 50 ]; do n=$((n + 1)); sleep 0.1; done
-  kill -KILL "$p" 2>/dev/null
+  while signal 0 "$p" && [ $n -lt 50 ]; do n=$((n + 1)); sleep 0.1; done
+  signal KILL "$p"
 done
 rm -rf "$1"
 "#;
@@ -118,7 +125,12 @@ impl Scratch {
 
     /// Tells the watcher about a process that must not outlive the run.
     pub(crate) fn watch(&self, pid: u32) {
-        writeln!(self.watcher.lock().unwrap(), "+{pid}").unwrap();
+        // The 22nd field (proc(5)); the second is a name, with anything in it.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        if let Some(start) = rest.split(' ').nth(19) {
+            writeln!(self.watcher.lock().unwrap(), "+{pid}:{start}").unwrap();
+        }
     }
 
     /// Tells the watcher that a child is gone, before its pid can be used again.

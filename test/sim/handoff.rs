@@ -3,14 +3,16 @@
 
 use crate::moved::{Move, Moved};
 use crate::net::key;
+use crate::plan::Plan;
 use crate::successor::{besides, Doomed, News};
 use crate::world::{World, OWN_UID};
 use pgturnstile::base::fields::{read, Fields};
 use pgturnstile::base::Id;
 use pgturnstile::config::SslMode;
-use pgturnstile::core::carry::{Kind, Row, TakenIn};
+use pgturnstile::core::carry::{Kind, Row};
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::{Addr, ClientId, Core, Origin, Peer, ServerId, Surroundings};
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 /// Model connections of the old process that did not go over get indexes from here on.
@@ -18,6 +20,9 @@ const LEFT: u32 = 1 << 30;
 
 /// A row, and whose socket goes with it.
 pub type Told = (Row, Option<Peer>);
+
+/// A row as the successor has it, and the ends of the socket that came with it.
+type Received = (Row, Option<Origin>);
 
 impl World {
     /// Half of the runs are left in peace.
@@ -50,28 +55,30 @@ impl World {
         self.trace(|_| format!("handoff of {} rows", rows.len()));
         assert!(self.core.next_action().is_none(), "HANDOFF: something is left to do");
         let news = self.draw_news();
-        let around = Surroundings {
-            now: self.now,
-            seed: [self.successor_dice.below(256) as u8; 32],
-            own_uid: OWN_UID,
-            host_name: "here".into(),
-        };
         let files = self.files_there();
-        let mut next = Core::new(files.settings.clone(), around);
-        next.configure(files, true);
-        next.set_users(self.plan.user_list());
-        next.set_tls_modes(SslMode::Disable, SslMode::Prefer);
+        let seed = self.successor_dice.below(256) as u8;
         let told = rows.iter().map(|(row, peer)| (left_out(row), peer.map(|_| NOWHERE)));
         let mut told: Vec<_> = told.collect();
         if LEFT_OUT.as_ref().is_some_and(|(kind, _)| kind == "reversed") {
             rows.reverse();
             told.reverse();
         }
-        let taken = next.take_in(told);
+        let mut next = self.successor(seed, &files);
+        let mut peers = self.take_in(&mut next, &told, 50);
+        let mut places = BTreeSet::new();
+        let mut is_taken = |peer: &Peer| {
+            let (is_server, index, _) = key(*peer);
+            !places.insert((is_server, index))
+        };
+        if peers.iter().flatten().any(|peer| is_taken(peer)) {
+            // Who comes late has the place of somebody else, whose connection is closed before that.
+            next = self.successor(seed, &files);
+            peers = self.take_in(&mut next, &told, 0);
+        }
         if LEFT_OUT.is_none() {
             self.check_again(&rows, &next, &news);
         }
-        let moved = self.who_is_who(&rows, &taken, &next, &news);
+        let moved = self.who_is_who(&rows, &peers, &next, &news);
         self.check_replaced(&news, &moved, &next);
         let doomed = self.doomed(&news, &moved);
         self.core = next;
@@ -87,10 +94,43 @@ impl World {
         doomed
     }
 
+    /// A core that knows its files only.
+    fn successor(&self, seed: u8, files: &Plan) -> Core {
+        let around = Surroundings {
+            now: self.now,
+            seed: [seed; 32],
+            own_uid: OWN_UID,
+            host_name: "here".into(),
+        };
+        let mut next = Core::new(files.settings.clone(), around);
+        next.configure(files.config(), true);
+        next.set_users(files.user_list());
+        next.set_tls_modes(SslMode::Disable, SslMode::Prefer);
+        next
+    }
+
+    /// So many percent of those who may come late do; who each row is then.
+    fn take_in(&mut self, next: &mut Core, rows: &[Received], late: usize) -> Vec<Option<Peer>> {
+        let mut draws = |row| Core::may_come_late(row) && self.successor_dice.chance(late);
+        let is_late: Vec<bool> = rows.iter().map(|(row, _)| draws(row)).collect();
+        let early = rows.iter().zip(&is_late).filter(|(_, is_late)| !**is_late);
+        let mut taken = next.take_in(early.map(|(row, _)| row.clone()).collect());
+        let mut early = std::mem::take(&mut taken.peers).into_iter();
+        let mut peers = Vec::new();
+        for ((row, from), is_late) in rows.iter().zip(is_late) {
+            peers.push(match from {
+                Some(from) if is_late => next.take_in_late(row, *from, &mut taken),
+                _ => early.next().flatten(),
+            });
+        }
+        next.all_are_in(taken);
+        peers
+    }
+
     /// The ends of a connection are in its record.
-    fn who_is_who(&self, rows: &[Told], taken: &TakenIn, next: &Core, news: &News) -> Moved {
+    fn who_is_who(&self, rows: &[Told], peers: &[Option<Peer>], next: &Core, news: &News) -> Moved {
         let mut moved = Moved::new(&self.core, next);
-        for ((row, old), new) in rows.iter().zip(&taken.peers) {
+        for ((row, old), new) in rows.iter().zip(peers) {
             match (old, new) {
                 (Some(old), Some(new)) => moved.note(*old, *new),
                 (Some(_), None) if row.kind == Kind::Server && news.takes_away(row) => {}

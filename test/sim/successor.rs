@@ -9,7 +9,6 @@ use crate::plan::{edit_place, Plan};
 use crate::talk::STYLE;
 use crate::world::World;
 use pgturnstile::base::fields::{read, Field};
-use pgturnstile::config::Config;
 use pgturnstile::core::carry::{Kind, Row};
 use pgturnstile::core::client::{self, ClientState};
 use pgturnstile::core::server::ServerState;
@@ -199,8 +198,8 @@ impl World {
 
     /// What a successor reads. What SET has changed it hears from the old process: its files say
     /// something else.
-    pub fn files_there(&mut self) -> Config {
-        let mut files = self.plan.config();
+    pub fn files_there(&mut self) -> Plan {
+        let mut files = self.plan.clone();
         if self.files.limit.is_some() {
             files.settings.max_prepared_statements = self.successor_dice.pick(&[0, 1, 3, 200]);
         }

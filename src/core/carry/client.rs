@@ -7,7 +7,7 @@ use super::super::revoke::Revoked;
 use super::super::server::ServerState;
 use super::super::Core;
 use super::parts::{self, number_of, value_of, Place};
-use super::{login, Kind, Known, Row, NUMBER_MAX};
+use super::{login, Each, Kind, Known, Row, NUMBER_MAX};
 use crate::base::fields::{is_whole, read, Field, Fields};
 use crate::base::Micros;
 use crate::tags;
@@ -77,7 +77,7 @@ pub(super) struct Newcomer<'a> {
 
 impl Core {
     /// The rows of clients: those that are logging in, then each pool's in the order of its lists.
-    pub(super) fn hand_out_clients(&self, except: ClientId, rows: &mut Vec<(Row, Option<Peer>)>) {
+    pub(super) fn tell_clients<E>(&self, except: ClientId, each: Each<'_, E>) -> Result<(), E> {
         let mut ids = self.login_clients.ids(&self.clients);
         for pool in self.all_pools().into_iter().filter_map(|id| self.pools.get(id)) {
             use ClientState as S;
@@ -85,15 +85,15 @@ impl Core {
                 ids.extend(pool.clients(state).ids(&self.clients));
             }
         }
+        let mut row = Row { kind: Kind::Client, number: 0, state: Vec::new() };
         for id in ids.into_iter().filter(|id| *id != except) {
             let Some(client) = self.clients.get(id) else { continue };
-            // One of many: what most of them take.
-            let mut fields = Fields::with_room(384);
+            let mut fields = Fields::over(row.state);
             self.hand_out_client(id, client, &mut fields);
-            let state = fields.into_bytes();
-            let row = Row { kind: Kind::Client, number: client.number, state };
-            rows.push((row, Some(Peer::Client(id))));
+            row = Row { kind: Kind::Client, number: client.number, state: fields.into_bytes() };
+            each(&row, Some(Peer::Client(id)))?;
         }
+        Ok(())
     }
 
     fn hand_out_client(&self, id: ClientId, client: &Client, fields: &mut Fields) {
@@ -196,15 +196,47 @@ impl Core {
     ) -> Vec<Newcomer<'a>> {
         let mut newcomers = Vec::new();
         for ((row, origin), peer) in rows.iter().zip(peers) {
-            let is_number = (1..=NUMBER_MAX).contains(&row.number);
-            let is_new = is_number && !known.numbers.contains_key(&row.number);
-            let (true, Kind::Client, Some(origin)) = (is_new, row.kind, origin) else { continue };
-            let newcomer = self.take_in_client(row, *origin, known);
-            *peer = Some(Peer::Client(newcomer.id));
-            known.numbers.insert(row.number, Peer::Client(newcomer.id));
-            newcomers.push(newcomer);
+            let newcomer = origin.and_then(|origin| self.take_in_one(row, origin, known));
+            *peer = newcomer.as_ref().map(|newcomer| Peer::Client(newcomer.id));
+            newcomers.extend(newcomer);
         }
         newcomers
+    }
+
+    /// Reads a client; `None` if the row is about something else, or somebody has its number.
+    pub(super) fn take_in_one<'a>(
+        &mut self,
+        row: &'a Row,
+        origin: Origin,
+        known: &mut Known,
+    ) -> Option<Newcomer<'a>> {
+        let is_number = (1..=NUMBER_MAX).contains(&row.number);
+        let is_new = is_number && !known.numbers.contains_key(&row.number);
+        if !is_new || row.kind != Kind::Client {
+            return None;
+        }
+        let newcomer = self.take_in_client(row, origin, known);
+        known.numbers.insert(row.number, Peer::Client(newcomer.id));
+        Some(newcomer)
+    }
+
+    /// True if a row is about a client that has logged in and does nothing: it may be taken in later
+    /// than others.
+    pub fn may_come_late(row: &Row) -> bool {
+        let mut is_inside = false;
+        let is_idle = read(&row.state).all(|field| match field.tag {
+            STATE => field.number() == number_of(&STATES, &ClientState::Active),
+            WELCOMED => {
+                is_inside = true;
+                true
+            }
+            POOL | LAST_PACKET | NOTIFIED | COUNTED | PARAMETER | LOGIN_USER | USER_NAME
+            | DATABASE_NAME | CANCEL_KEY | CONNECT_TIME | REMOTE | LOCAL | UID | NAMES | TLS => {
+                true
+            }
+            _ => false,
+        });
+        row.kind == Kind::Client && is_inside && is_idle
     }
 
     fn take_in_client<'a>(&mut self, row: &'a Row, origin: Origin, known: &Known) -> Newcomer<'a> {
@@ -223,7 +255,7 @@ impl Core {
             refusal: None,
         };
         let (mut state, mut place) = (None, None);
-        let now = self.now;
+        let now = known.now;
         let Some(client) = self.clients.get_mut(id) else { return newcomer };
         client.number = row.number;
         for field in read(&row.state) {

@@ -22,7 +22,9 @@ use super::pool::PoolId;
 use super::statements::StatementId;
 use super::Core;
 use crate::base::fields::Tag;
+use crate::base::Micros;
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::fmt;
 
 pub use super::pool::POOL_TAGS;
@@ -102,21 +104,32 @@ impl fmt::Debug for Row {
     }
 }
 
+/// Is given each row, and the connection whose socket goes with it.
+pub type Each<'a, E> = &'a mut dyn FnMut(&Row, Option<Peer>) -> Result<(), E>;
+
 /// What has become of rows.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct TakenIn {
     /// Who each row is now. With `None` its socket, if it has one, is to be closed.
     pub peers: Vec<Option<Peer>>,
-    /// Who has which number.
-    pub numbers: BTreeMap<u64, Peer>,
+    known: Known,
+}
+
+impl TakenIn {
+    /// Who has this number.
+    pub fn peer(&self, number: u64) -> Option<Peer> {
+        self.known.numbers.get(&number).copied()
+    }
 }
 
 /// What rows refer to, as far as it has been read.
 #[derive(Default)]
 pub(super) struct Known {
+    /// When the old process has told them.
+    now: Micros,
     /// Clients and servers by their numbers.
     numbers: BTreeMap<u64, Peer>,
-    /// Statements by the numbers in their names.
+    /// Statements by the numbers in their names; they are held until everybody is in.
     statements: BTreeMap<u64, StatementId>,
     /// Pools whose servers would be somewhere else now.
     pub(super) moved: BTreeSet<PoolId>,
@@ -176,27 +189,37 @@ pub const TABLES: &[(&str, &[Tag])] = &[
 const NUMBER_MAX: u64 = 1 << 48;
 
 impl Core {
-    /// All that a successor has to know, in the order of `Kind::ALL`, but for the console that asks
-    /// for it. Changes nothing. Each with the connection whose socket goes with it. To be called when
-    /// no action is left.
-    pub fn hand_out(&self, except: ClientId) -> Vec<(Row, Option<Peer>)> {
+    /// Tells all that a successor has to know, in the order of `Kind::ALL`, but for the console that
+    /// asks for it. Changes nothing. Each with the connection whose socket goes with it. To be called
+    /// when no action is left. Ends at the first error.
+    pub fn tell<E>(&self, except: ClientId, each: Each<'_, E>) -> Result<(), E> {
         let mut rows = Vec::new();
         self.hand_out_process(&mut rows);
         self.hand_out_users(&mut rows);
         self.hand_out_databases(&mut rows);
         self.hand_out_pools(&mut rows);
         self.hand_out_statements(&mut rows);
-        let mut rows: Vec<_> = rows.into_iter().map(|row| (row, None)).collect();
-        self.hand_out_clients(except, &mut rows);
-        self.hand_out_servers(&mut rows);
+        rows.iter().try_for_each(|row| each(row, None))?;
+        self.tell_clients(except, each)?;
+        self.tell_servers(each)
+    }
+
+    /// All that [`Core::tell`] tells.
+    pub fn hand_out(&self, except: ClientId) -> Vec<(Row, Option<Peer>)> {
+        let mut rows = Vec::new();
+        let Ok(()) = self.tell(except, &mut |row, peer| {
+            rows.push((row.clone(), peer));
+            Ok::<(), Infallible>(())
+        });
         rows
     }
 
     /// Goes on with what another process knew, in a core that has been configured and has no clients
     /// yet. Rows of clients and servers come with the ends of their sockets. What can't be understood
-    /// closes one connection. Actions follow, when the sockets are ours.
+    /// closes one connection. Actions follow, when the sockets are ours. Others may come later, see
+    /// [`Core::may_come_late`]; then it has to be said that [`Core::all_are_in`].
     pub fn take_in(&mut self, rows: Vec<(Row, Option<Origin>)>) -> TakenIn {
-        let mut known = Known::default();
+        let mut known = Known { now: self.now, ..Known::default() };
         let of = |kind| rows.iter().map(|(row, _)| row).filter(move |row| row.kind == kind);
         of(Kind::Process).for_each(|row| self.take_in_process(&row.state));
         of(Kind::Setting).for_each(|row| self.take_in_setting(&row.state));
@@ -208,10 +231,28 @@ impl Core {
         let clients = self.take_in_clients(&rows, &mut known, &mut peers);
         let servers = self.take_in_servers(&rows, &mut known, &mut peers);
         self.settle_all_in(clients, &servers, &known);
-        self.statements.forget_unheld();
         self.begin_logins_anew(&known);
         self.mark_all();
-        TakenIn { peers, numbers: known.numbers }
+        TakenIn { peers, known }
+    }
+
+    /// Takes in a client that may come late. Until it has come nothing may happen but traffic of
+    /// those who are there: it is not counted, not found and not shown.
+    pub fn take_in_late(&mut self, row: &Row, from: Origin, taken: &mut TakenIn) -> Option<Peer> {
+        let known = &mut taken.known;
+        let newcomer = self.take_in_one(row, from, known)?;
+        let id = newcomer.id;
+        let refusal = newcomer.refusal.clone();
+        match refusal.or_else(|| self.settle_in(&newcomer, known).err()) {
+            Some(fault) => self.close_client(id, &fault),
+            None => self.actions.push_back(Action::Resume(id)),
+        }
+        Some(Peer::Client(id))
+    }
+
+    /// Everybody is there: what nobody has turned out to need is forgotten.
+    pub fn all_are_in(&mut self, taken: TakenIn) {
+        taken.known.statements.into_values().for_each(|id| self.statements.drop(id));
     }
 
     /// Everybody is there: links are tied, and who can't go on is closed.

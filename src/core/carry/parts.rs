@@ -7,6 +7,7 @@ use super::super::vars::{Tracked, Vars};
 use crate::auth::Names;
 use crate::base::fields::{read, Field, Fields};
 use crate::tags;
+use std::net::{SocketAddr, SocketAddrV6};
 
 /// The number that stands for a value: its place in a table that only grows.
 pub(in crate::core) fn number_of<T: PartialEq>(table: &[T], value: &T) -> u64 {
@@ -79,7 +80,7 @@ pub(in crate::core) fn put_place(fields: &mut Fields, tag: u16, pool: &Pool) {
 tags! {
     /// One end of a connection.
     ADDRESS_TAGS:
-    1 INET "an address and a port, as text",
+    1 INET "the port in two bytes, the IPv4 or IPv6 address in 4 or 16; the scope of the latter in 4 if it has one",
     2 UNIX "a Unix socket: the process id of the other side, 0 if it is not known",
 }
 
@@ -87,9 +88,36 @@ tags! {
 pub(in crate::core) fn put_addr(fields: &mut Fields, tag: u16, addr: Addr) {
     match addr {
         Addr::Unknown => {}
-        Addr::Inet(at) => fields.group(tag, |fields| fields.put(INET, at.to_string().as_bytes())),
+        Addr::Inet(at) => fields.group(tag, |fields| put_inet(fields, at)),
         Addr::Unix { pid } => fields.group(tag, |fields| fields.number(UNIX, pid.into())),
     }
+}
+
+fn put_inet(fields: &mut Fields, at: SocketAddr) {
+    let port = &at.port().to_be_bytes()[..];
+    match at {
+        SocketAddr::V4(at) => fields.put_parts(INET, [port, &at.ip().octets()]),
+        SocketAddr::V6(at) if at.scope_id() == 0 => {
+            fields.put_parts(INET, [port, &at.ip().octets()]);
+        }
+        SocketAddr::V6(at) => {
+            fields.put_parts(INET, [port, &at.ip().octets(), &at.scope_id().to_be_bytes()]);
+        }
+    }
+}
+
+fn inet(value: &[u8]) -> Option<SocketAddr> {
+    let (port, rest) = value.split_first_chunk::<2>()?;
+    let port = u16::from_be_bytes(*port);
+    if let Ok(ip) = <[u8; 4]>::try_from(rest) {
+        return Some((ip, port).into());
+    }
+    let (ip, scope) = rest.split_first_chunk::<16>()?;
+    let scope = match scope {
+        [] => 0,
+        scope => u32::from_be_bytes(scope.try_into().ok()?),
+    };
+    Some(SocketAddrV6::new((*ip).into(), port, 0, scope).into())
 }
 
 /// Reads one end of a connection.
@@ -97,7 +125,7 @@ pub(in crate::core) fn addr(field: Field<'_>) -> Addr {
     let mut addr = Addr::Unknown;
     for field in field.fields() {
         match field.tag {
-            INET => addr = field.text().parse().map_or(Addr::Unknown, Addr::Inet),
+            INET => addr = inet(field.value).map_or(Addr::Unknown, Addr::Inet),
             UNIX => addr = Addr::Unix { pid: field.number_u32() },
             _ => {}
         }
@@ -116,7 +144,7 @@ pub(in crate::core) fn put_vars(fields: &mut Fields, tag: u16, tracked: &Tracked
 
 /// Writes the value of a parameter.
 pub(in crate::core) fn put_parameter(fields: &mut Fields, tag: u16, name: &[u8], value: &[u8]) {
-    fields.put(tag, &[name, b"\0", value].concat());
+    fields.put_parts(tag, [name, b"\0", value]);
 }
 
 /// Reads the name and the value of a parameter.

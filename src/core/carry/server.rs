@@ -9,7 +9,7 @@ use super::super::replies::Replies;
 use super::super::server::{Carries, Server, ServerState, Status};
 use super::super::Core;
 use super::parts::{self, number_of, value_of, Place};
-use super::{login, Kind, Known, Row, NUMBER_MAX};
+use super::{login, Each, Kind, Known, Row, NUMBER_MAX};
 use crate::base::fields::{is_whole, read, Field, Fields};
 use crate::base::{Id, Micros};
 use crate::tags;
@@ -91,7 +91,7 @@ impl Core {
     }
 
     /// The rows of servers, each pool's in the order of its lists.
-    pub(super) fn hand_out_servers(&self, rows: &mut Vec<(Row, Option<Peer>)>) {
+    pub(super) fn tell_servers<E>(&self, each: Each<'_, E>) -> Result<(), E> {
         for pool in self.all_pools().into_iter().filter_map(|id| self.pools.get(id)) {
             for (state, _) in ServerState::SHOWN {
                 for id in pool.servers(state).ids(&self.servers) {
@@ -102,10 +102,11 @@ impl Core {
                     self.hand_out_server(server, &mut fields);
                     let state = fields.into_bytes();
                     let row = Row { kind: Kind::Server, number: server.number, state };
-                    rows.push((row, Some(Peer::Server(id))));
+                    each(&row, Some(Peer::Server(id)))?;
                 }
             }
         }
+        Ok(())
     }
 
     fn hand_out_server(&self, server: &Server, fields: &mut Fields) {

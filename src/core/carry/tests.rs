@@ -100,7 +100,9 @@ fn read(rows: &[Row]) -> (Core, usize) {
     let mut core = fresh();
     let rows = rows.iter().map(|row| (planted(row.clone()), Some(FROM)));
     let taken = core.take_in(rows.collect());
-    (core, taken.peers.iter().flatten().count())
+    let count = taken.peers.iter().flatten().count();
+    core.all_are_in(taken);
+    (core, count)
 }
 
 /// What always holds.

@@ -33,7 +33,8 @@ fn successor(scene: &Scene, settings: &str) -> Scene {
 fn take_over(scene: &Scene, mut next: Scene) -> Scene {
     let rows = scene.core.hand_out(Id::none()).into_iter();
     let rows = rows.map(|(row, peer)| (planted(row), peer.map(|_| FROM)));
-    next.core.take_in(rows.collect());
+    let taken = next.core.take_in(rows.collect());
+    next.core.all_are_in(taken);
     next.act();
     next
 }

@@ -76,25 +76,18 @@ impl Statements {
         rows
     }
 
-    /// Takes in a statement that nobody holds yet; one with the same text is the same.
+    /// Takes in a statement; one with the same text is the same. The caller is a holder of it.
     pub fn take_in(&mut self, number: u64, key: &[u8]) -> StatementId {
-        if let Some(id) = self.by_key.get(key) {
-            return *id;
+        if let Some(id) = self.by_key.get(key).copied() {
+            self.hold(id);
+            return id;
         }
         self.go_on_from((number, 0));
         let key: std::rc::Rc<[u8]> = key.into();
         let name = ServerName::new(number);
-        let id = self.all.insert(Statement { key: key.clone(), name, holders: 0 });
+        let id = self.all.insert(Statement { key: key.clone(), name, holders: 1 });
         self.by_key.insert(key, id);
         id
-    }
-
-    /// Forgets statements that nobody has turned out to hold.
-    pub fn forget_unheld(&mut self) {
-        let unheld = self.all.iter().filter(|(_, statement)| statement.holders == 0);
-        for id in unheld.map(|(id, _)| id).collect::<Vec<_>>() {
-            self.drop(id);
-        }
     }
 
     fn number(&self, id: StatementId) -> u64 {
@@ -356,7 +349,7 @@ mod tests {
         let bytes = planted_at("server.10", fields.into_bytes());
         let (mut next, known) = again(&store);
         let mut shelf = next.take_in_shelf(&bytes, |n| known.get(&n).copied()).unwrap();
-        next.forget_unheld();
+        known.values().for_each(|id| next.drop(*id));
         assert_eq!((next.len(), shelf.len(), next.last_numbers()), (3, 2, (4, 0)));
         assert_eq!(next.oldest(&shelf), Some(known[&4]), "the order of use is kept");
         assert!(shelf.is_inherited);
@@ -386,7 +379,7 @@ mod tests {
         let (mut next, known) = again(&store);
         let of = |n| known.get(&n).copied().filter(|_| n != 1);
         assert!(next.take_in_shelf(&bytes, of).is_none());
-        next.forget_unheld();
+        known.values().for_each(|id| next.drop(*id));
         assert!(next.is_empty() && next.objects().used == 0);
     }
 
@@ -407,7 +400,7 @@ mod tests {
         let (mut next, known) = again(&store);
         let find = |n| known.get(&n).copied();
         let names = next.take_in_names(&bytes, find, |n| (n == 77).then_some(server));
-        next.forget_unheld();
+        known.values().for_each(|id| next.drop(*id));
         assert_eq!((names.map.len(), names.number(), next.len()), (3, 12, 3));
         assert_eq!(names.unnamed(), Some(KEYS[1]));
         let named = &names.map[&b"b\xff"[..]];

@@ -22,7 +22,7 @@ fn succeed(
     let number = |peer| if peer == before[0] { NUMBERS[0] } else { NUMBERS[1] };
     let told = before.map(|peer| {
         let mut fields = Fields::default();
-        hand_out(old.relay.conn(peer).unwrap(), false, &number, &mut fields);
+        hand_out(peer, old.relay.conn(peer).unwrap(), false, &number, &mut fields);
         fields.into_bytes()
     });
     let mut new = World::new(16, rule);
@@ -186,7 +186,7 @@ fn bytes_for_who_is_gone_go_to_nobody() {
     let row = packet(b'D', b"secret of the first client");
     old.send(old.server, &row[..10]);
     let mut fields = Fields::default();
-    hand_out(old.relay.conn(old.server).unwrap(), false, &|_| 5, &mut fields);
+    hand_out(old.server, old.relay.conn(old.server).unwrap(), false, &|_| 5, &mut fields);
     let mut new = World::new(1024, |_, _, _| Verdict::Pass);
     let (server, wire, told) = (new.server, new.server_wire.clone(), fields.into_bytes());
     let fill = |conn: &mut Conn<_>, spare: &mut Spare| take_in(conn, &told, &|_| None, spare);
