@@ -293,7 +293,7 @@ impl World {
         for server in self.servers.values_mut() {
             server.is_reset = false;
         }
-        self.watch.borrow_mut().unlisted.clone_from(&self.plan.unlisted);
+        self.note_unlisted();
         let before = self.others();
         self.core.configure(self.plan.config(), true);
         self.core.set_users(self.plan.user_list());

@@ -66,11 +66,11 @@ impl World {
         let mut next = self.successor(seed, &files);
         let mut peers = self.take_in(&mut next, &told, 50);
         let mut places = BTreeSet::new();
-        let mut is_taken = |peer: &Peer| {
+        let is_taken = |peer: &Peer| {
             let (is_server, index, _) = key(*peer);
             !places.insert((is_server, index))
         };
-        if peers.iter().flatten().any(|peer| is_taken(peer)) {
+        if peers.iter().flatten().any(is_taken) {
             // Who comes late has the place of somebody else, whose connection is closed before that.
             next = self.successor(seed, &files);
             peers = self.take_in(&mut next, &told, 0);

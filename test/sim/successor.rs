@@ -272,13 +272,20 @@ impl World {
         }
         self.facts.removed.extend(news.gone.iter().cloned());
         self.watch.borrow_mut().lose_databases(&news.gone);
-        self.watch.borrow_mut().unlisted.clone_from(&self.plan.unlisted);
+        self.note_unlisted();
         for server in self.servers.values_mut() {
             server.is_reset = false;
         }
         self.note_tracking(limit);
         if news.tracking {
             self.change_era();
+        }
+    }
+
+    /// The list of users may be another one. Who is looked up counts as what is found out in the end.
+    pub fn note_unlisted(&self) {
+        if !self.plan.looks_up() {
+            self.watch.borrow_mut().unlisted.clone_from(&self.plan.unlisted);
         }
     }
 
