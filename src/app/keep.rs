@@ -15,6 +15,7 @@ pub(super) fn keep(process: Process, kept: Kept) -> u8 {
         // The successor has been waited for long enough: it gets the processor, and nobody tidies up
         // what the system is going to throw away as a whole.
         sys::step_back();
+        std::thread::yield_now();
         std::mem::forget(process);
         return 0;
     }

@@ -35,8 +35,9 @@ pub(super) const TICK: Micros = Micros(333_333);
 /// So often it is looked whether listening sockets can be closed that are to be.
 const DRAIN: Micros = Micros(10_000);
 
-/// So many clients of the process before are taken in at the end of one turn.
-const NEWCOMERS: usize = 200;
+/// So many clients of the process before are taken in at the end of one turn: in a fraction of a
+/// millisecond, for which everybody else waits.
+const NEWCOMERS: usize = 50;
 
 /// So often pools are looked after at the end of one turn; what is left waits for the next one.
 const ROUNDS: usize = 16;
