@@ -30,6 +30,7 @@ mod handoff;
 mod handoff_changes;
 mod handoff_kills;
 mod handoff_scene;
+mod handoff_streams;
 mod handoff_tls;
 mod hba;
 mod hosts;

@@ -12,7 +12,9 @@ mod process;
 mod server;
 mod statement;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+#[cfg(test)]
+mod twin_tests;
 mod user;
 
 use super::face::{Action, ClientId, Origin, Peer, ServerId};
