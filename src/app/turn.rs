@@ -119,7 +119,7 @@ impl Process {
         self.exit.unwrap_or(0)
     }
 
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         let net = &self.net;
         let is_due = self.core.is_pending() || self.core.has_left(|id| is_heard(net, id));
         let until_tick = match is_due {
@@ -282,25 +282,31 @@ impl Process {
 
     pub(super) fn perform(&mut self) {
         while let Some(action) = self.core.next_action() {
-            match action {
-                Action::Connect(id) => self.net.connect(id, &mut self.core),
-                Action::Resume(id) => self.net.resume(id, &mut self.core),
-                Action::Send(peer, bytes) => self.net.send(peer, &bytes, &mut self.core),
-                Action::SendRow(id, row, socket) => {
-                    self.net.send_row(id, &row, socket, &mut self.core);
-                }
-                Action::StartTls(peer) => self.net.start_tls(peer, &mut self.core),
-                Action::Close(peer) => self.net.close(peer),
-                Action::Job(id, job) => self.net.start_job(id, job),
-                Action::Abandon(id) => self.net.abandon_job(id),
-                Action::Console(id) => self.console(id),
-                Action::Reload(console) => self.reload(console),
-                Action::Suspend(on) => self.net.suspend(on),
-                Action::Handoff(console) => self.begin_handover(console),
-                Action::CloseTcpListeners => self.stop_listening(),
-                Action::Exit(code) => {
-                    self.exit.get_or_insert(code);
-                }
+            if let Some(action) = self.put_off(action) {
+                self.act(action);
+            }
+        }
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        match action {
+            Action::Connect(id) => self.net.connect(id, &mut self.core),
+            Action::Resume(id) => self.net.resume(id, &mut self.core),
+            Action::Send(peer, bytes) => self.net.send(peer, &bytes, &mut self.core),
+            Action::SendRow(id, row, socket) => {
+                self.net.send_row(id, &row, socket, &mut self.core);
+            }
+            Action::StartTls(peer) => self.net.start_tls(peer, &mut self.core),
+            Action::Close(peer) => self.net.close(peer),
+            Action::Job(id, job) => self.net.start_job(id, job),
+            Action::Abandon(id) => self.net.abandon_job(id),
+            Action::Console(id) => self.console(id),
+            Action::Reload(console) => self.reload(console),
+            Action::Suspend(on) => self.net.suspend(on),
+            Action::Handoff(console) => self.begin_handover(console),
+            Action::CloseTcpListeners => self.stop_listening(),
+            Action::Exit(code) => {
+                self.exit.get_or_insert(code);
             }
         }
     }

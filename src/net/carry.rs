@@ -53,7 +53,7 @@ tags! {
 /// True if there is nothing to be done about a connection of which this is told before something
 /// comes from it.
 pub fn is_idle(wire: &[u8]) -> bool {
-    fields::read(wire).all(|field| matches!(field.tag, KEPT | UNIX))
+    fields::read(wire).all(|field| matches!(field.tag, KEPT | UNIX | SPOKEN_TO))
 }
 
 /// Says who has a number.

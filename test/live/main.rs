@@ -28,6 +28,7 @@ mod fds;
 mod garbage;
 mod handoff;
 mod handoff_changes;
+mod handoff_idle;
 mod handoff_kills;
 mod handoff_scene;
 mod handoff_streams;

@@ -219,9 +219,9 @@ impl Core {
         self.users.get(user).filter(is_same).map(|user| user.secret_version)
     }
 
-    /// Everything has been read: logins go on that are begun anew. They are those whose start-up
+    /// Everybody is there: logins go on that are begun anew. They are those whose start-up
     /// packet has been read, and nothing has been asked since.
-    pub(super) fn begin_logins_anew(&mut self, _known: &Known) {
+    pub(super) fn begin_logins_anew(&mut self) {
         for id in self.login_clients.ids(&self.clients) {
             let Some(client) = self.clients.get(id) else { continue };
             let Some(login) = client.login.as_ref() else { continue };

@@ -316,7 +316,9 @@ fn spoilt_rows_are_survived() {
                 rows.iter().map(|(row, end)| (row.clone(), end.map(|_| from))).collect();
             all[at].0.state[byte] ^= 1 << (byte % 8);
             let len = all.len();
-            assert_eq!(next.core.take_in(all).peers.len(), len);
+            let taken = next.core.take_in(all);
+            assert_eq!(taken.peers.len(), len);
+            next.core.all_are_in(taken);
             next.act();
             next.core.turn_end();
             next.core.tick();

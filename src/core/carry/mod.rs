@@ -219,7 +219,8 @@ impl Core {
     /// Goes on with what another process knew, in a core that has been configured and has no clients
     /// yet. Rows of clients and servers come with the ends of their sockets. What can't be understood
     /// closes one connection. Actions follow, when the sockets are ours. Others may come later, see
-    /// [`Core::may_come_late`]; then it has to be said that [`Core::all_are_in`].
+    /// [`Core::may_come_late`]. In the end it has to be said that [`Core::all_are_in`]; no login or
+    /// console may go on before that.
     pub fn take_in(&mut self, rows: Vec<(Row, Option<Origin>)>) -> TakenIn {
         let mut known = Known { now: self.now, ..Known::default() };
         let of = |kind| rows.iter().map(|(row, _)| row).filter(move |row| row.kind == kind);
@@ -233,7 +234,6 @@ impl Core {
         let clients = self.take_in_clients(&rows, &mut known, &mut peers);
         let servers = self.take_in_servers(&rows, &mut known, &mut peers);
         self.settle_all_in(clients, &servers, &known);
-        self.begin_logins_anew(&known);
         self.mark_all();
         TakenIn { peers, known }
     }
@@ -252,10 +252,12 @@ impl Core {
         Some(Peer::Client(id))
     }
 
-    /// Everybody is there: what nobody has turned out to need is forgotten.
+    /// Everybody is there: what nobody has turned out to need is forgotten, and logins may count who
+    /// is there. What they are told comes before anything that is still to be done.
     pub fn all_are_in(&mut self, taken: TakenIn) {
         self.report_untracked(&taken.known);
         taken.known.statements.into_values().for_each(|id| self.statements.drop(id));
+        self.begin_logins_anew();
     }
 
     /// Everybody is there: links are tied, and who can't go on is closed.
