@@ -73,6 +73,8 @@ impl Process {
                 self.exit = Some(0);
             }
             Err(text) => {
+                // It may have said that it is the unit's main process.
+                self.service.become_main();
                 let line = format!("handoff failed, going on: {text}");
                 self.core.journal.line(Level::Warning, line);
                 if refusal.is_none() {
@@ -104,7 +106,12 @@ impl Process {
         let successor = Successor::over(socket, Duration::from_micros(limit.0), &mut waits);
         let mut successor = successor.map_err(|error| reason(&error))?;
         let kept = tell(&self.core, &self.net, console, &mut successor).map_err(failed)?;
-        if let Err(text) = successor.hear_shutdown() {
+        let heard = successor.hear_shutdown().and_then(|()| match self.signals.has_some() {
+            // Whoever has sent it meant the pooler, which is this process.
+            true => Err("a signal came".into()),
+            false => Ok(()),
+        });
+        if let Err(text) = heard {
             // If it is still there it must not believe that this process is gone. What fails then
             // is that it has gone.
             let _ = successor.refuse(&text);

@@ -2,6 +2,7 @@
 //! is taken in, then it is told to end. Until the line that is named the point of no return,
 //! whatever fails here leaves the old process as it was.
 
+use super::daemon;
 use super::turn::{Process, TICK};
 use crate::base::Level;
 use crate::config::Settings;
@@ -22,7 +23,8 @@ const UNTOLD: Origin = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid
 /// FATAL line.
 pub(super) fn go_on(process: &mut Process, old: &mut Old) -> Result<(), String> {
     process.say(Level::Log, "asking the old process for all that it has".into());
-    let parcels = old.everything()?;
+    // The limit may have been a higher one for the old process.
+    let parcels = daemon::with_all_descriptors(|| old.everything())?;
     // Ages are told as they are when the old process stops turning.
     process.core.now = process.clock.now();
     process.net.set_time(process.core.now);
@@ -50,10 +52,7 @@ fn serve(
     let listens = process.net.take_in_listeners(listeners);
     // Whoever comes anew waits for those who were here.
     process.net.suspend_accepting(true);
-    if !Rc::ptr_eq(settings, process.core.settings()) {
-        process.reload_tls();
-        process.settings_changed();
-    }
+    process.go_on_with_settings(!Rc::ptr_eq(settings, process.core.settings()));
     // The janitor would have to wait for everybody.
     process.next_tick = process.clock.now() + TICK;
     process.report();

@@ -1,7 +1,7 @@
 //! What is left of a process that has handed over: a keeper of its TLS connections, if it has some.
 
 use super::handover::Kept;
-use super::signal::Signal;
+use super::signal::{Signal, Signals};
 use super::turn::Process;
 use crate::base::Level;
 use crate::net::keeper::Keeper;
@@ -10,8 +10,10 @@ use crate::net::sys;
 use crate::net::title;
 
 /// Goes on encrypting for the successor until nothing is left of that; the exit code.
-pub(super) fn keep(process: Process, kept: Kept) -> u8 {
+pub(super) fn keep(mut process: Process, kept: Kept) -> u8 {
     if kept.is_empty() {
+        let Process { log, signals, .. } = &mut process;
+        forget_signals(signals, &mut |level, text| drop(log.line(level, text)));
         // The successor has been waited for long enough: it gets the processor, and nobody tidies up
         // what the system is going to throw away as a whole.
         sys::step_back();
@@ -35,18 +37,24 @@ pub(super) fn keep(process: Process, kept: Kept) -> u8 {
         }
     };
     keeper.trim();
+    forget_signals(&mut signals, &mut say);
     say(Level::Log, &format!("keeping {} TLS connections for the successor", keeper.len()));
     let code = pump(&mut keeper, &mut signals, &mut say);
     say(Level::Log, "no TLS connection is kept any more, exiting");
     code
 }
 
-fn pump(
-    keeper: &mut Keeper,
-    signals: &mut super::signal::Signals,
-    say: &mut impl FnMut(Level, &str),
-) -> u8 {
+/// Whoever has sent a signal before this process is a keeper meant a pooler, and must not lose all
+/// that is kept. It came when the successor could not be refused any more.
+fn forget_signals(signals: &mut Signals, say: &mut impl FnMut(Level, &str)) {
+    if !signals.take().is_empty() {
+        say(Level::Warning, "a signal came too late for this process: send it to the successor");
+    }
+}
+
+fn pump(keeper: &mut Keeper, signals: &mut Signals, say: &mut impl FnMut(Level, &str)) -> u8 {
     let mut shown = usize::MAX;
+    let mut ends_soon = false;
     while !keeper.is_empty() {
         if shown != keeper.len() {
             shown = keeper.len();
@@ -63,10 +71,23 @@ fn pump(
         while let Some((level, text)) = keeper.journal().pop() {
             say(level, &text);
         }
-        let ends = |signal: &Signal| matches!(signal, Signal::Term | Signal::Int | Signal::Quit);
-        if has_signal && signals.take().iter().any(ends) {
-            say(Level::Log, &format!("ending {} TLS connections at once", keeper.len()));
-            return 0;
+        if !has_signal {
+            continue;
+        }
+        for signal in signals.take() {
+            match signal {
+                // The unit's main process is the successor, which is told as well.
+                Signal::Term | Signal::Int | Signal::Restart if !ends_soon => {
+                    say(Level::Log, "ending with the successor");
+                    keeper.hurry();
+                    ends_soon = true;
+                }
+                Signal::Term | Signal::Int | Signal::Restart | Signal::Quit => {
+                    say(Level::Log, &format!("ending {} TLS connections at once", keeper.len()));
+                    return 0;
+                }
+                Signal::Hup | Signal::Usr1 | Signal::Usr2 => {}
+            }
         }
     }
     0

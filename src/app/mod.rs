@@ -20,9 +20,10 @@ mod turn;
 use crate::base::{Journal, Level};
 use crate::config::{Config, Settings};
 use crate::core::{Core, Surroundings};
+use crate::net::listen::{self, Kept};
 use crate::net::options::reason;
 use crate::net::tls::Tls;
-use crate::net::{cares, listen, Net};
+use crate::net::{cares, Net};
 use adopt::Adoption;
 use args::{Adopt, Args, Run};
 use clock::Clock;
@@ -118,7 +119,7 @@ fn start(run: &Run) -> Result<u8, Fatal> {
     let mut core = Core::new(settings.clone(), around);
     core.configure(config, true);
     let (clients, servers) = tls.modes();
-    core.set_tls_modes(clients, servers);
+    core.set_tls_modes(clients, servers, tls.way_to_servers());
     core.set_users(users.unwrap_or_default());
     core.set_rules(rules.unwrap_or_default());
     let has_sockets = !service.sockets.is_empty();
@@ -239,6 +240,8 @@ fn open(process: &mut Process, settings: &Settings, inheritance: Inheritance) ->
         return Err(fail(process, setup_failed(error)));
     }
     let has_everything = matches!(inheritance, Inheritance::All(_));
+    let is_taken_over = !matches!(inheritance, Inheritance::None);
+    let is_passed = !process.service.sockets.is_empty();
     let opened = match inheritance {
         Inheritance::All(takeover) => takeover.finish(process, settings),
         Inheritance::Listeners(adoption) => {
@@ -261,6 +264,12 @@ fn open(process: &mut Process, settings: &Settings, inheritance: Inheritance) ->
     }
     process.core.journal.line(Level::Log, args::process_up(&cares::version()));
     process.print();
+    // What of them has not been used goes: a takeover has made it superfluous.
+    process.service.kept.clear();
+    if process.service.has_store && !is_passed {
+        let sockets = process.net.listeners().worth_keeping(&options::listen(settings));
+        process.service.store(&sockets, is_taken_over);
+    }
     process.service.ready();
     Ok(())
 }
@@ -269,8 +278,18 @@ fn open(process: &mut Process, settings: &Settings, inheritance: Inheritance) ->
 fn listen(process: &mut Process, settings: &Settings) -> Result<(), Fatal> {
     let options = options::listen(settings);
     let sockets = std::mem::take(&mut process.service.sockets);
+    let all_kept = std::mem::take(&mut process.service.kept);
+    // Sockets of the manager's own leave nothing to listen at for ours.
+    let has_others = !sockets.is_empty() && !all_kept.is_empty();
+    let kept = match sockets.is_empty() {
+        true => Kept::of(all_kept, &options),
+        false => Kept::default(),
+    };
+    if has_others || kept.has_refused() {
+        process.service.empty_store();
+    }
     if sockets.is_empty() {
-        return process.net.listen(&options).map_err(|_| Fatal);
+        return process.net.listen(&options, kept).map_err(|_| Fatal);
     }
     for text in service::ignored(settings) {
         process.say(Level::Warning, text);

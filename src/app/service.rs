@@ -1,17 +1,18 @@
-//! A service manager such as systemd: the sockets that it passes to us (sd_listen_fds(3)), and what it
-//! is told (sd_notify(3), config 7.8). Without one all of this does nothing.
+//! A service manager such as systemd: the sockets that it passes to us (sd_listen_fds(3)), what it
+//! is told, and what it keeps for us (sd_notify(3), config 7.8). Without one all of this does nothing.
 
 use crate::base::Micros;
 use crate::config::Settings;
 use crate::net::sys;
+use nix::errno::Errno;
+use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags, UnixAddr};
 use nix::time::{clock_gettime, ClockId};
 use std::env;
-use std::ffi::{OsStr, OsString};
-use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
-use std::os::linux::net::SocketAddrExt;
+use std::ffi::OsStr;
+use std::io::{IoSlice, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process;
 use std::time::Duration;
 
@@ -22,14 +23,20 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The limit of a watchdog that we know nothing of, in microseconds.
 const ASSUMED: u64 = 2_000_000;
 
+/// Whoever is named so in the manager's store is a listening TCP socket of ours.
+const STORED: &str = "pgturnstile-tcp";
+/// So many descriptors go with one message; systemd takes more.
+const MOST: usize = 200;
+
 /// All that a service manager may have put into the environment.
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_FDNAMES",
+    "FDSTORE",
 ];
 
 /// The service manager that has started us, if any.
@@ -38,6 +45,12 @@ pub(super) struct Service {
     line: Option<Line>,
     /// Listening sockets to use instead of our own.
     pub(super) sockets: Vec<OwnedFd>,
+    /// Listening sockets of ours that the manager has kept while no process of ours lived.
+    pub(super) kept: Vec<OwnedFd>,
+    /// It keeps some if we ask for it. systemd says so from version 254 on, older ones by our unit.
+    pub(super) has_store: bool,
+    /// It has been given some.
+    has_stored: bool,
     /// Our number when we were started; `-d` changes it.
     started_as: u32,
     /// How much time may pass between two signs of life.
@@ -49,7 +62,7 @@ pub(super) struct Service {
 #[derive(Debug)]
 struct Line {
     socket: UnixDatagram,
-    to: SocketAddr,
+    to: UnixAddr,
 }
 
 impl Service {
@@ -65,15 +78,21 @@ impl Service {
         let passed = number("LISTEN_FDS").filter(|_| is_ours(number("LISTEN_PID")));
         let has_watchdog = env::var_os("WATCHDOG_PID").is_none() || is_ours(number("WATCHDOG_PID"));
         let limit = number("WATCHDOG_USEC").filter(|limit| has_watchdog && *limit > 0);
+        let has_store = number("FDSTORE").is_some_and(|limit| limit > 0);
+        let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
         let line = env::var_os("NOTIFY_SOCKET").and_then(|name| Line::new(&name));
         let unknown = is_successor && has_watchdog && line.is_some();
         let limit = limit.or_else(|| unknown.then_some(ASSUMED));
         for name in NAMES {
             env::remove_var(name);
         }
+        let (kept, sockets) = sort(sys::passed_descriptors(passed.unwrap_or(0)), &names);
         Service {
             line,
-            sockets: sys::passed_descriptors(passed.unwrap_or(0)),
+            sockets,
+            has_store,
+            has_stored: !kept.is_empty(),
+            kept,
             started_as: own,
             watchdog: limit.map(|limit| Micros(limit / 2)),
             next_sign: Micros(0),
@@ -117,9 +136,47 @@ impl Service {
         self.insist("STOPPING=1");
     }
 
+    /// Has the manager keep these sockets, and no others, for the next start. `anew` if it may have
+    /// some of a process before us.
+    pub(super) fn store(&mut self, sockets: &[BorrowedFd<'_>], anew: bool) {
+        if anew {
+            self.empty_store();
+        }
+        for some in sockets.chunks(MOST) {
+            self.insist_with(&format!("FDSTORE=1\nFDNAME={STORED}"), some);
+        }
+        self.has_stored |= !sockets.is_empty();
+    }
+
+    /// Takes them back, if it has some: when this returns the manager has let go of them, unless it
+    /// is very slow. Who connects would wait for nobody.
+    pub(super) fn take_back(&mut self) {
+        if !std::mem::take(&mut self.has_stored) {
+            return;
+        }
+        self.empty_store();
+        let Ok((mut ours, theirs)) = UnixStream::pair() else { return };
+        // It closes this as soon as it has heard everything before it.
+        self.insist_with("BARRIER=1", &[theirs.as_fd()]);
+        drop(theirs);
+        if ours.set_read_timeout(Some(PAUSE * ATTEMPTS)).is_ok() {
+            let _ = ours.read(&mut [0]);
+        }
+    }
+
+    /// They stay for the next start, whatever becomes of ours.
+    pub(super) fn leave_stored(&mut self) {
+        self.has_stored = false;
+    }
+
+    /// Has the manager close what it has kept of ours. It takes a moment for that.
+    pub(super) fn empty_store(&self) {
+        self.insist(&format!("FDSTOREREMOVE=1\nFDNAME={STORED}"));
+    }
+
     /// The line of statistics, for `systemctl status`.
     pub(super) fn status(&self, text: &str) {
-        self.say(&format!("STATUS={}", text.replace(" us", " \u{3bc}s")));
+        self.say(&format!("STATUS={}", text.replace(" us", " \u{3bc}s")), &[]);
     }
 
     /// The loop turns; it will be so kind as to say so again after `pause` at the latest.
@@ -127,24 +184,32 @@ impl Service {
         let Some(half) = self.watchdog else { return };
         if now >= self.next_sign {
             self.next_sign = now + Micros(half.0.saturating_sub(pause.0));
-            self.say("WATCHDOG=1");
+            self.say("WATCHDOG=1", &[]);
         }
     }
 
-    /// Says something once; true if there is no use in trying again.
-    fn say(&self, text: &str) -> bool {
+    /// Says something once, with descriptors; true if there is no use in trying again.
+    fn say(&self, text: &str, sockets: &[BorrowedFd<'_>]) -> bool {
         let Some(line) = &self.line else { return true };
-        match line.socket.send_to_addr(text.as_bytes(), &line.to) {
+        let sockets: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&sockets)];
+        let rights = if sockets.is_empty() { &[][..] } else { &rights };
+        let (fd, text) = (line.socket.as_raw_fd(), [IoSlice::new(text.as_bytes())]);
+        match sendmsg(fd, &text, rights, MsgFlags::MSG_NOSIGNAL, Some(&line.to)) {
             Ok(_) => true,
             // A manager that is gone must not end us.
-            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+            Err(errno) => !matches!(errno, Errno::EAGAIN | Errno::EINTR),
         }
     }
 
     /// Says something that the manager has to know, even if it is slow.
     fn insist(&self, text: &str) {
+        self.insist_with(text, &[]);
+    }
+
+    fn insist_with(&self, text: &str, sockets: &[BorrowedFd<'_>]) {
         for _ in 0..ATTEMPTS {
-            if self.say(text) {
+            if self.say(text, sockets) {
                 return;
             }
             std::thread::sleep(PAUSE);
@@ -152,12 +217,18 @@ impl Service {
     }
 }
 
+/// Those that are named as ours, and the others, by the names of sd_listen_fds_with_names(3).
+fn sort(passed: Vec<OwnedFd>, names: &str) -> (Vec<OwnedFd>, Vec<OwnedFd>) {
+    let mut names = names.split(':');
+    passed.into_iter().partition(|_| names.next() == Some(STORED))
+}
+
 impl Line {
     /// A path, or `@` and an abstract name; other kinds of sockets are for other machines.
     fn new(name: &OsStr) -> Option<Line> {
         let to = match name.as_bytes() {
-            [b'/', ..] => SocketAddr::from_pathname(OsString::from(name)),
-            [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest),
+            [b'/', ..] => UnixAddr::new(name),
+            [b'@', rest @ ..] => UnixAddr::new_abstract(rest),
             _ => return None,
         };
         let socket = UnixDatagram::unbound().ok()?;
@@ -183,6 +254,8 @@ pub(super) fn ignored(settings: &Settings) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
 
     /// A service that talks to a socket of ours with an abstract name.
     fn service(name: &str) -> (Service, UnixDatagram) {
@@ -236,6 +309,28 @@ mod tests {
         }
         let signs: Vec<u64> = signs.iter().map(|(now, _)| *now).collect();
         assert_eq!(signs, [100, 109, 118, 127]);
+    }
+
+    #[test]
+    fn passed_descriptors_are_told_apart_by_their_names() {
+        for (names, want) in [
+            ("", "ooo"),
+            ("pgturnstile-tcp", "koo"),
+            ("pgturnstile.socket:pgturnstile-tcp:pgturnstile-tcp", "okk"),
+            ("::pgturnstile-tcp:more", "ook"),
+            ("pgturnstile-tcp2:unknown", "ooo"),
+        ] {
+            let passed: Vec<OwnedFd> =
+                (0..3).map(|_| UnixDatagram::unbound().unwrap().into()).collect();
+            let mut kinds: Vec<_> = passed.iter().map(|fd| (fd.as_raw_fd(), 'o')).collect();
+            let (kept, others) = sort(passed, names);
+            for (fd, kind) in &mut kinds {
+                let is_in = |all: &[OwnedFd]| all.iter().any(|one| one.as_raw_fd() == *fd);
+                *kind = if is_in(&kept) { 'k' } else { 'o' };
+                assert!(is_in(&kept) != is_in(&others));
+            }
+            assert_eq!(kinds.iter().map(|(_, kind)| kind).collect::<String>(), want, "{names}");
+        }
     }
 
     #[test]

@@ -2,10 +2,13 @@
 //! watches (config 8.1). SIGPIPE needs nothing: Rust's runtime ignores it from the start.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use mio::event::Source;
 use mio::net::UnixStream;
+use nix::libc::SIGRTMIN;
+use nix::sys::socket::{recv, MsgFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
@@ -17,6 +20,8 @@ pub enum Signal {
     Hup,
     /// Shut down, wait until no server is needed.
     Int,
+    /// The same, and a new start follows (SIGRTMIN).
+    Restart,
     /// Exit at once.
     Quit,
     /// Shut down, wait for all clients to leave.
@@ -38,7 +43,7 @@ impl Signals {
         let (read, write) = StdUnixStream::pair()?;
         read.set_nonblocking(true)?;
         write.set_nonblocking(true)?;
-        let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+        let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGRTMIN()];
         let read = UnixStream::from_std(read);
         let delivery = SignalDelivery::with_pipe(read, write, WithRawSiginfo, watched)?;
         Ok(Signals { delivery })
@@ -47,6 +52,12 @@ impl Signals {
     /// What a poll has to watch.
     pub fn source(&mut self) -> &mut dyn Source {
         self.delivery.get_read_mut()
+    }
+
+    /// True if a signal has arrived that nobody has taken note of.
+    pub fn has_some(&self) -> bool {
+        let fd = self.delivery.get_read().as_raw_fd();
+        recv(fd, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).is_ok_and(|count| count > 0)
     }
 
     /// The signals that have arrived since the last call, in order of their numbers. One that came
@@ -65,6 +76,7 @@ fn known(number: i32) -> Option<Signal> {
         SIGTERM => Some(Signal::Term),
         SIGUSR1 => Some(Signal::Usr1),
         SIGUSR2 => Some(Signal::Usr2),
+        _ if number == SIGRTMIN() => Some(Signal::Restart),
         _ => None,
     }
 }
@@ -89,8 +101,10 @@ mod tests {
             let mut events = Events::with_capacity(4);
             poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
             assert!(events.iter().any(|event| event.token() == Token(7)));
+            assert!(signals.has_some() && signals.has_some());
             assert_eq!(signals.take(), [Signal::Hup, Signal::Hup, Signal::Usr2, Signal::Term]);
             assert_eq!(signals.take(), []);
+            assert!(!signals.has_some());
         }
     }
 }

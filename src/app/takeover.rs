@@ -61,7 +61,8 @@ pub(super) fn begin(
     journal.line(Level::Log, "login OK, sending SUSPEND".into());
     old.suspend()?;
     journal.line(Level::Log, "SUSPEND finished, sending SHOW FDS".into());
-    let sockets = old.sockets()?;
+    // The limit may have been a higher one for the old process.
+    let sockets = daemon::with_all_descriptors(|| old.sockets())?;
     let sockets = sort(old, sockets, settings, core, journal)?;
     journal.line(Level::Log, "SHOW FDS finished".into());
     journal.line(Level::Log, "disko over, going background".into());

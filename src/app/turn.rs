@@ -195,6 +195,7 @@ impl Process {
 
     /// Who waits for clients to leave leaves nobody out who has connected already.
     fn stop_listening(&mut self) {
+        self.service.take_back();
         match self.core.shutdown() {
             Some(pause::Shutdown::WaitForClients) => {
                 // Nothing will come of a handoff that has been asked for.
@@ -257,6 +258,10 @@ impl Process {
                     self.reload(None);
                     self.service.ready();
                     continue;
+                }
+                Signal::Restart => {
+                    self.service.leave_stored();
+                    pause::Signal::Interrupt
                 }
                 Signal::Int => pause::Signal::Interrupt,
                 Signal::Quit => pause::Signal::Quit,
@@ -359,28 +364,48 @@ impl Process {
     }
 
     /// Sets TLS up again; on failure all stays as it was.
-    pub(super) fn reload_tls(&mut self) -> bool {
-        match self.net.tls().renewed(self.core.settings()) {
-            Ok(tls) => {
-                self.set_tls(tls);
-                true
-            }
-            Err(text) => {
-                let kept = console::TLS_KEPT.to_owned();
-                self.core.journal.line(Level::Error, text);
-                self.core.journal.line(Level::Error, kept);
-                false
-            }
+    fn reload_tls(&mut self) -> bool {
+        let tls = self.renewed_tls();
+        let succeeded = tls.is_some();
+        if let Some(tls) = tls {
+            self.set_tls(tls);
         }
+        succeeded
+    }
+
+    /// TLS as the settings want it; if that can't be, the log says so.
+    fn renewed_tls(&mut self) -> Option<Tls> {
+        let renewed = self.net.tls().renewed(self.core.settings());
+        let log = |text| {
+            self.core.journal.line(Level::Error, text);
+            self.core.journal.line(Level::Error, console::TLS_KEPT.to_owned());
+        };
+        renewed.map_err(log).ok()
     }
 
     fn set_tls(&mut self, tls: Tls) {
-        let (clients, servers) = tls.modes();
-        self.core.set_tls_modes(clients, servers);
         if tls.changes_servers(self.net.tls()) {
             self.core.reconnect(None);
         }
+        self.put_tls(tls);
+    }
+
+    fn put_tls(&mut self, tls: Tls) {
+        let (clients, servers) = tls.modes();
+        self.core.set_tls_modes(clients, servers, tls.way_to_servers());
         self.net.set_tls(tls);
+    }
+
+    /// What SET had changed in the process before is in force here. Its servers stay, unless we
+    /// connect in another way.
+    pub(super) fn go_on_with_settings(&mut self, is_changed: bool) {
+        if is_changed {
+            if let Some(tls) = self.renewed_tls() {
+                self.put_tls(tls);
+            }
+            self.settings_changed();
+        }
+        self.core.replace_otherwise_connected();
     }
 
     /// Hands changed settings on to the net floor and the log.

@@ -3,6 +3,7 @@
 use super::{run, Around, Listening};
 use crate::base::{Micros, Objects};
 use crate::config::{self, Settings, SslMode};
+use crate::core::carry;
 use crate::core::{
     Action, Addr, ClientId, Core, Decisions, Handed, Loss, Origin, Packet, Peer, ServerId,
 };
@@ -177,7 +178,8 @@ impl Fixture {
         to.core.now = Micros(START.0 * 3);
         let rows = self.core.hand_out(except);
         let from = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
-        let ends = rows.iter().map(|(row, peer)| (row.clone(), peer.map(|_| from)));
+        let told = |row: &carry::Row| carry::tests::planted(row.clone());
+        let ends = rows.iter().map(|(row, peer)| (told(row), peer.map(|_| from)));
         let taken = to.core.take_in(ends.collect());
         let pairs = rows.iter().map(|(_, peer)| *peer).zip(taken.peers);
         let there = pairs.filter_map(|(old, new)| old.zip(new)).collect::<Vec<_>>();

@@ -114,6 +114,41 @@ fn what_waits_behind_an_execute_is_run_by_the_successor() {
 }
 
 #[test]
+fn what_was_asked_means_the_same_to_the_successor() {
+    let answers = |is_left: bool| {
+        let (mut at, mut boss, _) = with_busy_server();
+        let packets = [
+            parse("d", "disable one"),
+            parse("c", "show config"),
+            bind_as("p", "c", &[1, 0, 0, 1]),
+            command("pause"),
+            describe("P", "p"),
+            execute_some("p", 2),
+            bind_as("q", "c", &[0, 1, 1, 0]),
+            describe("P", "q"),
+            execute_some("q", 3),
+            bind("x", "d"),
+            execute("x"),
+            // A value that nobody has asked for.
+            message(b'B', &[b"y\0d\0", &[0, 0, 0, 1, 0, 0, 0, 1, b'x', 0, 0]]),
+            sync(),
+        ];
+        at.throw(boss, &packets.concat());
+        at.taken(boss);
+        if is_left {
+            let (to, [there]) = leave(&mut at, [boss]);
+            (at, boss) = (to, there);
+        }
+        done(&mut at);
+        at.raw(boss)
+    };
+    let here = answers(false);
+    let kinds: Vec<u8> = here.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(kinds, b"CTDDs2TDDDs2CEZ");
+    assert_eq!(answers(true), here);
+}
+
+#[test]
 fn what_was_commanded_stays_in_force() {
     let mut at = Fixture::new();
     let boss = at.console("boss");

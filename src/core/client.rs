@@ -58,7 +58,7 @@ pub enum Access {
 }
 
 /// Whose limits a client counts against, until it closes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Counted {
     /// Nobody's: it has not said what it wants, or is a cancel request.
     #[default]

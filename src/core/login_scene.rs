@@ -121,7 +121,8 @@ impl Scene {
         let from = Origin { remote: at, local: Addr::Unknown, uid: None };
         let (rows, peers): (Vec<_>, Vec<_>) = self.core.hand_out(Id::none()).into_iter().unzip();
         let ends = peers.iter().map(|peer| peer.map(|_| from));
-        let taken = to.core.take_in(rows.into_iter().zip(ends).collect());
+        let rows = rows.into_iter().map(super::carry::tests::planted);
+        let taken = to.core.take_in(rows.zip(ends).collect());
         let pairs = peers.into_iter().zip(&taken.peers).filter_map(|pair| match pair {
             (Some(Peer::Client(old)), Some(Peer::Client(new))) => Some((old, *new)),
             _ => None,

@@ -162,7 +162,11 @@ fn openings_have_their_time() {
     ] {
         let mut scene = Scene::new("auth_type = md5");
         if tls {
-            scene.core.set_tls_modes(config::SslMode::Prefer, config::SslMode::Disable);
+            scene.core.set_tls_modes(
+                config::SslMode::Prefer,
+                config::SslMode::Disable,
+                String::new(),
+            );
         }
         let id = scene.beginner("plain", "d");
         scene.say(id, bytes);

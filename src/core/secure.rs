@@ -9,32 +9,43 @@ use crate::base::Level;
 use crate::config::SslMode;
 
 /// The modes that are in force: those of the settings, unless what these ask for can't be set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Modes {
     client: SslMode,
     server: SslMode,
+    /// Mode, files and whatever else decides how servers are connected.
+    pub(super) way_to_servers: String,
+    /// The same of the process whose servers have been taken in, until they have been compared.
+    pub(super) way_before: Option<String>,
 }
 
 impl Default for Modes {
     fn default() -> Modes {
-        Modes { client: SslMode::Disable, server: SslMode::Disable }
+        let (client, server) = (SslMode::Disable, SslMode::Disable);
+        Modes { client, server, way_to_servers: String::new(), way_before: None }
     }
 }
 
 impl Core {
-    /// TLS has been set up for these modes towards clients and servers.
-    pub fn set_tls_modes(&mut self, client: SslMode, server: SslMode) {
-        self.tls = Modes { client, server };
+    /// TLS has been set up for these modes towards clients and servers. Servers that are connected
+    /// in another way (a text) are others.
+    pub fn set_tls_modes(&mut self, client: SslMode, server: SslMode, way_to_servers: String) {
+        let way_before = self.tls.way_before.take();
+        self.tls = Modes { client, server, way_to_servers, way_before };
+    }
+
+    /// Has servers replaced that another process has connected in another way than it is done here,
+    /// as after a RELOAD. To be called when all that is SET has been set up.
+    pub fn replace_otherwise_connected(&mut self) {
+        let before = self.tls.way_before.take();
+        if before.is_some_and(|before| before != self.tls.way_to_servers) {
+            self.reconnect(None);
+        }
     }
 
     /// True if TCP servers are asked whether they like TLS.
     pub(super) fn asks_servers_for_tls(&self) -> bool {
         self.tls.server != SslMode::Disable
-    }
-
-    /// The mode towards servers.
-    pub(super) fn server_tls_mode(&self) -> &'static str {
-        self.tls.server.word()
     }
 
     /// True if this client may go over to TLS.

@@ -47,6 +47,7 @@ tags! {
     /// What is told of a listening socket, in the column `wire`.
     LISTENER:
     1 FILE "the path of the Unix socket that who listens removes at the end; a service manager's is not",
+    2 SOLE "nobody else has it: who waits at it when it is closed would be lost",
 }
 
 /// True if there is nothing to be done about a connection of which this is told before something
@@ -170,14 +171,16 @@ impl Net {
         let mut fields = Fields::default();
         let file = self.listeners.file_of(number);
         fields.put_some(FILE, file.as_deref().map(|file| file.as_os_str().as_encoded_bytes()));
+        fields.flag(SOLE, self.listeners.is_sole());
         fields.into_bytes()
     }
 
     /// Listens where another process did: sockets, and what it has told of each.
     pub fn take_in_listeners(&mut self, sockets: Vec<(OwnedFd, Vec<u8>)>) -> Result<(), Fatal> {
+        let is_sole = sockets.iter().all(|(_, wire)| is_sole(wire));
         let sockets = sockets.into_iter().map(|(socket, wire)| (socket, file(&wire))).collect();
         let (registry, journal) = (&self.common.registry, &mut self.journal);
-        self.listeners.take_in(sockets, registry, journal)?;
+        self.listeners.take_in(sockets, is_sole, registry, journal)?;
         self.try_listeners();
         Ok(())
     }
@@ -229,6 +232,11 @@ fn file(wire: &[u8]) -> Option<std::path::PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let field = fields::read(wire).find(|field| field.tag == FILE);
     field.map(|field| std::ffi::OsStr::from_bytes(field.value).into())
+}
+
+/// True if nobody else has a listening socket.
+fn is_sole(wire: &[u8]) -> bool {
+    fields::read(wire).any(|field| field.tag == SOLE)
 }
 
 /// Writes what is told of a connection.

@@ -31,6 +31,8 @@ const SCRATCH: usize = 64 * 1024;
 const ROUNDS: u32 = 4;
 /// How long the other side has for the last words of a successor.
 const LAST_WORDS: Duration = Duration::from_secs(30);
+/// The same when the keeper is to end soon.
+const SHORT_WORDS: Duration = Duration::from_secs(1);
 /// How many events one wait takes from the kernel.
 const BATCH: usize = 1024;
 /// About what OpenSSL has for one session, in bytes.
@@ -90,6 +92,7 @@ pub struct Keeper {
     ready: VecDeque<usize>,
     /// Those whose successor has ended, and when they are given up.
     leaving: VecDeque<(Instant, usize)>,
+    last_words: Duration,
     scratch: Box<[u8]>,
     spare: Spare,
     /// Memory of connections that are gone, since the allocator was last asked for its own.
@@ -165,6 +168,7 @@ impl Keeper {
             pairs: Slab::new(),
             ready: VecDeque::new(),
             leaving: VecDeque::new(),
+            last_words: LAST_WORDS,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             spare: Spare::default(),
             freed: 0,
@@ -228,6 +232,15 @@ impl Keeper {
         self.freed = 0;
         self.pairs.shrink_to_fit();
         sys::trim_heap();
+    }
+
+    /// Whoever doesn't take the last words of the successor at once is given up soon.
+    pub fn hurry(&mut self) {
+        self.last_words = SHORT_WORDS;
+        let limit = Instant::now().checked_add(SHORT_WORDS);
+        for (at, _) in &mut self.leaving {
+            *at = limit.map_or(*at, |limit| limit.min(*at));
+        }
     }
 
     /// Waits for events and deals with them. True if the caller's source has something.
@@ -309,7 +322,7 @@ impl Keeper {
             Next::End => return self.remove(index),
         }
         if pair.is_leaving() && !std::mem::replace(&mut pair.leaves, true) {
-            let at = Instant::now().checked_add(LAST_WORDS);
+            let at = Instant::now().checked_add(self.last_words);
             self.leaving.extend(at.map(|at| (at, index)));
         }
     }

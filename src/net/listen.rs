@@ -24,8 +24,11 @@ use std::path::{Path, PathBuf};
 
 mod adopt;
 mod drain;
+mod kept;
 #[cfg(test)]
 mod tests;
+
+pub use kept::Kept;
 
 /// How long nothing is accepted after accepting has failed (pooling 5.7).
 const PAUSE: Micros = Micros::from_secs(5);
@@ -72,8 +75,8 @@ pub struct Listeners {
     failed_at: Option<Micros>,
     /// Since when the TCP sockets take nobody who comes anew.
     draining: Option<Micros>,
-    /// Another process has got them, too.
-    is_shared: bool,
+    /// Nobody else has got the TCP sockets.
+    is_sole: bool,
     /// What the TCP sockets were given when they were opened: accepted ones inherit it.
     inherited: Option<SocketOptions>,
 }
@@ -101,12 +104,12 @@ impl Listeners {
     /// config 1.4 into the journal.
     pub(super) fn open(
         options: &ListenOptions,
+        kept: Kept,
         registry: &Registry,
         journal: &mut Journal,
     ) -> Result<Listeners, Fatal> {
-        let inherited = Some(options.sockets);
-        let mut listeners = Listeners { inherited, ..Listeners::default() };
-        listeners.open_tcp(options, journal)?;
+        let mut listeners = Listeners::default();
+        listeners.open_tcp(options, kept, journal)?;
         if !options.unix_dir.is_empty() {
             let listener = listeners.open_unix(options, journal)?;
             listeners.all.push(Some(Listener::Unix(listener)));
@@ -138,10 +141,11 @@ impl Listeners {
     pub(super) fn take_in(
         &mut self,
         sockets: Vec<(OwnedFd, Option<PathBuf>)>,
+        is_sole: bool,
         registry: &Registry,
         journal: &mut Journal,
     ) -> Result<(), Fatal> {
-        let mut listeners = Listeners::default();
+        let mut listeners = Listeners { is_sole, ..Listeners::default() };
         let mut socket_file = None;
         for (socket, file) in sockets {
             if let Err(text) = listeners.inherit_one(socket) {
@@ -229,27 +233,28 @@ impl Listeners {
         Ok(())
     }
 
-    fn open_tcp(&mut self, options: &ListenOptions, journal: &mut Journal) -> Result<(), Fatal> {
-        let mut asked = false;
-        for item in options.listen_addr.split(',').map(str::trim) {
-            if item.is_empty() {
-                continue;
-            }
-            asked = true;
+    fn open_tcp(
+        &mut self,
+        options: &ListenOptions,
+        mut kept: Kept,
+        journal: &mut Journal,
+    ) -> Result<(), Fatal> {
+        self.is_sole = true;
+        // Those who wait at a kept one have what that was given then.
+        self.inherited = kept.is_empty().then_some(options.sockets);
+        for item in options.items() {
             let addrs = match addresses(item, options.port) {
                 Ok(addrs) => addrs,
                 Err(why) => {
-                    let port = options.port;
-                    return fatal(journal, format!("getaddrinfo('{item}', '{port}') = {why}"));
+                    let text = format!("getaddrinfo('{item}', '{}') = {why}", options.port);
+                    return fatal(journal, text);
                 }
             };
             for addr in addrs {
-                match listen_tcp(addr, options, journal) {
+                match kept.listen(addr, options, journal) {
                     Ok(listener) => {
                         journal.line(Level::Log, format!("listening on {addr}"));
-                        let local = listener.local_addr().ok();
-                        let local = local.filter(|local| !local.ip().is_unspecified());
-                        self.all.push(Some(Listener::Tcp(listener, local)));
+                        self.inherit_tcp(listener);
                     }
                     Err((step, error)) => {
                         warn_cannot_listen(journal, &Place::Inet(addr), step, &error)
@@ -257,7 +262,7 @@ impl Listeners {
                 }
             }
         }
-        if asked && self.all.is_empty() {
+        if options.items().next().is_some() && self.all.is_empty() {
             let list = &options.listen_addr;
             let text = format!("failed to listen on any address in listen_addr list: {list}");
             return fatal(journal, text);

@@ -38,7 +38,7 @@ use cares::Nameservers;
 use conn::Wire;
 use dial::Dial;
 use jobs::Jobs;
-use listen::{Fatal, ListenOptions, Listeners};
+use listen::{Fatal, Kept, ListenOptions, Listeners};
 use mio::event::{Event as Ready, Source};
 use mio::{Events, Interest, Poll, Token, Waker};
 use options::{reason, SocketOptions};
@@ -290,10 +290,10 @@ impl Net {
 
     // Listening.
 
-    /// Opens the listening sockets; lines and errors go to the journal.
-    pub fn listen(&mut self, options: &ListenOptions) -> Result<(), Fatal> {
+    /// Opens the listening sockets, or uses what has been kept; lines and errors go to the journal.
+    pub fn listen(&mut self, options: &ListenOptions, kept: Kept) -> Result<(), Fatal> {
         let (registry, journal) = (&self.common.registry, &mut self.journal);
-        self.listeners = Listeners::open(options, registry, journal)?;
+        self.listeners = Listeners::open(options, kept, registry, journal)?;
         Ok(())
     }
 

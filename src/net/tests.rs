@@ -3,6 +3,7 @@
 use super::script::{packet, Script};
 use super::*;
 use crate::core::{Target, Verdict};
+use crate::net::listen::Kept;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -87,23 +88,31 @@ impl Process {
     }
 
     pub(super) fn listen(&mut self, addr: &str, dir: &str) {
-        let options = ListenOptions {
-            listen_addr: addr.to_owned(),
-            port: 0,
-            backlog: 128,
-            unix_dir: dir.to_owned(),
-            unix_mode: 0o777,
-            unix_group: String::new(),
-            reuse_port: false,
-            defer_accept: false,
-            sockets: SocketOptions::default(),
-        };
-        self.net.listen(&options).unwrap();
+        self.net.listen(&options(addr, dir), Kept::default()).unwrap();
+    }
+
+    /// Listens at a socket that a service manager has passed.
+    pub(super) fn listen_at(&mut self, passed: OwnedFd) {
+        self.net.listen_at(vec![passed], &options("", "")).unwrap();
     }
 
     pub(super) fn lines(&mut self) -> Vec<String> {
         let journal = self.net.journal();
         std::iter::from_fn(|| journal.pop().map(|(_, text)| text)).collect()
+    }
+}
+
+fn options(addr: &str, dir: &str) -> ListenOptions {
+    ListenOptions {
+        listen_addr: addr.to_owned(),
+        port: 0,
+        backlog: 128,
+        unix_dir: dir.to_owned(),
+        unix_mode: 0o777,
+        unix_group: String::new(),
+        reuse_port: false,
+        defer_accept: false,
+        sockets: SocketOptions::default(),
     }
 }
 

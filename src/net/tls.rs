@@ -81,12 +81,18 @@ impl Tls {
 
     /// True if servers are to be connected in another way. What is in the files doesn't count.
     pub fn changes_servers(&self, before: &Tls) -> bool {
-        match (&self.server, &before.server) {
-            (Some(now), Some(before)) => {
-                (now.mode, now.direct, &now.wishes) != (before.mode, before.direct, &before.wishes)
-            }
-            (now, before) => now.is_some() || before.is_some(),
-        }
+        self.way_to_servers() != before.way_to_servers()
+    }
+
+    /// How servers are connected, as a text that a successor compares; empty if without TLS.
+    pub fn way_to_servers(&self) -> String {
+        let Some(ServerTls { mode, direct, wishes, made: _ }) = &self.server else {
+            return String::new();
+        };
+        let Wishes { key, certificate, ca, protocols, ciphers, suites } = wishes;
+        let negotiation = if *direct { "direct" } else { "postgres" };
+        let texts = [key, certificate, ca, protocols, ciphers];
+        format!("{} {negotiation} {texts:?} {suites:?}", mode.word())
     }
 
     pub(in crate::net) fn client(&self) -> Option<&ClientTls> {

@@ -10,6 +10,7 @@ mod fake;
 mod floor;
 mod handoff;
 mod histogram;
+mod keeper;
 mod link;
 mod load;
 mod login;
@@ -131,6 +132,9 @@ fn measure_all(options: Options, network: &str) -> String {
     if wanted("handoff") {
         let rounds = options.rounds.min(3);
         tables.push(handoff::run(rounds, &mut |what| progress("handoff", what)));
+    }
+    if wanted("keeper") {
+        tables.push(keeper::run(options, &mut |what| progress("keeper", what)));
     }
     if wanted("stall-tls") {
         tables.push(tls::stall(options, &mut |what| progress("stall-tls", what)));

@@ -256,6 +256,18 @@ impl Process {
         assert!(alive, "{}{}", self.text("log"), self.text("stderr"));
     }
 
+    /// As `end_succession`; the old one stays as a keeper of connections, and is returned.
+    pub(crate) fn end_succession_kept(&mut self, successor: Child) -> Child {
+        let old = std::mem::replace(&mut self.child, successor);
+        wait_until("the successor is up or gone", || {
+            let is_up = self.text("log").matches("process up: ").count() > 1;
+            is_up || self.child.try_wait().unwrap().is_some()
+        });
+        let alive = self.child.try_wait().unwrap().is_none();
+        assert!(alive, "{}{}", self.text("log"), self.text("stderr"));
+        old
+    }
+
     /// Asks it to end, and waits for that; it has no clients any more.
     pub(crate) fn end(&mut self) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());

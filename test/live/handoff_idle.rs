@@ -79,7 +79,8 @@ fn hundreds_with_nothing_to_do_are_all_there_with_what_they_have() {
             let leave = scope.spawn(|| drop(gone));
             pooler.replace(binary());
             is_over.store(true, Ordering::Relaxed);
-            (leave.join().unwrap(), busy.join().unwrap());
+            leave.join().unwrap();
+            busy.join().unwrap();
             new.join().unwrap()
         });
         let want = clients.len() + usize::from(new.is_some());
@@ -88,7 +89,9 @@ fn hundreds_with_nothing_to_do_are_all_there_with_what_they_have() {
             client.send(if at % 9 == 0 { &request[half..] } else { &request });
             check(client, *number);
         }
-        new.as_mut().map(|client| assert_eq!(client.value("select 5"), "5"));
+        if let Some(client) = &mut new {
+            assert_eq!(client.value("select 5"), "5");
+        }
     }
     assert!(!pooler.log().contains("can't be read"), "{}", pooler.log());
 }

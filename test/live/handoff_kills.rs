@@ -1,6 +1,8 @@
 //! A handoff that fails at any step loses nothing: before the point of no return clients go on with
 //! the old process, after it with the new one.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -234,8 +236,23 @@ fn kills_of_the_old_process_at_any_moment() {
     assert!(taken_over > 0, "some took over");
 }
 
-/// True if the process has handed over: it ends then, in a moment.
+/// True if the process has handed over: it ends then, and answers nobody any more.
 fn has_ended(pooler: &mut Pooler) -> bool {
-    std::thread::sleep(Duration::from_millis(100));
-    pooler.exited().is_some()
+    let mut has_ended = None;
+    wait_until("it answers or ends", || {
+        has_ended = match pooler.exited() {
+            Some(_) => Some(true),
+            None => answers(pooler.port).then_some(false),
+        };
+        has_ended.is_some()
+    });
+    has_ended == Some(true)
+}
+
+/// True if there is an answer to an SSLRequest.
+fn answers(port: u16) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let request = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+    stream.write_all(&request).is_ok() && stream.read(&mut [0; 1]).is_ok_and(|count| count == 1)
 }

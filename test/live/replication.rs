@@ -26,12 +26,12 @@ fn attempt(pooler: &Pooler, user: &str, database: &str, more: &[(&str, &str)]) -
     pooler.tcp().login_with(&startup(0, &parameters), user, "")
 }
 
-fn connect(pooler: &Pooler, database: &str, more: &[(&str, &str)]) -> (Raw, Vec<Msg>) {
+pub(crate) fn connect(pooler: &Pooler, database: &str, more: &[(&str, &str)]) -> (Raw, Vec<Msg>) {
     attempt(pooler, "trusty", database, more).unwrap_or_else(|e| panic!("no login: {e:?}"))
 }
 
 const LOGICAL: (&str, &str) = ("replication", "database");
-const PHYSICAL: (&str, &str) = ("replication", "true");
+pub(crate) const PHYSICAL: (&str, &str) = ("replication", "true");
 
 fn logical(pooler: &Pooler, database: &str) -> Raw {
     connect(pooler, database, &[LOGICAL]).0
@@ -62,7 +62,7 @@ fn await_change(client: &mut Raw, text: &str) {
 }
 
 /// A standby status update, which asks for an answer if `reply`.
-fn status(reply: bool) -> Vec<u8> {
+pub(crate) fn status(reply: bool) -> Vec<u8> {
     let mut body = vec![b'r'];
     body.extend([0; 32]);
     body.push(reply.into());

@@ -14,31 +14,31 @@ use crate::rig::scratch::scratch;
 use crate::rig::wait_until;
 
 /// One of the programs, to be run through the pooler.
-fn tool(pooler: &Pooler, program: &str, args: &[&str]) -> Command {
+pub(crate) fn tool(pooler: &Pooler, program: &str, args: &[&str]) -> Command {
     let mut tool = primary().tool(program);
     tool.args(["-w", "-h", "127.0.0.1", "-p", &pooler.port.to_string(), "-U", "trusty"]);
     tool.args(args);
     tool
 }
 
-fn run(mut tool: Command) -> Output {
+pub(crate) fn run(mut tool: Command) -> Output {
     let out = tool.output().unwrap();
     assert!(out.status.success(), "{tool:?}: {}", String::from_utf8_lossy(&out.stderr));
     out
 }
 
 /// A program in the background, told to end with SIGINT as from a keyboard.
-struct Background(Child);
+pub(crate) struct Background(Child);
 
 impl Background {
-    fn start(mut tool: Command) -> Background {
+    pub(crate) fn start(mut tool: Command) -> Background {
         let child = tool.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         scratch().watch(child.id());
         Background(child)
     }
 
     /// `timeout` passes the signal on to the program that it runs.
-    fn interrupt(mut self) {
+    pub(crate) fn interrupt(mut self) {
         kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGINT).unwrap();
         wait_until("the program ends", || self.0.try_wait().unwrap().is_some());
         scratch().forget(self.0.id());

@@ -22,10 +22,28 @@ struct Member {
 
 impl Member {
     fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Hands everything over to a successor, which it is then.
+    fn succeed(&mut self) {
+        let old = self.child.take();
+        self.start_with(&["-R"]);
+        let new = std::mem::replace(&mut self.child, old);
+        self.wait();
+        self.child = new;
+    }
+
+    fn start_with(&mut self, switches: &[&str]) {
         let log = std::fs::File::options().create(true).append(true).open(self.folder.join("err"));
         let before = self.log().matches("process up: ").count();
         let mut start = command(binary());
-        start.arg("ini").current_dir(&self.folder).stdout(Stdio::null()).stderr(log.unwrap());
+        start
+            .args(switches)
+            .arg("ini")
+            .current_dir(&self.folder)
+            .stdout(Stdio::null())
+            .stderr(log.unwrap());
         let child = start.spawn().unwrap();
         scratch().watch(child.id());
         self.child = Some(child);
@@ -138,7 +156,7 @@ impl Group {
 
 /// Restarts one process after the other, each at least once, under pgbench, which connects anew for
 /// each transaction.
-fn roll(settings: &str) {
+fn roll(settings: &str, is_handed_over: bool) {
     let mut group = Group::start(settings);
     let mut tool = postgres().tool("pgbench");
     tool.args(["-n", "-C", "-S", "-c", "8", "-j", "2", "-T", "8", "-U", "trusty"]);
@@ -146,6 +164,9 @@ fn roll(settings: &str) {
     let mut run = tool.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut turns = 0;
     while run.try_wait().unwrap().is_none() {
+        if is_handed_over {
+            group.members[turns % 3].succeed();
+        }
         restart(&mut group, turns, &mut run);
         turns += 1;
     }
@@ -178,10 +199,15 @@ fn restart(group: &mut Group, turn: usize, run: &mut Child) {
 
 #[test]
 fn three_processes_restart_one_after_the_other_and_no_connection_is_lost() {
-    roll("");
+    roll("", false);
 }
 
 #[test]
 fn so_do_processes_that_accept_before_the_first_packet() {
-    roll("tcp_defer_accept = 0");
+    roll("tcp_defer_accept = 0", false);
+}
+
+#[test]
+fn so_do_processes_that_came_by_their_sockets_in_a_handoff() {
+    roll("", true);
 }

@@ -1,23 +1,31 @@
 //! What a service manager is told, and the sockets that it passes (config 7.8): a stand-in for systemd
 //! listens at the notify socket.
 
+use std::cell::RefCell;
 use std::fs::{File, Permissions};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::rig::fds::{datagram, Taker};
 use crate::rig::old::{self, Old};
 use crate::rig::raw::Raw;
 use crate::rig::run::{is_root, Run, Running};
-use crate::rig::wire::{error, tags};
+use crate::rig::wire::{error, query, tags};
 use crate::rig::{wait_until, DEADLINE};
 
-/// The end of the service manager.
-struct Manager(UnixDatagram);
+/// What it is told of its store.
+const STORES: &str = "FDSTORE=1\nFDNAME=pgturnstile-tcp";
+const EMPTIES: &str = "FDSTOREREMOVE=1\nFDNAME=pgturnstile-tcp";
+
+/// The end of the service manager, and what it keeps for a process.
+struct Manager(UnixDatagram, RefCell<Vec<OwnedFd>>);
 
 impl Manager {
     /// Listens for this process at a file in its folder.
@@ -26,13 +34,19 @@ impl Manager {
         let socket = UnixDatagram::bind(&path).unwrap();
         std::fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        (Self(socket), run.env("NOTIFY_SOCKET", path.to_str().unwrap()))
+        (Self(socket, RefCell::default()), run.env("NOTIFY_SOCKET", path.to_str().unwrap()))
     }
 
     fn hear(&self) -> String {
-        let mut room = [0; 1000];
-        let len = self.0.recv(&mut room).expect("the manager is told something");
-        String::from_utf8(room[..len].to_vec()).unwrap()
+        let (text, passed) = datagram(&self.0).expect("the manager is told something");
+        let mut store = self.1.borrow_mut();
+        match text == STORES.as_bytes() {
+            true => store.extend(passed),
+            false if text == EMPTIES.as_bytes() => store.clear(),
+            // What comes with a barrier is closed.
+            false => {}
+        }
+        String::from_utf8(text).unwrap()
     }
 
     /// The next message that tells no statistics and is no sign of life.
@@ -88,7 +102,7 @@ fn fast_exits_tell_nothing() {
         assert_eq!(manager.hear(), "READY=1");
         let mut console = running.console();
         match command {
-            Some(command) => console.send(&crate::rig::wire::query(command)),
+            Some(command) => console.send(&query(command)),
             None => running.signal(Signal::SIGQUIT),
         }
         assert_eq!(running.code(), 0);
@@ -119,7 +133,7 @@ fn signs_of_life_come_in_time_if_they_are_ours_to_give() {
 fn the_process_in_the_background_says_who_it_is() {
     let name = format!("pgt-live-service-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(&name).unwrap();
-    let manager = Manager(UnixDatagram::bind_addr(&address).unwrap());
+    let manager = Manager(UnixDatagram::bind_addr(&address).unwrap(), RefCell::default());
     manager.0.set_read_timeout(Some(DEADLINE)).unwrap();
     let run = Run::new("pidfile = pid\nlogfile = log").args(&["-d"]);
     let mut running = run.env("NOTIFY_SOCKET", &format!("@{name}")).start();
@@ -189,6 +203,20 @@ fn the_unit_stays_with_an_old_process_that_refuses_at_the_last_moment() {
     assert_eq!(running.code(), 1);
     assert_eq!(manager.hear_state(), format!("MAINPID={}", std::process::id()));
     assert!(manager.hears_nothing());
+}
+
+#[test]
+fn the_unit_comes_back_from_a_successor_that_has_died() {
+    let (manager, run) = Manager::of(Run::new(""));
+    let running = run.up();
+    assert_eq!(manager.hear(), "READY=1");
+    let mut successor = Taker::own_user_at(&running.socket());
+    successor.query("HANDOFF 0;");
+    successor.ask("HANDOFF 1;");
+    running.wait_for("HANDOFF command issued");
+    drop(successor);
+    assert_eq!(manager.hear_state(), format!("MAINPID={}", running.pid));
+    assert!(is_served(&running));
 }
 
 /// A start with a TCP socket as descriptor 3 and a Unix socket as 4.
@@ -268,4 +296,124 @@ fn a_successor_leaves_the_files_of_the_service_manager_alone() {
     next.signal(Signal::SIGTERM);
     wait_until("it is gone", || !next.is_alive());
     assert!(first.socket().exists());
+}
+
+/// A process that may store its sockets, up, and its manager.
+fn storing(settings: &str) -> (Manager, Running) {
+    let (manager, run) = Manager::of(Run::new(settings).env("FDSTORE", "9"));
+    let running = run.up();
+    assert_eq!(manager.hear(), STORES);
+    assert_eq!(manager.hear(), "READY=1");
+    (manager, running)
+}
+
+/// The next start after such a process, at its port, with what was kept as descriptor 3.
+fn next_start(first: &Running, manager: &Manager, settings: &str) -> Run {
+    let names = "LISTEN_FDNAMES=pgturnstile-tcp";
+    let shell = format!("exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$ {names}");
+    let mut run = Run::through(&shell, "");
+    run.port = first.run.port;
+    run.rewrite(settings);
+    let kept = manager.1.borrow()[0].try_clone().unwrap();
+    let socket = first.path("notify");
+    let run = run.env("NOTIFY_SOCKET", socket.to_str().unwrap()).env("FDSTORE", "9");
+    run.streams(kept, File::create("/dev/null").unwrap())
+}
+
+fn is_refused(running: &Running) -> bool {
+    TcpStream::connect(("127.0.0.1", running.run.port)).is_err()
+}
+
+#[test]
+fn who_connects_after_a_crash_is_served_by_the_next_process() {
+    let (manager, mut first) = storing("pidfile = pid");
+    first.signal(Signal::SIGKILL);
+    assert_eq!(first.code(), -9);
+    let waits = Raw::tcp(first.run.port);
+    let next = next_start(&first, &manager, "listen_backlog = 7").up();
+    let mut client = waits.login("admin", "pgbouncer", "").unwrap().0;
+    assert!(tags(&client.query("show version")).contains('D'));
+    let lines = next.texts();
+    assert!(!lines.iter().any(|line| line.starts_with("WARNING")), "{lines:#?}");
+    // A manager knows that it has it already.
+    assert_eq!(manager.hear(), STORES);
+    assert_eq!(manager.hear(), "READY=1");
+    assert_eq!(tags(&client.query("shutdown wait_for_clients")), "CZ");
+    assert_eq!(manager.hear_state(), EMPTIES);
+    assert_eq!(manager.hear(), "BARRIER=1");
+    wait_until("it does not listen any more", || is_refused(&next));
+    assert!(next.is_alive());
+}
+
+#[test]
+fn before_another_start_the_manager_keeps_the_sockets() {
+    let (manager, mut first) = storing("pidfile = pid");
+    // SIGRTMIN
+    let told = Command::new("/bin/kill").args(["-34", &first.pid.to_string()]).status();
+    assert!(told.unwrap().success());
+    assert_eq!(manager.hear_state(), "STOPPING=1");
+    assert_eq!(first.code(), 0);
+    assert!(manager.hears_nothing() && !is_refused(&first));
+    let text = "LOG got SIGINT, shutting down, waiting for all servers connections to be released";
+    assert!(first.texts().iter().any(|line| line == text));
+}
+
+#[test]
+fn kept_sockets_that_are_of_no_use_are_out_of_the_way_before_others_are_opened() {
+    let (manager, mut first) = storing("");
+    first.signal(Signal::SIGKILL);
+    assert_eq!(first.code(), -9);
+    let next = next_start(&first, &manager, "so_reuseport = 1").start();
+    // systemd leaves the closing to a process of its own.
+    let late = manager.1.borrow()[0].try_clone().unwrap();
+    assert_eq!(manager.hear(), EMPTIES);
+    std::thread::sleep(Duration::from_millis(100));
+    drop(late);
+    assert_eq!(manager.hear(), "READY=1");
+    let lines = next.texts();
+    assert!(!lines.iter().any(|line| line.starts_with("WARNING")), "{lines:#?}");
+    assert!(is_served(&next));
+    // Others of the group go on where this one has been.
+    assert!(manager.hears_nothing());
+}
+
+#[test]
+fn a_successor_stores_what_it_has_taken_over_if_the_next_start_can_use_it() {
+    let (manager, mut first) = storing("pidfile = pid");
+    let notify = first.path("notify");
+    let place = first.run.filled("unix_socket_dir = DIR\nlisten_port = PORT\npidfile = DIR/pid");
+    let port = first.run.port;
+    for (settings, is_of_use) in [("listen_addr = 127.0.0.1", true), ("listen_addr = ::1", false)] {
+        let run = Run::new(&format!("{place}\nlogfile = log\n{settings}"));
+        let run = run.env("NOTIFY_SOCKET", notify.to_str().unwrap()).env("FDSTORE", "9");
+        let mut next = run.args(&["-R"]).up();
+        assert_eq!(manager.hear_state(), format!("MAINPID={}", next.pid));
+        assert_eq!(manager.hear_state(), EMPTIES);
+        if is_of_use {
+            assert_eq!(manager.hear_state(), STORES);
+        }
+        assert_eq!(manager.hear_state(), "READY=1");
+        assert_eq!(first.code(), 0);
+        std::mem::swap(&mut first, &mut next);
+    }
+    assert!(manager.1.borrow().is_empty());
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_ok());
+}
+
+#[test]
+fn nothing_is_stored_where_that_would_not_help() {
+    let quiet = |manager: &Manager, run: Run| {
+        let running = run.up();
+        assert_eq!(manager.hear(), "READY=1");
+        assert!(manager.hears_nothing());
+        running
+    };
+    let (manager, run) = Manager::of(Run::new("so_reuseport = 1").env("FDSTORE", "9"));
+    drop(quiet(&manager, run));
+    let (manager, run) = Manager::of(Run::new("").env("FDSTORE", "0"));
+    let running = quiet(&manager, run);
+    running.command("shutdown wait_for_servers");
+    assert!(manager.hears_nothing());
+    let (manager, run) = Manager::of(activated("$$", "").env("FDSTORE", "9"));
+    drop(quiet(&manager, run));
 }

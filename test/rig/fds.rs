@@ -1,8 +1,8 @@
 //! The console of the pooler's own user, and the descriptors that it is given.
 
 use std::io::{ErrorKind, IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -35,6 +35,24 @@ fn connect(path: &Path) -> UnixStream {
     UnixStream::from(socket)
 }
 
+/// The next datagram, with the descriptors that came with it.
+#[expect(unsafe_code, reason = "what has been received is nobody else's")]
+pub(crate) fn datagram(socket: &UnixDatagram) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = [0; 2048];
+    let mut space = cmsg_space!([RawFd; 8]);
+    let mut room = [IoSliceMut::new(&mut bytes)];
+    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::MSG_CMSG_CLOEXEC);
+    let message = socket::recvmsg::<()>(fd, &mut room, Some(&mut space), flags)?;
+    let mut passed = Vec::new();
+    for control in message.cmsgs().unwrap() {
+        let ControlMessageOwned::ScmRights(fds) = control else { panic!("{control:?}") };
+        // SAFETY: the kernel has just made them for us.
+        passed.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    }
+    let count = message.bytes;
+    Ok((bytes[..count].to_vec(), passed))
+}
+
 /// What one receive brought.
 #[derive(Debug)]
 pub(crate) struct Received {
@@ -49,7 +67,12 @@ pub(crate) struct Taker(UnixStream);
 impl Taker {
     /// Logged in as the process's own user, who needs no password.
     pub(crate) fn own_user(pooler: &Pooler) -> Self {
-        Self::login(connect(&socket_of(pooler)), "pgbouncer")
+        Self::own_user_at(&socket_of(pooler))
+    }
+
+    /// The same at this socket.
+    pub(crate) fn own_user_at(socket: &Path) -> Self {
+        Self::login(connect(socket), "pgbouncer")
     }
 
     /// Logged in as a trusted user, with the uid of the test.
@@ -76,6 +99,13 @@ impl Taker {
     pub(crate) fn skip(&mut self, count: usize) {
         let mut bytes = vec![0; count];
         self.0.read_exact(&mut bytes).unwrap();
+    }
+
+    /// All that comes until the other side closes.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.0.read_to_end(&mut bytes).unwrap();
+        bytes
     }
 
     /// Receives once.

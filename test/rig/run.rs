@@ -92,6 +92,8 @@ impl Run {
             self.command.stdin(input).stdout(output);
         }
         let child = self.command.spawn().unwrap();
+        // Nobody else has them open any more.
+        self.command.stdin(Stdio::null()).stdout(Stdio::null());
         scratch().watch(child.id());
         let pid = i32::try_from(child.id()).unwrap();
         Running { run: self, child: Some(child), pid }

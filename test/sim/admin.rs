@@ -267,6 +267,7 @@ impl World {
     pub fn reload(&mut self, console: Option<ClientId>) {
         self.judge_admissions();
         self.facts.reloaded = true;
+        self.files.limit = None;
         let old = self.plan.clone();
         let what = match self.settling {
             true => "nothing is new".into(),
@@ -292,6 +293,7 @@ impl World {
         for server in self.servers.values_mut() {
             server.is_reset = false;
         }
+        self.note_unlisted();
         let before = self.others();
         self.core.configure(self.plan.config(), true);
         self.core.set_users(self.plan.user_list());

@@ -89,6 +89,11 @@ impl Lookups {
         self.since.insert(id, since);
     }
 
+    /// The database of a client is gone: nobody is looked up for it.
+    pub fn lose(&mut self, id: ClientId) {
+        self.since.remove(&id);
+    }
+
     /// A server is through with what it was asked.
     pub fn ended(&mut self, id: ServerId) {
         self.open.remove(&id);

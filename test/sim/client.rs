@@ -101,6 +101,8 @@ pub struct Client {
     pub asked_for_tls: bool,
     /// It wants no parameters of its own when it comes.
     pub is_plain: bool,
+    /// It may expect its IntervalStyle to be looked after, as of the last change of that.
+    pub styles: Option<u32>,
     /// Its prepared statements.
     pub names: Names,
     /// How many texts are prepared in this run.
@@ -135,6 +137,7 @@ impl Client {
             unsure: false,
             asked_for_tls: false,
             is_plain: false,
+            styles: None,
             names: Names::default(),
             texts: 1,
             failed: false,
@@ -153,6 +156,12 @@ impl Client {
             && self.copying.is_none()
             && !self.unsynced
             && self.later.is_empty()
+    }
+
+    /// True if it is logged in, and nothing is on its way between it and the pooler.
+    pub fn is_settled(&self) -> bool {
+        let line = self.line.borrow();
+        self.phase == Phase::Ready && self.is_quiet() && !line.stirs() && line.down.is_empty()
     }
 
     /// The mark of its next request.
@@ -250,7 +259,14 @@ impl Client {
             }
             b'R' | b'v' => {}
             b'K' => self.key = body.try_into().ok().map(u64::from_be_bytes),
-            b'Z' if self.key.is_some() => self.phase = Phase::Ready,
+            b'Z' if self.key.is_some() => {
+                let told = |name: &&str| self.params.contains_key(*name);
+                if self.database != "pgbouncer" && !["server_version", "TimeZone"].iter().all(told)
+                {
+                    return Err("it is not told all parameters".into());
+                }
+                self.phase = Phase::Ready;
+            }
             _ => return Err(format!("got '{}' during login", tag as char)),
         }
         Ok(())

@@ -3,20 +3,23 @@
 
 use crate::moved::{Move, Moved};
 use crate::net::key;
+use crate::plan::Plan;
+use crate::successor::{besides, Doomed, News};
 use crate::world::{World, OWN_UID};
-use pgturnstile::base::fields::{read, Field, Fields};
+use pgturnstile::base::fields::{read, Fields};
 use pgturnstile::base::Id;
 use pgturnstile::config::SslMode;
 use pgturnstile::core::carry::{Kind, Row};
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::{Addr, ClientId, Core, Origin, Peer, ServerId, Surroundings};
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 /// Model connections of the old process that did not go over get indexes from here on.
 const LEFT: u32 = 1 << 30;
 
 /// A row, and whose socket goes with it.
-type Told = (Row, Option<Peer>);
+pub type Told = (Row, Option<Peer>);
 
 /// A row as the successor has it, and the ends of the socket that came with it.
 type Received = (Row, Option<Origin>);
@@ -26,6 +29,8 @@ impl World {
     pub fn draw_handoffs(&mut self) {
         let share = [0, 0, 2, 10];
         self.handoffs = self.successor_dice.pick(&share);
+        // In half of the others files stay as they are.
+        self.files.change = self.successor_dice.chance(70) && !self.plan.calm;
     }
 
     /// Now and then somebody else takes over; in a turn of its own.
@@ -38,15 +43,19 @@ impl World {
             return;
         }
         self.begin_turn(0);
-        self.hand_off();
+        let doomed = self.hand_off();
         self.perform();
+        self.read_journal(None);
+        self.check_doomed(&doomed);
         self.end_turn();
     }
 
-    fn hand_off(&mut self) {
+    fn hand_off(&mut self) -> Vec<Doomed> {
         let mut rows = self.core.hand_out(Id::none());
         self.trace(|_| format!("handoff of {} rows", rows.len()));
         assert!(self.core.next_action().is_none(), "HANDOFF: something is left to do");
+        let news = self.draw_news();
+        let files = self.files_there();
         let seed = self.successor_dice.below(256) as u8;
         let told = rows.iter().map(|(row, peer)| (left_out(row), peer.map(|_| NOWHERE)));
         let mut told: Vec<_> = told.collect();
@@ -54,23 +63,27 @@ impl World {
             rows.reverse();
             told.reverse();
         }
-        let mut next = self.successor(seed);
+        let mut next = self.successor(seed, &files);
         let mut peers = self.take_in(&mut next, &told, 50);
-        let is_gone = |peer: &Peer| match peer {
-            Peer::Client(id) => next.clients().get(*id).is_none(),
-            Peer::Server(id) => next.servers().get(*id).is_none(),
+        let mut places = BTreeSet::new();
+        let is_taken = |peer: &Peer| {
+            let (is_server, index, _) = key(*peer);
+            !places.insert((is_server, index))
         };
-        if peers.iter().flatten().any(is_gone) {
-            // Who comes late may have its place, and its connection is closed before that.
-            next = self.successor(seed);
+        if peers.iter().flatten().any(is_taken) {
+            // Who comes late has the place of somebody else, whose connection is closed before that.
+            next = self.successor(seed, &files);
             peers = self.take_in(&mut next, &told, 0);
         }
         if LEFT_OUT.is_none() {
-            self.check_again(&rows, &next);
+            self.check_again(&rows, &next, &news);
         }
-        let moved = self.who_is_who(&rows, &peers, &next);
+        let moved = self.who_is_who(&rows, &peers, &next, &news);
+        self.check_replaced(&news, &moved, &next);
+        let doomed = self.doomed(&news, &moved);
         self.core = next;
         self.follow(&moved);
+        self.take_news(&news);
         // The first wait tells of everything that can be read.
         for peer in self.net.peers() {
             let line = self.net.line(peer);
@@ -78,20 +91,21 @@ impl World {
                 self.net.readable(peer, &mut self.core);
             }
         }
+        doomed
     }
 
     /// A core that knows its files only.
-    fn successor(&self, seed: u8) -> Core {
+    fn successor(&self, seed: u8, files: &Plan) -> Core {
         let around = Surroundings {
             now: self.now,
             seed: [seed; 32],
             own_uid: OWN_UID,
             host_name: "here".into(),
         };
-        let mut next = Core::new(self.plan.settings.clone(), around);
-        next.configure(self.plan.config(), true);
-        next.set_users(self.plan.user_list());
-        next.set_tls_modes(SslMode::Disable, SslMode::Prefer);
+        let mut next = Core::new(files.settings.clone(), around);
+        next.configure(files.config(), true);
+        next.set_users(files.user_list());
+        next.set_tls_modes(SslMode::Disable, SslMode::Prefer, String::new());
         next
     }
 
@@ -114,11 +128,12 @@ impl World {
     }
 
     /// The ends of a connection are in its record.
-    fn who_is_who(&self, rows: &[Told], peers: &[Option<Peer>], next: &Core) -> Moved {
+    fn who_is_who(&self, rows: &[Told], peers: &[Option<Peer>], next: &Core, news: &News) -> Moved {
         let mut moved = Moved::new(&self.core, next);
         for ((row, old), new) in rows.iter().zip(peers) {
             match (old, new) {
                 (Some(old), Some(new)) => moved.note(*old, *new),
+                (Some(_), None) if row.kind == Kind::Server && news.takes_away(row) => {}
                 (Some(old), None) => self.fail(&format!("HANDOFF: {old:?} is left: {row:?}")),
                 _ => {}
             }
@@ -128,7 +143,7 @@ impl World {
 
     /// What the successor would tell its own successor is what it has been told. Of logins that are
     /// begun anew it is something else, and then there may be connections that they need.
-    fn check_again(&self, rows: &[Told], next: &Core) {
+    fn check_again(&self, rows: &[Told], next: &Core, news: &News) {
         let again = next.hand_out(Id::none());
         let anew = self.core.clients().iter().any(|(_, client)| client.is_looked_up());
         let is_inside = |peer: &Option<Peer>| match peer {
@@ -139,12 +154,19 @@ impl World {
             _ => true,
         };
         for (row, peer) in rows.iter().filter(|(_, peer)| is_inside(peer)) {
-            let counts = match row.kind {
-                Kind::Client | Kind::Server | Kind::Statement => true,
-                Kind::Pool => !anew,
-                _ => false,
+            let counts = !news.outdates(row)
+                && match row.kind {
+                    Kind::Client | Kind::Server | Kind::Statement => true,
+                    Kind::Pool => !anew,
+                    _ => false,
+                };
+            let is_same = |other: &Told| {
+                other.0 == *row
+                    || (other.0.kind, other.0.number) == (row.kind, row.number)
+                        && besides(row, Some(other), news).is_empty()
+                        && besides(&other.0, Some(&(row.clone(), None)), news).is_empty()
             };
-            if counts && !again.iter().any(|(other, _)| other == row) {
+            if counts && !again.iter().any(is_same) {
                 if anew && matches!(peer, Some(Peer::Client(id)) if self.is_looked_up(*id)) {
                     continue;
                 }
@@ -154,8 +176,12 @@ impl World {
                     "HANDOFF: {:?} {} was {:?}, is {:?}",
                     row.kind,
                     row.number,
-                    besides(row, other),
-                    other.map(|(other, _)| besides(other, rows.iter().find(|(it, _)| it == row)))
+                    besides(row, other, news),
+                    other.map(|(other, _)| besides(
+                        other,
+                        rows.iter().find(|(it, _)| it == row),
+                        news
+                    ))
                 ));
             }
         }
@@ -233,12 +259,4 @@ fn shared(one: &Row, other: &Row) -> usize {
     } else {
         0
     }
-}
-
-/// The fields of a row that another one does not have.
-fn besides<'a>(row: &'a Row, other: Option<&'a Told>) -> Vec<Field<'a>> {
-    let has = |field: &Field<'_>| {
-        other.is_some_and(|(other, _)| read(&other.state).any(|it| it == *field))
-    };
-    read(&row.state).filter(|field| !has(field)).collect()
 }

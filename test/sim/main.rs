@@ -30,6 +30,7 @@ mod settle;
 mod speech;
 mod statements;
 mod statistics;
+mod successor;
 mod suspend;
 mod talk;
 mod texts;

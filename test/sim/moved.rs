@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Who is who.
 #[derive(Default)]
 pub struct Moved {
-    clients: BTreeMap<ClientId, ClientId>,
-    servers: BTreeMap<ServerId, ServerId>,
+    pub clients: BTreeMap<ClientId, ClientId>,
+    pub servers: BTreeMap<ServerId, ServerId>,
     pools: BTreeMap<PoolId, PoolId>,
 }
 

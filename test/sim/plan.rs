@@ -3,6 +3,7 @@
 use crate::dice::Dice;
 use crate::hosts;
 use crate::jobs::{stored_secret, PASSWORD};
+use crate::talk::STYLE;
 use crate::texts::Text;
 use pgturnstile::base::Micros;
 use pgturnstile::config::{
@@ -321,13 +322,22 @@ fn draw_database_limits(entry: &mut DatabaseEntry, calm: bool, dice: &mut Dice) 
     }
 }
 
-/// One thing about a database changes. A forced user is never taken away: that has no effect.
-fn edit_entry(entry: &mut DatabaseEntry, dice: &mut Dice) {
-    match dice.below(12) {
+/// The place changes that a database's servers are at. A forced user is never taken away: that has no
+/// effect.
+pub fn edit_place(entry: &mut DatabaseEntry, dice: &mut Dice) {
+    match dice.below(4) {
         0 => entry.host = Some(dice.pick(&["h1", "h2", "h1,h2", "h3"]).to_owned()),
         1 => entry.port = Some(dice.pick(&[5432, 5433]).into()),
         2 => entry.dbname = Some(dice.pick(&["one", "two"]).to_owned()),
-        3 => entry.user = Some(dice.pick(&["app", "app", "ann"]).to_owned()),
+        _ => entry.user = Some(dice.pick(&["app", "app", "ann"]).to_owned()),
+    }
+    hosts::fix(entry, dice);
+}
+
+/// One thing about a database changes.
+fn edit_entry(entry: &mut DatabaseEntry, dice: &mut Dice) {
+    match dice.below(12) {
+        0..=3 => return edit_place(entry, dice),
         4 => entry.pool_mode = Some(mode(dice)),
         5 => entry.pool_mode = None,
         6 => entry.pool_size = None,
@@ -375,6 +385,8 @@ fn settings(dice: &mut Dice) -> Settings {
     let mut choose = |values: &[Micros]| dice.pick(values);
     let mut settings = Settings {
         auth_type: AuthType::Trust,
+        // Where it is not tracked.
+        ignore_startup_parameters: STYLE.to_owned(),
         server_login_retry: choose(&[OFF, SECOND, Micros::from_secs(15)]),
         server_lifetime: choose(&[HOUR, HOUR, SECOND, OFF]),
         server_idle_timeout: choose(&[OFF, HOUR, SECOND]),

@@ -95,6 +95,8 @@ pub struct Server {
     pub overdid: bool,
     /// Primary or standby.
     pub role: Role,
+    /// What is expected of parameters that were not always tracked counts as of then.
+    pub era: u32,
     /// Whom it can find when it is asked, and whether it may fail to.
     pub people: auth_query::Shared,
     pub is_wild: bool,
@@ -131,7 +133,7 @@ pub struct Server {
 }
 
 /// The parameters that a server reports, with the values that it starts with.
-const REPORTED: [(&str, &str); 7] = [
+const REPORTED: [(&str, &str); 8] = [
     ("server_version", "18.1"),
     ("in_hot_standby", "off"),
     ("DateStyle", "ISO, MDY"),
@@ -139,6 +141,7 @@ const REPORTED: [(&str, &str); 7] = [
     ("TimeZone", "UTC"),
     ("standard_conforming_strings", "on"),
     ("application_name", ""),
+    ("IntervalStyle", "postgres"),
 ];
 
 impl Server {
@@ -156,6 +159,7 @@ impl Server {
             exchange: None,
             overdid: false,
             role: Role::default(),
+            era: 0,
             people: auth_query::Shared::default(),
             is_wild: false,
             user: String::new(),
@@ -407,7 +411,11 @@ impl Server {
         }
         self.holder = Some(mark.client);
         for (name, value) in expected {
-            let has = self.params.get(*name).map_or("", String::as_str);
+            let (name, era) = name.split_once('/').unwrap_or((name, ""));
+            if era.parse().is_ok_and(|era: u32| era != self.era) {
+                continue;
+            }
+            let has = self.params.get(name).map_or("", String::as_str);
             if !has.eq_ignore_ascii_case(value) {
                 return Err(format!(
                     "PARAMETERS: request {mark} expects {name}={value}, server has {has}"

@@ -96,6 +96,7 @@ impl World {
     pub fn set_limit(&mut self, limit: i32) {
         let settings = &mut self.plan.settings;
         let before = std::mem::replace(&mut settings.max_prepared_statements, limit);
+        self.files.limit = Some(limit);
         self.note_tracking(before);
     }
 

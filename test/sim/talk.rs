@@ -9,6 +9,9 @@ use pgturnstile::wire::write;
 
 /// Values that clients give to application_name.
 const NAMES: [&str; 4] = ["red", "green", "blue", ""];
+/// A parameter that is not always tracked, and the values that clients give to it.
+pub const STYLE: &str = "IntervalStyle";
+const STYLES: [&str; 3] = ["postgres", "iso_8601", "sql_standard"];
 /// Values that clients give to TimeZone.
 const ZONES: [&str; 3] = ["UTC", "Asia/Tokyo", "America/Lima"];
 
@@ -35,6 +38,9 @@ fn startup(client: &Client, user: &str, dice: &mut Dice) -> Vec<u8> {
     }
     if !client.is_plain && dice.chance(30) {
         pairs.push(("TimeZone", dice.pick(&ZONES)));
+    }
+    if !client.is_plain && dice.chance(15) {
+        pairs.push((STYLE, dice.pick(&STYLES)));
     }
     if dice.chance(2) {
         pairs.push(("TimeZone", "bad"));
@@ -208,7 +214,10 @@ impl Words<'_> {
             7 | 9 | 10 => self.simple("BEGIN"),
             8 => self.odd(),
             11 => {
-                let command = format!("SET application_name='{}'", self.dice.pick(&NAMES));
+                let command = match self.dice.chance(35) {
+                    true => format!("SET {STYLE}='{}'", self.dice.pick(&STYLES)),
+                    false => format!("SET application_name='{}'", self.dice.pick(&NAMES)),
+                };
                 self.client.unsure = true;
                 self.simple(&command)
             }
@@ -231,6 +240,8 @@ impl Words<'_> {
                     expected.push((name.to_owned(), value.clone()));
                 }
             }
+            let style = self.client.params.get(STYLE).zip(self.client.styles);
+            expected.extend(style.map(|(value, era)| (format!("{STYLE}/{era}"), value.clone())));
         }
         (mark, speech::request(mark, &expected, command))
     }

@@ -51,7 +51,9 @@ pub struct Watch {
     /// Clients that the pooler has answered for the server in this turn, which may end a query of
     /// which the server has been given nothing.
     pub answered: BTreeSet<ClientId>,
-    /// What clients asked for.
+    /// Users that are in no list.
+    pub unlisted: BTreeSet<String>,
+    /// What clients asked for; no database or user if there was none of that name then.
     pub openings: BTreeMap<ClientId, Names>,
     /// Pools that know what to welcome clients with.
     pub welcome: BTreeSet<Names>,
@@ -206,6 +208,17 @@ impl Watch {
         self.lookups.follow(moved);
     }
 
+    /// A successor does not know these databases. Who is logging in goes on as if there had never been
+    /// such a one, which is told at the end.
+    pub fn lose_databases(&mut self, gone: &BTreeSet<String>) {
+        for (id, (database, _)) in &mut self.openings {
+            if gone.contains(database) {
+                database.clear();
+                self.lookups.lose(*id);
+            }
+        }
+    }
+
     fn client(
         &mut self,
         id: ClientId,
@@ -249,10 +262,13 @@ impl Watch {
                 _ => {}
             }
         }
-        self.openings.insert(id, names.clone());
-        if exists(core, &names.0) {
+        // What does not exist now may come to exist, but not for this client.
+        let meant = if exists(core, &names.0) { names.0.clone() } else { String::new() };
+        if !meant.is_empty() {
             self.lookups.meet(id, &names.1, core.now);
         }
+        let user = if self.unlisted.contains(&names.1) { "" } else { names.1.as_str() };
+        self.openings.insert(id, (meant, user.to_owned()));
         let alive = self.openings.iter().filter(|(id, _)| core.clients().get(**id).is_some());
         let (mut of_database, mut of_user) = (0, 0);
         // Whose user is being looked up counts as nobody's yet, nor does who asked for nothing that

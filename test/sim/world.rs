@@ -10,6 +10,7 @@ use crate::net::{key, Key, Net};
 use crate::oracle::Memory;
 use crate::plan::Plan;
 use crate::server::{Effect, Nature, Server};
+use crate::successor::Files;
 use crate::suspend::Suspension;
 use crate::timeouts::{Clocks, When};
 use crate::watch::Shared;
@@ -76,6 +77,8 @@ pub struct World {
     /// In so many of a hundred turns a successor takes over; drawn by dice of their own.
     pub handoffs: usize,
     pub successor_dice: Dice,
+    /// What their files say.
+    pub files: Files,
     /// Model servers that old processes have left.
     pub left: u32,
     pub tracing: bool,
@@ -129,6 +132,7 @@ impl World {
             jobs_left: Vec::new(),
             handoffs: 0,
             successor_dice: Dice::new(seed ^ 0x4a2d_0ff5),
+            files: Files::default(),
             left: 0,
             tracing,
         };
@@ -136,7 +140,7 @@ impl World {
         world.trace(|world| format!("{:#?} {:#?}", world.plan.databases, world.plan.entries));
         world.core.configure(world.plan.config(), true);
         world.core.set_users(world.plan.user_list());
-        world.core.set_tls_modes(SslMode::Disable, SslMode::Prefer);
+        world.core.set_tls_modes(SslMode::Disable, SslMode::Prefer, String::new());
         world
     }
 
@@ -323,6 +327,7 @@ impl World {
         self.next_number += 1;
         let mut client = Client::new(self.next_number, id, line, database);
         client.slow = self.dice.chance(15) && !self.settling;
+        client.styles = self.plan.tracks_more().then_some(self.files.era);
         self.clients.push(client);
         self.clients.len() - 1
     }
@@ -363,6 +368,7 @@ impl World {
         let patience = self.dice.below(6) as u32;
         let mut model = Server::new(line.clone(), nature, self.next_key, patience);
         model.people = self.people.clone();
+        model.era = self.files.era;
         model.role = self.roles.of(&self.host_of(id));
         model.is_wild = !self.plan.calm && !self.settling;
         if let Some(pool) = self.core.pool(pool) {

@@ -4,12 +4,13 @@ use super::super::client::{Client, ClientState, Counted};
 use super::super::face::{ClientId, Origin, Peer, ServerId};
 use super::super::fault::{self, Fault};
 use super::super::revoke::Revoked;
-use super::super::server::ServerState;
+use super::super::server::{Carries, ServerState};
 use super::super::Core;
 use super::parts::{self, number_of, value_of, Place};
 use super::{login, Each, Kind, Known, Row, NUMBER_MAX};
 use crate::base::fields::{is_whole, read, Field, Fields};
-use crate::base::Micros;
+use crate::base::{Level, Micros};
+use crate::config::PoolMode;
 use crate::tags;
 
 tags! {
@@ -71,6 +72,8 @@ pub(super) struct Newcomer<'a> {
     console: Option<&'a [u8]>,
     names: Option<&'a [u8]>,
     options: Option<&'a [u8]>,
+    /// Values of parameters that are not tracked here.
+    untracked: Vec<Field<'a>>,
     /// What it is closed for when everybody is there.
     pub(super) refusal: Option<Fault>,
 }
@@ -217,6 +220,7 @@ impl Core {
         }
         let newcomer = self.take_in_client(row, origin, known);
         known.numbers.insert(row.number, Peer::Client(newcomer.id));
+        self.note_untracked(&newcomer, known);
         Some(newcomer)
     }
 
@@ -252,6 +256,7 @@ impl Core {
             console: None,
             names: None,
             options: None,
+            untracked: Vec::new(),
             refusal: None,
         };
         let (mut state, mut place) = (None, None);
@@ -272,7 +277,9 @@ impl Core {
                 NAMES => newcomer.names = Some(field.value),
                 OPTIONS => newcomer.options = Some(field.value),
                 PARAMETER => {
-                    parts::take_in_var(&mut client.vars, &self.tracked, field);
+                    if !parts::take_in_var(&mut client.vars, &self.tracked, field) {
+                        newcomer.untracked.push(field);
+                    }
                 }
                 _ => client.take_in(field, now),
             }
@@ -354,6 +361,36 @@ impl Core {
         self.shared.share(&mut client.vars);
     }
 
+    /// Counts a client that has set what is not tracked here: it will have the server's value as
+    /// soon as it gets another server.
+    fn note_untracked(&self, newcomer: &Newcomer<'_>, known: &mut Known) {
+        let pool = self.clients.get(newcomer.id).and_then(|client| client.pool);
+        let keeps_server = newcomer.server != 0
+            && pool.is_some_and(|pool| self.pool_mode(pool) == PoolMode::Session);
+        if newcomer.refusal.is_some() || keeps_server {
+            return;
+        }
+        let welcome = pool.and_then(|pool| self.pools.get(pool)).and_then(|it| it.welcome.as_ref());
+        for (name, value) in newcomer.untracked.iter().filter_map(|it| parts::parameter(*it)) {
+            if !welcome.is_some_and(|welcome| welcome.tells(name, value)) {
+                let name = String::from_utf8_lossy(name).into_owned();
+                let count = known.untracked.entry(name).or_default();
+                *count = count.saturating_add(1);
+            }
+        }
+    }
+
+    /// Tells an operator whose values are lost.
+    pub(super) fn report_untracked(&mut self, known: &Known) {
+        for (name, count) in &known.untracked {
+            let line = format!(
+                "{name} is not tracked any more (track_extra_parameters): clients that have set it \
+                 ({count}) have the server's value from their next server on"
+            );
+            self.journal.line(Level::Warning, line);
+        }
+    }
+
     /// Everybody is there: a client gets what refers to others. Its link is tied already.
     pub(super) fn settle_in(
         &mut self,
@@ -385,9 +422,10 @@ impl Core {
         if state == ClientState::ActiveCancel && !self.is_carrier(target, id) {
             return Err(fault::CANCEL_SENT);
         }
+        let counts_at_most = self.counts_at_most(id);
         let Some(client) = self.clients.get_mut(id) else { return Err(unreadable()) };
         client.cancels = target;
-        client.counted = newcomer.counted;
+        client.counted = newcomer.counted.min(counts_at_most);
         if client.replication.is_some() {
             if let Some(options) = newcomer.options {
                 self.startup_options.insert(id, options.into());
@@ -402,7 +440,9 @@ impl Core {
         let server = server.and_then(|id| self.servers.get(id));
         let client = self.clients.get(request);
         server.zip(client).is_some_and(|(server, client)| {
-            server.state == ServerState::ActiveCancel && client.pool == Some(server.pool)
+            server.state == ServerState::ActiveCancel
+                && server.carries != Carries::Nothing
+                && client.pool == Some(server.pool)
         })
     }
 }

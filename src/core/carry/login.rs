@@ -1,6 +1,6 @@
 //! Clients that are logging in: each goes on at the stage where it is.
 
-use super::super::client::{Access, Client};
+use super::super::client::{Access, Client, Counted};
 use super::super::database::{User, UserId};
 use super::super::face::{Action, ClientId, Peer, Sink};
 use super::super::fault::Fault;
@@ -179,6 +179,10 @@ impl Core {
             let listed = named.filter(|id| self.users.get(*id).is_some_and(|user| user.listed));
             listed.or_else(|| if told.fetched { fetched() } else { named })
         });
+        let pool = self.clients.get(id).and_then(|client| self.pools.get(client.pool?));
+        if database.zip(pool).is_some_and(|(database, pool)| pool.database != database) {
+            return Err(Fault::formatted(UNREADABLE.into()));
+        }
         let held_against = known.and_then(|user| self.held_there(user, told.held.as_ref()?));
         let login = Login {
             stage,
@@ -194,6 +198,19 @@ impl Core {
             client.login = Some(Box::new(login));
         }
         Ok(())
+    }
+
+    /// Whom a client can count against at most: the next steps of its login count it for others.
+    pub(super) fn counts_at_most(&self, id: ClientId) -> Counted {
+        let Some(client) = self.clients.get(id) else { return Counted::Nowhere };
+        let Some(login) = client.login.as_ref() else { return Counted::DatabaseAndUser };
+        match &login.stage {
+            Stage::Opening if client.user_name.is_some() => Counted::Database,
+            Stage::Opening | Stage::Securing => Counted::Nowhere,
+            Stage::Lookup(_) | Stage::Pam | Stage::Ldap(_) => Counted::Database,
+            Stage::Judged(Ok(Proof::Outside)) => Counted::Database,
+            _ => Counted::DatabaseAndUser,
+        }
     }
 
     /// The version of a user's secret, if it is the one that a proof was held against elsewhere.

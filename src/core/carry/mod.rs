@@ -12,7 +12,9 @@ mod process;
 mod server;
 mod statement;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+#[cfg(test)]
+mod twin_tests;
 mod user;
 
 use super::face::{Action, ClientId, Origin, Peer, ServerId};
@@ -133,6 +135,8 @@ pub(super) struct Known {
     pub(super) moved: BTreeSet<PoolId>,
     /// The places of the parameters that the old process has tracked.
     pub(super) tracked: BTreeSet<usize>,
+    /// Parameters that are not tracked here: how many clients have set them.
+    untracked: BTreeMap<String, usize>,
 }
 
 impl Known {
@@ -251,6 +255,7 @@ impl Core {
     /// Everybody is there: what nobody has turned out to need is forgotten, and logins may count who
     /// is there. What they are told comes before anything that is still to be done.
     pub fn all_are_in(&mut self, taken: TakenIn) {
+        self.report_untracked(&taken.known);
         taken.known.statements.into_values().for_each(|id| self.statements.drop(id));
         self.begin_logins_anew();
     }

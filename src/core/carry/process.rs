@@ -17,6 +17,7 @@ tags! {
     4 STATISTICS_ENDED "with stats_period=0, the only line of statistics has been logged",
     5 PAUSED "PAUSE of everything is in force",
     6 MOCK_KEY "what the challenges for unknown users are made of: they stay the same",
+    7 SERVER_TLS "how servers are connected by TLS: mode, files and more, as a text; nothing without TLS",
 }
 
 tags! {
@@ -95,7 +96,7 @@ impl Core {
             starved: _try_again,
             exhausted: _of_one_turn,
             mode,
-            tls: _set_up_there,
+            tls,
             shutdown: _refused,
             is_draining: _only_during_a_shutdown,
             elder: _forgotten_with_its_cancel_requests,
@@ -120,6 +121,7 @@ impl Core {
         fields.flag(STATISTICS_ENDED, *stats_period < 0);
         fields.flag(PAUSED, *mode == Mode::Paused);
         fields.put(MOCK_KEY, mock_key);
+        fields.put(SERVER_TLS, tls.way_to_servers.as_bytes());
         fields.into_bytes()
     }
 
@@ -135,6 +137,7 @@ impl Core {
                 STATISTICS_ENDED if self.stats_period == 0 => self.stats_period = -1,
                 PAUSED => self.mode = Mode::Paused,
                 MOCK_KEY => self.mock_key = field.value.try_into().unwrap_or(self.mock_key),
+                SERVER_TLS => self.tls.way_before = Some(field.text()),
                 _ => {}
             }
         }

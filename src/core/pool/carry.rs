@@ -107,12 +107,8 @@ impl Core {
         // The third is made of the second.
         let Welcome { untracked, vars, tracked: _tracked } = welcome;
         fields.flag(WELCOMING, true);
-        let mut reader = Reader::new(untracked);
-        while let (Some(_), Some(len)) = (reader.u8(), reader.u32()) {
-            let body = reader.bytes(len.saturating_sub(4) as usize).unwrap_or_default();
-            if let Some((name, value)) = packets::parameter_status(body) {
-                parts::put_parameter(fields, WELCOME, name, value);
-            }
+        for (name, value) in told(untracked) {
+            parts::put_parameter(fields, WELCOME, name, value);
         }
         parts::put_vars(fields, WELCOME, &self.tracked, vars);
     }
@@ -120,9 +116,7 @@ impl Core {
     /// What decides whether a RELOAD has the servers of a pool replaced.
     fn leads_to(&self, pool: &Pool) -> Vec<u8> {
         let entry = self.databases.get(pool.database).map(|database| database.entry.place());
-        let mut place = entry.unwrap_or_default();
-        place.push_str(self.server_tls_mode());
-        place.into_bytes()
+        entry.unwrap_or_default().into_bytes()
     }
 
     /// The pool that is found there, if there is such a database or peer.
@@ -184,6 +178,22 @@ impl Core {
             pool.welcome = Some(Rc::new(welcome));
         }
     }
+}
+
+impl Welcome {
+    /// True if clients are told this value of a parameter that is not tracked.
+    pub(in crate::core) fn tells(&self, name: &[u8], value: &[u8]) -> bool {
+        told(&self.untracked).any(|told| told == (name, value))
+    }
+}
+
+/// Names and values in ParameterStatus packets.
+fn told(packets: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut reader = Reader::new(packets);
+    std::iter::from_fn(move || {
+        let (_, len) = (reader.u8()?, reader.u32()?);
+        packets::parameter_status(reader.bytes(len.saturating_sub(4) as usize)?)
+    })
 }
 
 /// Reads a parameter that clients are told; who reads it may track others.

@@ -122,12 +122,13 @@ fn queue(bytes: &[u8]) -> Option<VecDeque<Expected>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::carry::tests::planted_at;
     use crate::wire::FromServer;
 
     fn again(replies: &Replies) -> Replies {
         let mut fields = Fields::default();
         replies.hand_out(&mut fields);
-        Replies::take_in(&fields.into_bytes()).unwrap()
+        Replies::take_in(&planted_at("server.9", fields.into_bytes())).unwrap()
     }
 
     #[test]

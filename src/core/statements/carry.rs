@@ -315,6 +315,7 @@ fn named<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::carry::tests::planted_at;
 
     const KEYS: [&[u8]; 3] = [b"select 1\0\0\0", b"select 2\0\0\0", b"select 3\0\0\0"];
 
@@ -342,14 +343,16 @@ mod tests {
         store.discard(&mut shelf, ids[1], &mut Vec::new());
         shelf.forgets(b"n"[..].into(), ids[2]);
         store.touch(&mut shelf, ids[0], |_| true);
+        shelf.is_inherited = true;
         let mut fields = Fields::default();
         store.hand_out_shelf(&shelf, &mut fields);
-        let bytes = fields.into_bytes();
+        let bytes = planted_at("server.10", fields.into_bytes());
         let (mut next, known) = again(&store);
         let mut shelf = next.take_in_shelf(&bytes, |n| known.get(&n).copied()).unwrap();
         known.values().for_each(|id| next.drop(*id));
         assert_eq!((next.len(), shelf.len(), next.last_numbers()), (3, 2, (4, 0)));
         assert_eq!(next.oldest(&shelf), Some(known[&4]), "the order of use is kept");
+        assert!(shelf.is_inherited);
         assert_eq!(next.get(known[&4]).unwrap().name().as_bytes(), b"PGBOUNCER_4");
         let Some(Sent::Prepare(at)) = shelf.take_sent() else { panic!() };
         next.answered(&mut shelf, at, Some(true));
@@ -393,7 +396,7 @@ mod tests {
         names.keep_unnamed(KEYS[1], 12);
         let mut fields = Fields::default();
         store.hand_out_names(&names, |id| (id == server).then_some(77), &mut fields);
-        let bytes = fields.into_bytes();
+        let bytes = planted_at("client.26", fields.into_bytes());
         let (mut next, known) = again(&store);
         let find = |n| known.get(&n).copied();
         let names = next.take_in_names(&bytes, find, |n| (n == 77).then_some(server));

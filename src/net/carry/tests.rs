@@ -355,23 +355,33 @@ fn socket_file_is_removed_by_who_listens_last() {
 
     // One that somebody else has opened stays his.
     let passed = UnixListener::bind(&file).unwrap();
-    let options = crate::net::ListenOptions {
-        listen_addr: String::new(),
-        port: 0,
-        backlog: 1,
-        unix_dir: String::new(),
-        unix_mode: 0,
-        unix_group: String::new(),
-        reuse_port: false,
-        defer_accept: false,
-        sockets: crate::net::SocketOptions::default(),
-    };
-    old.net.listen_at(vec![passed.into()], &options).unwrap();
+    old.listen_at(passed.into());
     let mut new = process();
     hand_over_listeners(&old, &mut new);
     new.net.listeners().remove_socket_file();
     assert!(file.exists());
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn sockets_that_nobody_else_has_are_drained_by_who_has_been_handed_them() {
+    let mut old = process();
+    old.listen("127.0.0.1", "");
+    for is_shared in [false, false, true, true] {
+        if is_shared {
+            old.net.listeners().share();
+        }
+        let mut new = process();
+        hand_over_listeners(&old, &mut new);
+        assert_eq!(new.net.listeners().is_sole(), !is_shared);
+        old = new;
+    }
+    // A service manager has them, too.
+    let passed = TcpListener::bind("127.0.0.1:0").unwrap();
+    old.listen_at(passed.into());
+    let mut new = process();
+    hand_over_listeners(&old, &mut new);
+    assert!(!new.net.listeners().is_sole());
 }
 
 #[test]

@@ -214,6 +214,10 @@ fn client_that_does_not_take_the_last_words_is_given_up() {
     }
     assert_eq!(scene.keeper.leaving.len(), 1);
     assert_eq!(scene.keeper.len(), 1);
+    let soon = Instant::now() + SHORT_WORDS * 9;
+    assert!(scene.keeper.leaving[0].0 > soon);
+    scene.keeper.hurry();
+    assert!(scene.keeper.leaving[0].0 < soon);
     for (at, _) in &mut scene.keeper.leaving {
         *at = Instant::now();
     }

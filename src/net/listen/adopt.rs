@@ -1,6 +1,6 @@
 //! Listening at the sockets of a process that goes on without them (`--adopt=soft`).
 
-use super::{fatal, Fatal, ListenOptions, Listeners};
+use super::{fatal, Fatal, Kept, ListenOptions, Listeners};
 use crate::base::Journal;
 use crate::net::Net;
 use mio::Registry;
@@ -18,8 +18,7 @@ impl Listeners {
     ) -> Result<Listeners, Fatal> {
         let mut listeners = Listeners::default();
         if tcp.is_empty() {
-            listeners.inherited = Some(options.sockets);
-            listeners.open_tcp(options, journal)?;
+            listeners.open_tcp(options, Kept::default(), journal)?;
         }
         for socket in tcp.into_iter().chain([unix]) {
             if let Err(text) = listeners.inherit_one(socket) {

@@ -25,12 +25,11 @@ impl Listeners {
     /// Takes nobody who comes anew over TCP. Whoever waits is to be accepted, until `close_drained`
     /// has closed the sockets.
     pub(crate) fn drain_tcp(&mut self, now: Micros) {
-        // Of sockets that somebody else has, too, the queue is not ours alone.
-        let is_ours = self.inherited.is_some() && !self.is_shared;
         let ignores = |tcp: &TcpListener| hear(tcp, tcp.local_addr(), false).is_ok();
         // Where nobody else listens there is nowhere to move to.
         let is_lost = || self.is_alone() || !system_migrates();
-        match is_ours && is_lost() && self.tcp().all(ignores) {
+        // Of sockets that somebody else has, too, the queue is not ours alone.
+        match self.is_sole && is_lost() && self.tcp().all(ignores) {
             true => self.draining = self.draining.or(Some(now)),
             false => self.close_tcp(),
         }
@@ -53,10 +52,15 @@ impl Listeners {
         self.draining.is_some()
     }
 
+    /// True if nobody else has the TCP sockets: what is not told by a process before is not so.
+    pub(crate) fn is_sole(&self) -> bool {
+        self.is_sole
+    }
+
     /// Another process is given these sockets. It needs some that hear; who comes anew is its
     /// affair then.
     pub(crate) fn share(&mut self) {
-        self.is_shared = true;
+        self.is_sole = false;
         if self.is_draining() {
             for tcp in self.tcp() {
                 // They are about to be closed here. If that fails the other one has what we have.
@@ -70,7 +74,7 @@ impl Listeners {
         !self.tcp().any(|tcp| getsockopt(tcp, sockopt::ReusePort) == Ok(true))
     }
 
-    fn tcp(&self) -> impl Iterator<Item = &TcpListener> {
+    pub(super) fn tcp(&self) -> impl Iterator<Item = &TcpListener> {
         self.all.iter().flatten().filter_map(|listener| match listener {
             Listener::Tcp(tcp, _) => Some(tcp),
             Listener::Unix(_) => None,
@@ -125,7 +129,8 @@ mod tests {
             sockets: SocketOptions::default(),
         };
         let poll = Poll::new().unwrap();
-        let opened = Listeners::open(&options, poll.registry(), &mut Journal::default());
+        let opened =
+            Listeners::open(&options, Kept::default(), poll.registry(), &mut Journal::default());
         let listeners = opened.unwrap();
         let at = listeners.tcp_addresses()[0];
         (listeners, at)
@@ -155,6 +160,24 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
             let Stream::Tcp(mut accepted) = accepted else { panic!() };
             assert_eq!(accepted.read(&mut [0; 9]).unwrap(), 1);
+        }
+    }
+
+    #[test]
+    fn sockets_that_were_handed_over_are_drained_if_nobody_else_has_them() {
+        for is_sole in [true, false] {
+            let (before, at) = listeners("127.0.0.1", true);
+            let _waits = TcpStream::connect(at).unwrap();
+            let socket = before.descriptor(0).unwrap().try_clone_to_owned().unwrap();
+            drop(before);
+            let poll = Poll::new().unwrap();
+            let mut next = Listeners::default();
+            let sockets = vec![(socket, None)];
+            next.take_in(sockets, is_sole, poll.registry(), &mut Journal::default()).unwrap();
+            next.drain_tcp(NOW);
+            assert_eq!(next.is_draining(), is_sole);
+            assert_eq!(accept(&mut next, NOW).is_some(), is_sole);
+            assert!(next.close_drained(NOW + HANDSHAKE));
         }
     }
 

@@ -35,7 +35,7 @@ impl Room {
     }
 
     fn open(&mut self, options: &ListenOptions) -> Result<Listeners, Fatal> {
-        Listeners::open(options, self.poll.registry(), &mut self.journal)
+        Listeners::open(options, Kept::default(), self.poll.registry(), &mut self.journal)
     }
 
     /// The lines of an attempt that has to fail.

@@ -3,6 +3,7 @@
 
 mod console;
 mod files;
+mod handoff;
 mod login;
 mod sasl;
 mod scene;
@@ -19,6 +20,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("console", console::console),
     ("sasl_server", sasl::server),
     ("sasl_client", sasl::client),
+    ("handoff", handoff::handoff),
     ("userlist", files::userlist),
     ("ini", files::ini),
     ("hba", files::hba),
