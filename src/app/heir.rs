@@ -251,6 +251,7 @@ mod tests {
         more(&mut fields);
         let mut wire = Fields::default();
         wire.flag(tag(WIRE, "UNIX"), true);
+        wire.flag(tag(WIRE, "SPOKEN_TO"), number % 2 == 0);
         if !held.is_empty() {
             wire.put(tag(WIRE, "HELD"), held);
         }

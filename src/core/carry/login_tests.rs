@@ -7,6 +7,7 @@ use crate::core::fault;
 use crate::core::login::{Proof, Stage};
 use crate::core::login_scene::{stored, users, users_but, Scene, Talk, PASSWORD};
 use crate::core::login_tests::{answer_lookup, looked_up, serve, TYPES};
+use crate::core::Core;
 use crate::wire::write;
 
 /// A successor with these settings, whose clock is another one.
@@ -198,6 +199,34 @@ fn a_look_up_begins_anew_and_is_shared_again() {
             assert!(next.core.lookups.is_empty());
         }
     }
+}
+
+#[test]
+fn a_login_that_begins_anew_counts_those_who_come_late() {
+    let mut first = Scene::new("auth_type = plain");
+    let (inside, server) = looked_up(&mut first);
+    answer_lookup(&mut first, server, Some(PASSWORD));
+    let mut talk = Talk { user: "found".into(), heard: 0, exchange: None };
+    while first.answer(inside, &mut talk, PASSWORD) || first.end_job() {}
+    first.core.turn_end();
+    first.act();
+    serve(&mut first);
+    assert!(first.core.clients().get(inside).unwrap().is_inside());
+    let begins = first.beginner("found", "q");
+    assert!(first.core.is_looked_up(begins));
+    let mut next = successor("auth_type = plain\nmax_user_client_connections = 1");
+    next.core.set_users(vec![("found".into(), PASSWORD.to_vec())]);
+    let from = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
+    let rows = first.core.hand_out(Id::none()).into_iter();
+    let rows = rows.map(|(row, peer)| (row, peer.map(|_| from)));
+    let (late, early): (Vec<_>, Vec<_>) = rows.partition(|(row, _)| Core::may_come_late(row));
+    assert_eq!(late.len(), 1);
+    let mut taken = next.core.take_in(early);
+    assert!(next.core.take_in_late(&late[0].0, from, &mut taken).is_some());
+    next.core.all_are_in(taken);
+    next.act();
+    let left: Vec<bool> = next.core.clients().iter().map(|(_, it)| it.is_inside()).collect();
+    assert_eq!(left, [true], "there is no room for another one");
 }
 
 #[test]
