@@ -4,7 +4,7 @@
 
 use super::daemon;
 use super::turn::{Process, TICK};
-use crate::base::Level;
+use crate::base::{Level, Micros};
 use crate::config::Settings;
 use crate::core::carry::{Kind, Row, TakenIn};
 use crate::core::server::ServerState;
@@ -13,6 +13,7 @@ use crate::net::carry::is_idle;
 use crate::net::handoff::{Old, Parcel};
 use crate::net::listen::Fatal as CannotListen;
 use crate::net::Event;
+use std::cmp::Reverse;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
@@ -72,6 +73,7 @@ pub(super) struct Newcomers {
 
 /// What is told of a client, and its socket.
 struct Newcomer {
+    idle_for: Micros,
     row: Row,
     wire: Vec<u8>,
     socket: OwnedFd,
@@ -87,12 +89,18 @@ fn take_in(process: &mut Process, parcels: Vec<Parcel>) -> Vec<(OwnedFd, Vec<u8>
         let row = Row { kind, number, state };
         match socket {
             Some((wire, socket)) if kind == Kind::Listener => listeners.push((socket, wire)),
-            Some((wire, socket)) if is_idle(&wire) && Core::may_come_late(&row) => {
-                waiting.push(Newcomer { row, wire, socket });
-            }
             socket => {
-                rows.push((row, socket.as_ref().map(|_| UNTOLD)));
-                sockets.push(socket);
+                let wire = socket.as_ref().map(|(wire, _)| wire);
+                let idle_for = wire.filter(|wire| is_idle(wire)).and_then(|_| Core::idle_for(&row));
+                match (idle_for, socket) {
+                    (Some(idle_for), Some((wire, socket))) => {
+                        waiting.push(Newcomer { idle_for, row, wire, socket });
+                    }
+                    (_, socket) => {
+                        rows.push((row, socket.as_ref().map(|_| UNTOLD)));
+                        sockets.push(socket);
+                    }
+                }
             }
         }
     }
@@ -107,8 +115,8 @@ fn take_in(process: &mut Process, parcels: Vec<Parcel>) -> Vec<(OwnedFd, Vec<u8>
             None => process.core.lost(peer, Loss::Receive),
         }
     }
-    // They are taken from its end.
-    waiting.reverse();
+    // They are taken from its end: who has just been active may have said something already.
+    waiting.sort_by_key(|newcomer| Reverse(newcomer.idle_for));
     process.newcomers = Some(Newcomers { waiting, taken, put_off: Vec::new() });
     listeners
 }
@@ -118,7 +126,7 @@ impl Process {
     pub(super) fn take_in_newcomers(&mut self, count: usize) {
         for _ in 0..count {
             let Some(newcomers) = self.newcomers.as_mut() else { return };
-            let Some(Newcomer { row, wire, socket }) = newcomers.waiting.pop() else { break };
+            let Some(Newcomer { row, wire, socket, .. }) = newcomers.waiting.pop() else { break };
             if let Some(peer) = self.core.take_in_late(&row, UNTOLD, &mut newcomers.taken) {
                 self.net.take_in(peer, socket, &wire, &|_| None, &mut self.core);
                 // If it is closed the next one may get its place.

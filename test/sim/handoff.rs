@@ -111,7 +111,7 @@ impl World {
 
     /// So many percent of those who may come late do; who each row is then.
     fn take_in(&mut self, next: &mut Core, rows: &[Received], late: usize) -> Vec<Option<Peer>> {
-        let mut draws = |row| Core::may_come_late(row) && self.successor_dice.chance(late);
+        let mut draws = |row| Core::idle_for(row).is_some() && self.successor_dice.chance(late);
         let is_late: Vec<bool> = rows.iter().map(|(row, _)| draws(row)).collect();
         let early = rows.iter().zip(&is_late).filter(|(_, is_late)| !**is_late);
         let mut taken = next.take_in(early.map(|(row, _)| row.clone()).collect());

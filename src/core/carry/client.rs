@@ -224,23 +224,25 @@ impl Core {
         Some(newcomer)
     }
 
-    /// True if a row is about a client that has logged in and does nothing: it may be taken in later
-    /// than others.
-    pub fn may_come_late(row: &Row) -> bool {
-        let mut is_inside = false;
+    /// If a row is about a client that has logged in and does nothing: for how long. It may be taken
+    /// in later than others.
+    pub fn idle_for(row: &Row) -> Option<Micros> {
+        let (mut is_inside, mut idle_for) = (false, Micros::default());
         let is_idle = read(&row.state).all(|field| match field.tag {
             STATE => field.number() == number_of(&STATES, &ClientState::Active),
             WELCOMED => {
                 is_inside = true;
                 true
             }
-            POOL | LAST_PACKET | NOTIFIED | COUNTED | PARAMETER | LOGIN_USER | USER_NAME
-            | DATABASE_NAME | CANCEL_KEY | CONNECT_TIME | REMOTE | LOCAL | UID | NAMES | TLS => {
+            LAST_PACKET => {
+                idle_for = Micros(field.number());
                 true
             }
+            POOL | NOTIFIED | COUNTED | PARAMETER | LOGIN_USER | USER_NAME | DATABASE_NAME
+            | CANCEL_KEY | CONNECT_TIME | REMOTE | LOCAL | UID | NAMES | TLS => true,
             _ => false,
         });
-        row.kind == Kind::Client && is_inside && is_idle
+        (row.kind == Kind::Client && is_inside && is_idle).then_some(idle_for)
     }
 
     fn take_in_client<'a>(&mut self, row: &'a Row, origin: Origin, known: &Known) -> Newcomer<'a> {

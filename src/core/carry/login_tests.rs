@@ -219,7 +219,7 @@ fn a_login_that_begins_anew_counts_those_who_come_late() {
     let from = Origin { remote: Addr::Unknown, local: Addr::Unknown, uid: None };
     let rows = first.core.hand_out(Id::none()).into_iter();
     let rows = rows.map(|(row, peer)| (row, peer.map(|_| from)));
-    let (late, early): (Vec<_>, Vec<_>) = rows.partition(|(row, _)| Core::may_come_late(row));
+    let (late, early): (Vec<_>, Vec<_>) = rows.partition(|(row, _)| Core::idle_for(row).is_some());
     assert_eq!(late.len(), 1);
     let mut taken = next.core.take_in(early);
     assert!(next.core.take_in_late(&late[0].0, from, &mut taken).is_some());

@@ -219,7 +219,7 @@ impl Core {
     /// Goes on with what another process knew, in a core that has been configured and has no clients
     /// yet. Rows of clients and servers come with the ends of their sockets. What can't be understood
     /// closes one connection. Actions follow, when the sockets are ours. Others may come later, see
-    /// [`Core::may_come_late`]. In the end it has to be said that [`Core::all_are_in`]; no login or
+    /// [`Core::idle_for`]. In the end it has to be said that [`Core::all_are_in`]; no login or
     /// console may go on before that.
     pub fn take_in(&mut self, rows: Vec<(Row, Option<Origin>)>) -> TakenIn {
         let mut known = Known { now: self.now, ..Known::default() };

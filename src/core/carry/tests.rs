@@ -291,7 +291,7 @@ fn values_that_are_lost_because_nobody_tracks_them_any_more_are_told_of() {
         let mut next = Scene::new(&format!("pool_mode = {mode}"));
         next.core.tracked = Rc::new(Tracked::new(tracked));
         let (late, rows): (Vec<_>, Vec<_>) =
-            rows.into_iter().partition(|(row, _)| Core::may_come_late(row));
+            rows.into_iter().partition(|(row, _)| Core::idle_for(row).is_some());
         let rows = rows.into_iter().map(|(row, peer)| (row, peer.map(|_| FROM)));
         let mut taken = next.core.take_in(rows.collect());
         for (row, _) in late {

@@ -36,7 +36,8 @@ fn successor(rows: Vec<Row>) -> Core {
          [pgbouncer]\nauth_type = plain\npool_mode = transaction\nadmin_users = w\n",
     );
     core.set_users(["u", "v", "w"].map(|name| (name.into(), b"p".to_vec())).to_vec());
-    let (late, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(Core::may_come_late);
+    let (late, rows): (Vec<_>, Vec<_>) =
+        rows.into_iter().partition(|row| Core::idle_for(row).is_some());
     let mut taken = core.take_in(rows.into_iter().map(|row| (row, Some(FROM))).collect());
     check(&core);
     for row in late {
