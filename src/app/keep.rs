@@ -76,8 +76,8 @@ fn pump(keeper: &mut Keeper, signals: &mut Signals, say: &mut impl FnMut(Level, 
         }
         for signal in signals.take() {
             match signal {
-                // The unit's main process is the successor, which is told as well.
-                Signal::Term | Signal::Int | Signal::Restart if !ends_soon => {
+                // What stops a unit is sent to all of its processes, so the successor is told as well.
+                Signal::Int | Signal::Restart if !ends_soon => {
                     say(Level::Log, "ending with the successor");
                     keeper.hurry();
                     ends_soon = true;

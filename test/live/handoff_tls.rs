@@ -160,7 +160,7 @@ fn a_keeper_that_is_told_to_end_ends_its_connections() {
     assert_eq!(tags(&plain.query("begin")), "CZ");
     let keeper = pooler.succeed(binary());
     assert_eq!(kept.value("select 1"), "1");
-    // The first one is meant for the successor as well, if it comes from a service manager.
+    // This one is meant for the successor as well if it comes from a service manager.
     let tell = |signal| kill(Pid::from_raw(i32::try_from(keeper.id()).unwrap()), signal).unwrap();
     tell(Signal::SIGINT);
     std::thread::sleep(Duration::from_millis(50));
