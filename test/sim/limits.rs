@@ -10,7 +10,7 @@ use pgturnstile::core::assign::{Launch, Why};
 use pgturnstile::core::client::{self, ClientState};
 use pgturnstile::core::pool::{Pool, PoolId};
 use pgturnstile::core::server::ServerState;
-use pgturnstile::core::ServerId;
+use pgturnstile::core::{ClientId, ServerId};
 
 /// What a client is told that is one too many.
 const TOO_MANY: [&str; 3] = [
@@ -210,8 +210,14 @@ impl World {
             // and while cancel requests wait nobody is called.
             let cancels = !pool.clients(ClientState::WaitingCancel).is_empty()
                 || self.memory.canceled.contains(&server.pool());
-            let new = (!self.facts.called && !cancels).then_some(self.now);
             let (waits, called) = (&self.memory.waits, &self.memory.called);
+            // Nor does one who was called before this turn and is slower than who came in it.
+            let in_pool = |client: &ClientId| {
+                let known = self.core.clients().get(*client);
+                known.is_some_and(|known| known.pool() == Some(server.pool()))
+            };
+            let was_called = self.facts.called || called.keys().any(in_pool);
+            let new = (!was_called && !cancels).then_some(self.now);
             let place = waits.get(&client).or(called.get(&client)).copied();
             let Some(began) = place.or(new) else { continue };
             for waiter in pool.clients(ClientState::Waiting).ids(self.core.clients()) {

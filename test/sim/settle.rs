@@ -4,6 +4,7 @@
 use crate::client::Phase;
 use crate::talk;
 use crate::world::World;
+use pgturnstile::core::assign::{Launch, Why};
 use pgturnstile::core::client::ClientState;
 use pgturnstile::core::pause::{Shutdown, Signal};
 use pgturnstile::core::pool::{Pool, PoolId};
@@ -347,12 +348,12 @@ impl World {
         self.check_empty();
     }
 
-    /// A pool that tries its hosts for the right kind of server comes to an end of that, too, and who
-    /// has waited for it is served.
+    /// A pool that tries its hosts for the right kind of server comes to an end of that, too, or one
+    /// that must not connect for a while after a failure, and who has waited for it is served.
     fn end_searches(&mut self) {
         let mut left = 0;
         for _ in 0..200 {
-            left = if self.is_searching() { 20 } else { left };
+            left = if self.is_searching() || self.is_unreachable() { 20 } else { left };
             if left == 0 || self.exit.is_some() {
                 return;
             }
@@ -361,10 +362,18 @@ impl World {
         }
     }
 
+    /// True if somebody waits for the next attempt to connect.
+    fn is_unreachable(&self) -> bool {
+        self.core.pools().any(|(id, pool)| {
+            let is_awaited = !pool.clients(ClientState::Waiting).is_empty();
+            is_awaited && self.core.may_launch(id) == Some(Launch::No(Why::ServerUnreachable))
+        })
+    }
+
     fn check_empty(&self) {
-        if let Some((id, client)) = self.core.clients().iter().next() {
-            let state = client.state();
-            self.fail(&format!("LEAK: everybody has left, but {id:?} is {state:?}"));
+        if let Some((id, _)) = self.core.clients().iter().next() {
+            let state = self.state_of(Peer::Client(id));
+            self.fail(&format!("LEAK: everybody has left, but {id:?} is {state}"));
         }
         for (id, server) in self.core.servers().iter() {
             let free = matches!(server.state(), ServerState::Idle | ServerState::Used);
