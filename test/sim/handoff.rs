@@ -11,6 +11,7 @@ use pgturnstile::base::Id;
 use pgturnstile::config::SslMode;
 use pgturnstile::core::carry::{Kind, Row};
 use pgturnstile::core::client::ClientState;
+use pgturnstile::core::server::ServerState;
 use pgturnstile::core::{Addr, ClientId, Core, Origin, Peer, ServerId, Surroundings};
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -156,7 +157,9 @@ impl World {
         for (row, peer) in rows.iter().filter(|(_, peer)| is_inside(peer)) {
             let counts = !news.outdates(row)
                 && match row.kind {
-                    Kind::Client | Kind::Server | Kind::Statement => true,
+                    Kind::Client | Kind::Statement => true,
+                    // A look-up that is begun anew may need the place of one that is free.
+                    Kind::Server => !anew || !self.is_free(*peer),
                     Kind::Pool => !anew,
                     _ => false,
                 };
@@ -185,6 +188,12 @@ impl World {
                 ));
             }
         }
+    }
+
+    fn is_free(&self, peer: Option<Peer>) -> bool {
+        let Some(Peer::Server(id)) = peer else { return false };
+        let server = self.core.servers().get(id);
+        server.is_some_and(|server| matches!(server.state(), ServerState::Idle | ServerState::Used))
     }
 
     /// All that is remembered is about the new core's keys.
