@@ -281,7 +281,7 @@ fn a_request_for_a_peer_that_stays_down_ends_after_cancel_wait_timeout() {
     cancel(group.to(0), &key(7, 3));
     let took = start.elapsed();
     assert!((Duration::from_secs(1)..Duration::from_secs(10)).contains(&took), "{took:?}");
-    group.members[0].wait_for("closing because: cancel_wait_timeout (age=1s)");
+    group.members[0].wait_for("closing because: cancel_wait_timeout (age=");
 }
 
 /// It accepts connections and never closes them: it must not keep others from being forwarded.

@@ -154,8 +154,8 @@ fn the_unit_follows_the_successor_before_the_old_process_ends() {
     let (manager, run) = Manager::of(run.args(&["-R"]));
     let running = run.start();
     let mut old = Old::suspended(&listener);
-    old.complete("SHOW");
     assert!(manager.hears_nothing());
+    old.complete("SHOW");
     old.hear("SHUTDOWN;");
     assert!(!manager.hears_nothing(), "MAINPID comes before SHUTDOWN");
     drop((old, listener, running));

@@ -389,9 +389,8 @@ fn server_that_does_not_accept_is_given_up() {
     let pooler = Pooler::start(&setup);
     let mut client = pooler.tcp();
     client.send(&startup(0, &[("user", "trusty"), ("database", "full")]));
-    pooler.wait_log(&format!(
-        " full/trusty@127.0.0.1:{port} closing because: connect failed (age=0s)"
-    ));
+    pooler
+        .wait_log(&format!(" full/trusty@127.0.0.1:{port} closing because: connect failed (age="));
 }
 
 #[test]
@@ -406,7 +405,7 @@ fn server_that_does_not_finish_its_login_is_given_up() {
     let mut client = pooler.tcp();
     client.send(&startup(0, &[("user", "trusty"), ("database", "fake")]));
     pooler.wait_log(&format!(
-        " fake/trusty@127.0.0.1:{} closing because: connect timeout (age=0s)",
+        " fake/trusty@127.0.0.1:{} closing because: connect timeout (age=",
         fake.port
     ));
     drop(client);
