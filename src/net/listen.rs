@@ -475,11 +475,9 @@ fn backlog(count: i32) -> Backlog {
     Backlog::new(count).unwrap_or(Backlog::MAXALLOWABLE)
 }
 
-fn listen_tcp(
-    addr: SocketAddr,
-    options: &ListenOptions,
-    journal: &mut Journal,
-) -> Result<TcpListener, Step> {
+type Opened = Result<TcpListener, Step>;
+
+fn listen_tcp(addr: SocketAddr, options: &ListenOptions, journal: &mut Journal) -> Opened {
     let family = match addr {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
@@ -495,12 +493,17 @@ fn listen_tcp(
             .map_err(at("setsockopt/SO_REUSEPORT"))?;
     }
     socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(addr)).map_err(at("bind"))?;
-    options.sockets.apply(&fd).map_err(|failure| {
+    listen_with(fd, options, journal)
+}
+
+/// Listens at a socket that is bound.
+fn listen_with(fd: OwnedFd, with: &ListenOptions, journal: &mut Journal) -> Opened {
+    with.sockets.apply(&fd).map_err(|failure| {
         journal.line(Level::Warning, failure.to_string());
         ("tune_socket", failure.error)
     })?;
-    socket::listen(&fd, backlog(options.backlog)).map_err(at("listen"))?;
-    defer_accept(&fd, options.defer_accept, journal);
+    socket::listen(&fd, backlog(with.backlog)).map_err(at("listen"))?;
+    defer_accept(&fd, with.defer_accept, journal);
     Ok(TcpListener::from_std(fd.into()))
 }
 

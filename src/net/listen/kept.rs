@@ -1,12 +1,12 @@
 //! Listening sockets that a service manager keeps while no process of ours lives: who connects
 //! meanwhile waits for the next one (the store of sd_notify(3)).
 
-use super::{addresses, at, backlog, defer_accept, listen_tcp, ListenOptions, Listeners, Step};
-use crate::base::{Journal, Level};
+use super::{addresses, listen_tcp, listen_with, ListenOptions, Listeners, Step};
+use crate::base::Journal;
 use crate::core::Addr;
-use crate::net::handoff::local;
+use crate::net::handoff::{local, set_nonblocking};
 use mio::net::TcpListener;
-use nix::sys::socket::{self, getsockopt, sockopt, SockType};
+use nix::sys::socket::{getsockopt, sockopt, SockType};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,7 +36,9 @@ impl Kept {
     pub fn of(sockets: Vec<OwnedFd>, options: &ListenOptions) -> Kept {
         let wanted = wanted(options);
         let place = |socket: OwnedFd| match local(&socket) {
-            Addr::Inet(at) if wanted.contains(&at) && is_fit(&socket) => Some((at, socket)),
+            Addr::Inet(at) if wanted.contains(&at) && is_fit(&socket) => {
+                set_nonblocking(&socket).is_ok().then_some((at, socket))
+            }
             _ => None,
         };
         let count = sockets.len();
@@ -62,7 +64,8 @@ impl Kept {
         journal: &mut Journal,
     ) -> Result<TcpListener, Step> {
         if let Some(at) = self.all.iter().position(|(at, _)| *at == addr) {
-            return prepare(self.all.swap_remove(at).1, options, journal);
+            // Whoever waits stays; the queue has another length now.
+            return listen_with(self.all.swap_remove(at).1, options, journal);
         }
         let mut left = if self.has_refused { ATTEMPTS } else { 0 };
         loop {
@@ -75,23 +78,6 @@ impl Kept {
             }
         }
     }
-}
-
-fn prepare(
-    fd: OwnedFd,
-    options: &ListenOptions,
-    journal: &mut Journal,
-) -> Result<TcpListener, Step> {
-    options.sockets.apply(&fd).map_err(|failure| {
-        journal.line(Level::Warning, failure.to_string());
-        ("tune_socket", failure.error)
-    })?;
-    // Whoever waits stays; the queue has another length now.
-    socket::listen(&fd, backlog(options.backlog)).map_err(at("listen"))?;
-    defer_accept(&fd, options.defer_accept, journal);
-    let listener = std::net::TcpListener::from(fd);
-    listener.set_nonblocking(true).map_err(at("fcntl"))?;
-    Ok(TcpListener::from_std(listener))
 }
 
 /// Where these options have us listen.
